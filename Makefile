@@ -1,0 +1,54 @@
+# make run         from random weights to a trained, evaluated agent and its report
+# make test        lint, types and all tests but the slow ones
+# make test-slow   the slow tests
+# make install     the environment only
+#
+# Variables: PYTHON (3.11 or newer), ACCELERATOR (cpu, cuda or tpu; found out by itself),
+# CONFIG, WORKDIR, ARGS (more flags of vrag_jax.main, e.g. ARGS='--config.seed=1').
+
+PYTHON ?= python3
+ACCELERATOR ?= $(shell sh launch/accelerator.sh)
+CONFIG ?= configs/tiny.py
+WORKDIR ?= runs/tiny
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+DECLARED := pyproject.toml requirements.txt requirements-cuda.txt requirements-tpu.txt
+# One stamp an accelerator: set-up is done once, and again when what is declared changes.
+STAMP := $(VENV)/.installed-$(ACCELERATOR)
+
+.PHONY: run test test-slow install
+.DELETE_ON_ERROR:
+
+run: $(STAMP)
+	$(BIN)/python -m vrag_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
+
+test: $(STAMP)-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+
+test-slow: $(STAMP)-dev
+	$(BIN)/python -m pytest -m slow $(ARGS)
+
+install: $(STAMP)
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { \
+	  echo "No '$(PYTHON)' here. Install Python 3.11 or newer, or say where it is:"; \
+	  echo "  make run PYTHON=/path/to/python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "vrag_jax needs Python 3.11 or newer; '$(PYTHON)' is $$($(PYTHON) -V 2>&1)."; \
+	  echo "Say which one to use:  make run PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP): $(DECLARED) | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet -r requirements$(patsubst %,-%,$(filter-out cpu,$(ACCELERATOR))).txt
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+$(STAMP)-dev: $(STAMP)
+	$(BIN)/python -m pip install --quiet -e '.[dev,ocr]'
+	@touch $@

@@ -1,0 +1,73 @@
+"""Makes the parity goldens with transformers in torch.
+
+Needs torch and transformers, neither jax nor this package; from the repository:
+
+    python -m tests.models.make_goldens
+"""
+
+import json
+
+import numpy as np
+import torch
+from tests.models.golden_cases import CASES, GOLDENS, Case, gradient_sample, weight
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+
+def published(name: str) -> str:
+    """The name of a tensor in the published checkpoints."""
+    return name.replace('model.language_model.', 'model.').replace('model.visual.', 'visual.')
+
+
+def build(case: Case) -> Qwen2_5_VLForConditionalGeneration:
+    """The case's model in float32 with its seeded weights."""
+    config = Qwen2_5_VLConfig(**case.hf_config())
+    config._attn_implementation = 'eager'
+    model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(torch.from_numpy(
+                weight(case, published(name), tuple(parameter.shape))))
+    return model
+
+
+def run(case: Case) -> dict[str, np.ndarray]:
+    """Logits, positions, features and gradient samples of a case."""
+    model = build(case)
+    tokens, real = (torch.from_numpy(x) for x in case.batch())
+    inputs = dict(
+        input_ids=tokens.long(), attention_mask=real.long(),
+        mm_token_type_ids=(tokens == model.config.image_token_id).int(),
+        image_grid_thw=torch.tensor(case.grids))
+    pixels = torch.from_numpy(np.concatenate(case.pixels()))
+    logits = model(**inputs, pixel_values=pixels).logits
+    positions, _ = model.model.get_rope_index(**inputs)
+    features = model.model.get_image_features(pixels, inputs['image_grid_thw']).pooler_output
+
+    mask = torch.from_numpy(case.loss_mask())
+    logprobs = torch.log_softmax(logits[:, :-1], dim=-1)
+    chosen = logprobs.gather(-1, inputs['input_ids'][:, 1:, None])[..., 0]
+    loss = -(chosen * mask[:, :-1]).sum() / mask.sum()
+    loss.backward()
+    gradients = {published(name): parameter.grad.numpy()
+                 for name, parameter in model.named_parameters()}
+    return {
+        'logits': logits.detach().numpy()[real.numpy()],
+        'features': torch.cat(features).detach().numpy(),
+        'position_ids': positions.numpy().astype(np.int32),
+        'loss': loss.detach().numpy(),
+        'shapes': np.array(json.dumps({k: v.shape for k, v in gradients.items()})),
+        **{f'gradient:{name}': gradient_sample(g) for name, g in gradients.items()},
+    }
+
+
+def main():
+    GOLDENS.mkdir(exist_ok=True)
+    for case in CASES:
+        golden = run(case)
+        np.savez_compressed(GOLDENS / f'{case.name}.npz', **golden)
+        print(case.name, 'logits', golden['logits'].shape, 'std', golden['logits'].std(),
+              'loss', golden['loss'])
+
+
+if __name__ == '__main__':
+    main()

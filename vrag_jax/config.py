@@ -1,0 +1,89 @@
+"""Config trees checked against frozen dataclasses, before anything heavy starts.
+
+A config file returns an `ml_collections.ConfigDict`. Each of its sections is
+the fields of a frozen dataclass of the room that uses it; what is missing takes
+the dataclass's default. Names that do not exist, wrong types and impossible
+values are errors that name the field.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, TypeVar, Union
+
+T = TypeVar('T')
+
+
+class ConfigError(ValueError):
+    """A config that cannot work; the message starts with the field's name."""
+
+
+def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
+    """Builds a dataclass from a mapping, recursively, checking names and types.
+
+    Args:
+      cls: a dataclass whose field types are bool, int, float, str, tuples of
+        these, optional ones, mappings, or dataclasses.
+      values: a `ConfigDict` or dict.
+      path: name of `values` in messages.
+
+    Returns:
+      The dataclass.
+
+    Raises:
+      ConfigError: for an unknown field, a wrong type, a missing field, or a
+        value that the dataclass refuses.
+    """
+    hints = typing.get_type_hints(cls)
+    names = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for name in values:
+        if name not in names:
+            raise ConfigError(f'{path}.{name}: no such field; there are {sorted(names)}')
+    arguments = {}
+    for name, field in names.items():
+        if name in values:
+            arguments[name] = _convert(hints[name], values[name], f'{path}.{name}')
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            raise ConfigError(f'{path}.{name}: must be given')
+    try:
+        return cls(**arguments)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f'{path}: {error}') from error
+
+
+def _convert(hint: Any, value: Any, path: str) -> Any:
+    origin = typing.get_origin(hint)
+    if origin in (Union, types.UnionType):
+        options = [a for a in typing.get_args(hint) if a is not type(None)]
+        if value is None:
+            if len(options) == len(typing.get_args(hint)):
+                raise ConfigError(f'{path}: must not be None')
+            return None
+        return _convert(options[0], value, path)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, Mapping) and not hasattr(value, 'to_dict'):
+            raise ConfigError(f'{path}: expected a section, got {value!r}')
+        return parse(typing.cast(type, hint), value, path)
+    if origin is tuple:
+        if isinstance(value, str) or not isinstance(value, (tuple, list)):
+            raise ConfigError(f'{path}: expected a tuple, got {value!r}')
+        kinds = typing.get_args(hint)
+        if kinds[-1] is Ellipsis:
+            kinds = (kinds[0],) * len(value)
+        if len(kinds) != len(value):
+            raise ConfigError(f'{path}: expected {len(kinds)} values, got {value!r}')
+        return tuple(
+            _convert(k, v, f'{path}[{i}]')
+            for i, (k, v) in enumerate(zip(kinds, value, strict=True))
+        )
+    if origin is not None and issubclass(origin, Mapping):
+        kind = typing.get_args(hint)[1]
+        return {key: _convert(kind, value[key], f'{path}.{key}') for key in value}
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
+        raise ConfigError(f'{path}: expected {hint.__name__}, got {value!r}')
+    return value

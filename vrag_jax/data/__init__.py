@@ -1,0 +1,1 @@
+"""Questions, PageWorld, tokenizer, chat format and sequence packing."""

@@ -1,0 +1,33 @@
+"""First-fit packing of sequences of different lengths into rows of one length."""
+
+from collections.abc import Sequence
+
+
+def pack(lengths: Sequence[int], row_length: int) -> list[list[int]]:
+    """Assigns sequences to rows, each to the first row that still has room.
+
+    Args:
+      lengths: tokens of each sequence.
+      row_length: tokens a row can hold.
+
+    Returns:
+      For each row the indices of its sequences, ascending; every sequence is in
+      exactly one row.
+
+    Raises:
+      ValueError: if a sequence is empty or longer than a row.
+    """
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index, length in enumerate(lengths):
+        if not 0 < length <= row_length:
+            raise ValueError(f'sequence {index} has {length} tokens; a row holds 1 to {row_length}')
+        for row, free in enumerate(room):
+            if length <= free:
+                rows[row].append(index)
+                room[row] -= length
+                break
+        else:
+            rows.append([index])
+            room.append(row_length - length)
+    return rows

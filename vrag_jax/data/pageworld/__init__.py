@@ -1,0 +1,1 @@
+"""PageWorld: generated pages whose values can only be read after a crop."""

@@ -1,0 +1,252 @@
+"""Questions and SFT conversations in the file formats of the reference."""
+
+import dataclasses
+import json
+import os
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+IMAGE_MARK = '<image>'
+
+
+@dataclasses.dataclass(frozen=True)
+class Evidence:
+    """Where an answer stands: a box x1, y1, x2, y2 in raw pixels of a page."""
+
+    page_id: str
+    bbox: tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One question.
+
+    Attributes:
+      uid: unique in its file.
+      query: the question's text.
+      answer: the reference answer.
+      aliases: other answers that are right.
+      file_name: the document's file, e.g. 'report.pdf'.
+      reference_pages: numbers of the pages that answer it.
+      page_ids: ids of these pages, as far as they are known.
+      source_type: 'Text', 'Table', 'Chart', 'Layout', joined by ', '; or ''.
+      query_type: e.g. 'Single-Hop' or 'Multi-Hop'; or ''.
+      language: e.g. 'en'; or ''.
+      evidence: boxes that show the answer, where they are known.
+      extra: all other fields of `meta_info`.
+    """
+
+    uid: str
+    query: str
+    answer: str
+    aliases: tuple[str, ...] = ()
+    file_name: str = ''
+    reference_pages: tuple[int, ...] = ()
+    page_ids: tuple[str, ...] = ()
+    source_type: str = ''
+    query_type: str = ''
+    language: str = ''
+    evidence: tuple[Evidence, ...] = ()
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def load_questions(
+    path: str | os.PathLike, page_store_ids: Collection[str] | None = None
+) -> list[Question]:
+    """Reads a question file, `{"examples": [...]}` or a bare list of examples.
+
+    An example has `uid`, `query`, `reference_answer` and `meta_info`; the fields
+    of `meta_info` are optional and may be a string or a list of strings where
+    this makes sense. `answer_aliases` and `evidence` are optional additions.
+    A page's id is the stem of `file_name` and the page number, 'report_3', or
+    what the optional list `page_ids` of `meta_info` says.
+
+    Args:
+      path: the file.
+      page_store_ids: ids of the pages there are. Pages that are not among them
+        are left out of `page_ids`; None takes all.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if a field is missing or wrong, or a uid stands there twice;
+        names the file, the uid and the field.
+    """
+    examples = _read_json(path)
+    if isinstance(examples, dict):
+        examples = examples.get('examples')
+    if not isinstance(examples, list):
+        raise ValueError(f'{path}: expected {{"examples": [...]}} or a list of examples')
+    known = None if page_store_ids is None else frozenset(page_store_ids)
+    questions: dict[str, Question] = {}
+    for index, example in enumerate(examples):
+        question = _parse_example(example, f'{path}, example {index}', known)
+        if question.uid in questions:
+            raise ValueError(f'{path}, uid {question.uid}: stands there twice')
+        questions[question.uid] = question
+    return list(questions.values())
+
+
+def save_questions(path: str | os.PathLike, questions: Iterable[Question]) -> None:
+    """Writes questions so that `load_questions` returns equal ones."""
+    text = json.dumps({'examples': [_to_example(q) for q in questions]},
+                      ensure_ascii=False, indent=1)
+    Path(path).write_text(text + '\n', encoding='utf-8')
+
+
+def _to_example(question: Question) -> dict[str, Any]:
+    meta = {
+        'file_name': question.file_name,
+        'reference_page': list(question.reference_pages),
+        'page_ids': list(question.page_ids),
+        'source_type': question.source_type,
+        'query_type': question.query_type,
+        'language': question.language,
+        **question.extra,
+    }
+    return {
+        'uid': question.uid,
+        'query': question.query,
+        'reference_answer': question.answer,
+        'answer_aliases': list(question.aliases),
+        'meta_info': meta,
+        'evidence': [{'page_id': e.page_id, 'bbox': list(e.bbox)} for e in question.evidence],
+    }
+
+
+def _parse_example(example: Any, where: str, known: frozenset[str] | None) -> Question:
+    if not isinstance(example, dict):
+        raise ValueError(f'{where}: expected an object, got {example!r}')
+    uid = example.get('uid')
+    if isinstance(uid, bool) or not isinstance(uid, (str, int)) or uid == '':
+        raise ValueError(f'{where}: uid: expected a string or an integer, got {uid!r}')
+    where = f'{where.partition(", example")[0]}, uid {uid}'
+    meta = dict(_field(example, 'meta_info', dict, where, {}))
+    file_name = _field(meta, 'file_name', str, where, '')
+    pages = meta.pop('reference_page', [])
+    pages = pages if isinstance(pages, list) else [pages]
+    for page in pages:
+        if isinstance(page, bool) or not isinstance(page, int):
+            raise ValueError(f'{where}: reference_page: expected integers, got {pages!r}')
+    page_ids = _strings(meta, 'page_ids', where) or (
+        [f'{PurePath(file_name).stem}_{page}' for page in pages] if file_name else [])
+    return Question(
+        uid=str(uid),
+        query=_field(example, 'query', str, where),
+        answer=_field(example, 'reference_answer', str, where),
+        aliases=tuple(_strings(example, 'answer_aliases', where)),
+        file_name=file_name,
+        reference_pages=tuple(pages),
+        page_ids=tuple(p for p in page_ids if known is None or p in known),
+        source_type=', '.join(_strings(meta, 'source_type', where)),
+        query_type=', '.join(_strings(meta, 'query_type', where)),
+        language=_field(meta, 'language', str, where, ''),
+        evidence=tuple(_parse_evidence(e, where)
+                       for e in _field(example, 'evidence', list, where, [])),
+        extra={k: v for k, v in meta.items() if k not in _QUESTION_FIELDS},
+    )
+
+
+_QUESTION_FIELDS = frozenset(
+    ('file_name', 'reference_page', 'page_ids', 'source_type', 'query_type', 'language'))
+_REQUIRED = object()
+
+
+def _field(values: Mapping, name: str, kind: type, where: str, default: Any = _REQUIRED) -> Any:
+    """Returns a field of a given type; None counts as missing."""
+    value = values.get(name)
+    if value is None:
+        if default is _REQUIRED:
+            raise ValueError(f'{where}: {name}: is missing')
+        return default
+    if not isinstance(value, kind):
+        raise ValueError(f'{where}: {name}: expected {kind.__name__}, got {value!r}')
+    return value
+
+
+def _strings(values: Mapping, name: str, where: str) -> list[str]:
+    """Returns a field that is a string or a list of strings as a list."""
+    value = values.get(name)
+    if value is None or value == '':
+        return []
+    items = [value] if isinstance(value, str) else value
+    if not isinstance(items, list) or not all(isinstance(item, str) for item in items):
+        raise ValueError(f'{where}: {name}: expected a string or strings, got {value!r}')
+    return items
+
+
+def _parse_evidence(value: Any, where: str) -> Evidence:
+    if not isinstance(value, dict):
+        raise ValueError(f'{where}: evidence: expected an object, got {value!r}')
+    page_id = _field(value, 'page_id', str, where)
+    box = value.get('bbox')
+    numbers = isinstance(box, list) and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+    if not numbers or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
+        raise ValueError(f'{where}: evidence.bbox: expected x1 < x2 and y1 < y2 in '
+                         f'[x1, y1, x2, y2], got {box!r}')
+    x1, y1, x2, y2 = box
+    return Evidence(page_id, (x1, y1, x2, y2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Message:
+    """One message of a conversation; `<image>` in `content` stands for an image."""
+
+    role: str
+    content: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversation:
+    """An SFT conversation; `images` are files in the order of the `<image>` marks."""
+
+    messages: tuple[Message, ...]
+    images: tuple[str, ...]
+
+
+def load_sharegpt(path: str | os.PathLike) -> list[Conversation]:
+    """Reads SFT conversations in the ShareGPT format of the reference.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if a conversation is malformed, its roles do not alternate
+        (after an optional system message) from user to assistant, or its
+        `<image>` marks are not as many as its images; names file and record.
+    """
+    records = _read_json(path)
+    if not isinstance(records, list):
+        raise ValueError(f'{path}: expected a list of conversations')
+    return [_parse_conversation(record, f'{path}, record {i}') for i, record in enumerate(records)]
+
+
+def _parse_conversation(record: Any, where: str) -> Conversation:
+    if not isinstance(record, dict):
+        raise ValueError(f'{where}: expected an object, got {record!r}')
+    messages = []
+    for i, message in enumerate(_field(record, 'messages', list, where)):
+        if not isinstance(message, dict):
+            raise ValueError(f'{where}: messages[{i}]: expected an object, got {message!r}')
+        inside = f'{where}, message {i}'
+        messages.append(Message(_field(message, 'role', str, inside),
+                                _field(message, 'content', str, inside)))
+    roles = [message.role for message in messages]
+    if roles[:1] == ['system']:
+        roles = roles[1:]
+    if not roles or roles != ['user', 'assistant'] * (len(roles) // 2):
+        raise ValueError(f'{where}: messages: expected turns of user and assistant, got {roles}')
+    images = _strings(record, 'images', where)
+    marks = sum(message.content.count(IMAGE_MARK) for message in messages)
+    if marks != len(images):
+        raise ValueError(f'{where}: images: there are {len(images)}, but {marks} {IMAGE_MARK} '
+                         f'marks in the messages')
+    return Conversation(tuple(messages), tuple(images))
+
+
+def _read_json(path: str | os.PathLike) -> Any:
+    try:
+        return json.loads(Path(path).read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such file') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f'{path}: not JSON in UTF-8: {error}') from error

@@ -1,0 +1,118 @@
+"""A tokenised multimodal sequence: the one unit that the learner trains on."""
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from collections.abc import Sequence as Seq
+
+import numpy as np
+from PIL import Image
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessedImage:
+    """One image as the vision tower takes it.
+
+    Attributes:
+      key: hash of the pixels and the size; equal images have equal keys.
+      pixel_values: `[n, patch_dim]` float32 patches from the HF image processor.
+      grid_thw: `(t, h, w)`, the image's size in patches.
+      tokens: number of merged features, `t * h * w / merge_size**2`.
+    """
+
+    key: str
+    pixel_values: np.ndarray
+    grid_thw: tuple[int, int, int]
+    tokens: int
+
+
+class ImagePreprocessor:
+    """Turns PIL images of encoder size into patches with the HF image processor.
+
+    Args:
+      processor: a `transformers` image processor of the Qwen2-VL family.
+      merge_size: patches a side that one token covers.
+    """
+
+    def __init__(self, processor, merge_size: int):
+        self._processor = processor
+        self._merge_area = merge_size**2
+
+    def __call__(self, images: Seq[Image.Image]) -> list[ProcessedImage]:
+        """Processes images whose sides are already multiples of the patch factor.
+
+        Args:
+          images: RGB images, each at the size at which the encoder shall see it.
+
+        Returns:
+          One `ProcessedImage` an image, in order.
+        """
+        if not images:
+            return []
+        # The sizes were chosen by perception, so the processor must not resize:
+        # the boxes' frames would no longer be those of the image that is encoded.
+        output = self._processor(images=list(images), do_resize=False, return_tensors='np')
+        grids = [tuple(int(v) for v in grid) for grid in output['image_grid_thw']]
+        ends = np.cumsum([t * h * w for t, h, w in grids])
+        values = np.split(np.asarray(output['pixel_values'], np.float32), ends[:-1])
+        return [
+            ProcessedImage(image_key(image), pixels, grid, len(pixels) // self._merge_area)
+            for image, pixels, grid in zip(images, values, grids, strict=True)
+        ]
+
+
+def image_key(image: Image.Image) -> str:
+    """Returns the hash of an image's mode, size and pixels."""
+    digest = hashlib.blake2b(f'{image.mode}{image.size}'.encode(), digest_size=16)
+    digest.update(image.tobytes())
+    return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSequence:
+    """Tokens with everything the learner needs to know of each of them.
+
+    Attributes:
+      tokens: `[T]` int32 token ids.
+      loss_mask: `[T]` float32, 1 where the token is trained on (it was sampled).
+      position_ids: `[3, T]` int32 M-RoPE positions (time, height, width).
+      image_index: `[T]` int32 row among the merged features of `images`
+        concatenated, -1 for text.
+      images: the images, in order of appearance.
+      advantages: `[T]` float32, or None outside RL.
+      old_logprobs: `[T]` float32 log-probs under the sampling policy, or None.
+      ref_logprobs: `[T]` float32 log-probs under the reference policy, or None.
+    """
+
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    position_ids: np.ndarray
+    image_index: np.ndarray
+    images: tuple[ProcessedImage, ...] = ()
+    advantages: np.ndarray | None = None
+    old_logprobs: np.ndarray | None = None
+    ref_logprobs: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+
+def global_rows(
+    image_index: np.ndarray, images: Seq[ProcessedImage], first_rows: Mapping[str, int]
+) -> np.ndarray:
+    """Maps rows among a sequence's own image features to rows of a shared buffer.
+
+    Args:
+      image_index: `[T]` int32, rows among the features of `images`, -1 on text.
+      images: the sequence's images in order.
+      first_rows: first row of each image's features in the buffer, by key.
+
+    Returns:
+      `[T]` int32 rows of the buffer, -1 on text.
+    """
+    if not images:
+        return image_index
+    table = np.concatenate(
+        [first_rows[image.key] + np.arange(image.tokens, dtype=np.int32) for image in images]
+    )
+    return np.where(image_index >= 0, table[image_index], -1).astype(np.int32)

@@ -1,0 +1,163 @@
+"""The tiny policy's own tokenizer, and the bytes behind any tokenizer's ids."""
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE
+from tokenizers.trainers import BpeTrainer
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
+
+# Qwen2.5-VL's special tokens, in the order of their ids.
+SPECIAL_TOKENS = (
+    '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>',
+    '<|box_start|>', '<|box_end|>', '<|quad_start|>', '<|quad_end|>', '<|vision_start|>',
+    '<|vision_end|>', '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>')
+# One token each, so that sequences are short; not special, so that they are decoded.
+ACTION_TOKENS = ('<think>', '</think>', '<search>', '</search>', '<bbox>', '</bbox>', '<answer>',
+                 '</answer>')
+LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+
+# ChatML with Qwen2.5-VL's treatment of images; without its default system turn,
+# which would only make every sequence of the tiny policy longer.
+CHAT_TEMPLATE = """\
+{%- for message in messages -%}
+<|im_start|>{{ message['role'] }}
+{% if message['content'] is string -%}
+{{ message['content'] }}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'image' or 'image' in part or 'image_url' in part -%}
+<|vision_start|><|image_pad|><|vision_end|>
+{%- elif part['type'] == 'video' or 'video' in part -%}
+<|vision_start|><|video_pad|><|vision_end|>
+{%- elif 'text' in part -%}
+{{ part['text'] }}
+{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+<|im_end|>
+{% endfor -%}
+{%- if add_generation_prompt -%}
+<|im_start|>assistant
+{% endif -%}
+"""
+
+
+def byte_level_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -> Tokenizer:
+    """Returns a byte-level BPE with Qwen2's normalisation and splitting rules."""
+    tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges))
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+        pre_tokenizers.Split(Regex(PRETOKENIZE_REGEX), behavior='isolated'),
+        pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+    ])
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def as_chat_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
+    """Adds Qwen's special tokens, the action tags and the chat template."""
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_tokens(
+        [AddedToken(token, special=False, normalized=False) for token in ACTION_TOKENS])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token='<|im_end|>', pad_token='<|endoftext|>',
+        chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
+
+
+def train_tiny_tokenizer(
+    texts: Iterable[str], vocab_size: int, out_dir: str | os.PathLike
+) -> PreTrainedTokenizerBase:
+    """Trains a small tokenizer with Qwen2's rules and saves it as a HF directory.
+
+    Digits stay single tokens (Qwen2's rule); a single capital after a space is
+    one token, whether or not the texts hold it.
+
+    Args:
+      texts: what the policy is to read and write.
+      vocab_size: ids in all, with special tokens and action tags.
+      out_dir: folder to write; `load_tokenizer` and `AutoTokenizer` read it.
+
+    Returns:
+      The tokenizer, as read back from the folder.
+
+    Raises:
+      ValueError: if `vocab_size` cannot hold bytes, tags and letters.
+    """
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    added = len(SPECIAL_TOKENS) + len(ACTION_TOKENS)
+    if vocab_size < len(alphabet) + added + len(LETTERS):
+        raise ValueError(f'vocab_size must be at least {len(alphabet) + added + len(LETTERS)}, '
+                         f'got {vocab_size}')
+    tokenizer = byte_level_tokenizer({}, [])
+    texts = list(texts)
+    # As frequent as all of the text, so that the first merges are those of the letters.
+    letters = ' '.join(['', *LETTERS])
+    texts += [letters] * (1 + sum(map(len, texts)))
+    tokenizer.train_from_iterator(texts, BpeTrainer(
+        vocab_size=vocab_size - added, initial_alphabet=alphabet, show_progress=False))
+    as_chat_tokenizer(tokenizer).save_pretrained(out_dir)
+    return load_tokenizer(out_dir)
+
+
+def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
+    """Loads a tokenizer from a HF directory on this machine.
+
+    Raises:
+      FileNotFoundError: if the directory holds no tokenizer.
+    """
+    folder = Path(path)
+    if not any((folder / name).is_file() for name in ('tokenizer.json', 'vocab.json')):
+        raise FileNotFoundError(f'{folder}: holds no tokenizer.json or vocab.json')
+    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
+def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes]:
+    """Returns the bytes that each id of a byte-level BPE tokenizer stands for.
+
+    Args:
+      tokenizer: a HF tokenizer with a `backend_tokenizer`.
+      vocab_size: length of the result, at least that of the tokenizer; models
+        often have more ids than their tokenizer.
+
+    Returns:
+      For each id its bytes; b'' for special tokens and ids without a token.
+
+    Raises:
+      ValueError: if `vocab_size` is too small, or a token is not byte-level.
+    """
+    backend = tokenizer.backend_tokenizer
+    vocab = backend.get_vocab(with_added_tokens=True)
+    size = max(vocab.values()) + 1
+    if vocab_size is not None and vocab_size < size:
+        raise ValueError(f'vocab_size is {vocab_size}, but the tokenizer has ids up to {size - 1}')
+    values = _byte_values()
+    table = [b''] * (vocab_size or size)
+    added = backend.get_added_tokens_decoder()
+    for token, index in vocab.items():
+        if index in added:
+            table[index] = b'' if added[index].special else added[index].content.encode()
+            continue
+        try:
+            table[index] = bytes(values[character] for character in token)
+        except KeyError as error:
+            raise ValueError(f'token {token!r} (id {index}) is not byte-level BPE') from error
+    return table
+
+
+def _byte_values() -> dict[str, int]:
+    """Returns the byte behind each character of the byte-level alphabet.
+
+    Printable bytes stand for themselves, the others for characters from 256 on,
+    as in GPT-2.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    values = {chr(byte): byte for byte in printable}
+    values |= {chr(256 + i): byte for i, byte in enumerate(others)}
+    return values

@@ -1,0 +1,1 @@
+"""What a policy has reached: figures, saved trajectories and the report."""

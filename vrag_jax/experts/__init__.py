@@ -1,0 +1,1 @@
+"""Experts that show how an episode is played, for SFT data."""

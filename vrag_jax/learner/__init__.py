@@ -1,0 +1,1 @@
+"""Losses, advantages, optimiser steps, batches and checkpoints."""

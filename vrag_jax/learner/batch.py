@@ -1,0 +1,201 @@
+"""Micro-batches of packed rows: fixed shapes, so that nothing compiles twice."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from vrag_jax.data.packing import pack
+from vrag_jax.data.sequences import ProcessedImage, TokenSequence, global_rows
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.packing import PatchBatch, count_windows, pack_images
+
+
+@dataclasses.dataclass(frozen=True)
+class BatchLayout:
+    """Static shape of a micro-batch.
+
+    Attributes:
+      rows: rows a micro-batch (a multiple of the devices that share the batch).
+      length: tokens a row; a longer sequence is refused.
+      windows: attention windows for the images of a micro-batch, used where the
+        vision tower runs inside the step (otherwise features come from a cache).
+      span: windows that the largest image may take, likewise.
+    """
+
+    rows: int = 8
+    length: int = 1024
+    windows: int = 64
+    span: int = 1
+
+    def __post_init__(self):
+        for name in ('rows', 'length', 'windows', 'span'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """A micro-batch of `R` packed rows of `T` tokens.
+
+    Position `t` holds a token and, in `targets`, `weights` and what follows, the
+    facts about the token it predicts, `t + 1` of the same sequence.
+
+    Attributes:
+      tokens: `[R, T]` int32.
+      position_ids: `[3, R, T]` int32 M-RoPE positions.
+      segment_ids: `[R, T]` int32, from 1 in each row, 0 on padding.
+      image_index: `[R, T]` int32 row of the image features, -1 on text.
+      targets: `[R, T]` int32.
+      weights: `[R, T]` float32, 1 where the target is trained on.
+      advantages: `[R, T]` float32.
+      old_logprobs: `[R, T]` float32.
+      ref_logprobs: `[R, T]` float32.
+      images: packed patches, or None where features are given from a cache.
+    """
+
+    tokens: np.ndarray
+    position_ids: np.ndarray
+    segment_ids: np.ndarray
+    image_index: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray
+    advantages: np.ndarray
+    old_logprobs: np.ndarray
+    ref_logprobs: np.ndarray
+    images: PatchBatch | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Where a sequence lies in a micro-batch: row, first column, length."""
+
+    sequence: int
+    row: int
+    start: int
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """A `Batch` on the host and the places of its sequences in it."""
+
+    batch: Batch
+    placements: tuple[Placement, ...]
+
+    def scatter(self, values: np.ndarray, sequences: Sequence[TokenSequence]) -> dict:
+        """Takes values of the predicting positions back to the predicted tokens.
+
+        Args:
+          values: `[R, T]` float32, at the position before the token it is about.
+          sequences: all sequences, as given to `micro_batches`.
+
+        Returns:
+          A `[T_i]` float32 array for each sequence index in this micro-batch; 0 on
+          first tokens, which nothing predicts.
+        """
+        out = {}
+        for place in self.placements:
+            result = np.zeros(len(sequences[place.sequence]), np.float32)
+            result[1:] = values[place.row, place.start : place.start + place.length - 1]
+            out[place.sequence] = result
+        return out
+
+
+def micro_batches(
+    sequences: Sequence[TokenSequence],
+    layout: BatchLayout,
+    config: ModelConfig,
+    feature_rows: Mapping[str, int] | None = None,
+) -> Iterator[MicroBatch]:
+    """Packs sequences first-fit into rows and rows into micro-batches.
+
+    Args:
+      sequences: what to pack; order is kept within a row.
+      layout: shape of a micro-batch.
+      config: sizes of the model.
+      feature_rows: first row of each image's features in a cache, by image key;
+        None makes the step encode the images itself.
+
+    Yields:
+      Micro-batches that together hold every sequence once.
+
+    Raises:
+      ValueError: if a sequence is longer than a row, or its images alone do not
+        fit into `layout.windows`.
+    """
+    for index, sequence in enumerate(sequences):
+        if len(sequence) > layout.length:
+            raise ValueError(
+                f'sequence {index} has {len(sequence)} tokens, '
+                f'but a row holds layout.length = {layout.length}'
+            )
+    rows = pack([len(s) for s in sequences], layout.length)
+    group: list[list[int]] = []
+    images: dict[str, ProcessedImage] = {}
+    for row in rows:
+        added = {image.key: image for i in row for image in sequences[i].images}
+        union = {**images, **added}
+        full = len(group) == layout.rows
+        crowded = (
+            feature_rows is None
+            and count_windows([i.grid_thw for i in union.values()], config.vision) > layout.windows
+        )
+        if group and (full or crowded):
+            yield _build(group, images, sequences, layout, config, feature_rows)
+            group, images, union = [], {}, added
+        group.append(row)
+        images = union
+    if group:
+        yield _build(group, images, sequences, layout, config, feature_rows)
+
+
+def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch:
+    """Writes rows of sequence indices into the arrays of a `Batch`."""
+    shape = (layout.rows, layout.length)
+    ints = {name: np.zeros(shape, np.int32) for name in ('tokens', 'segment_ids', 'targets')}
+    floats = {
+        name: np.zeros(shape, np.float32)
+        for name in ('weights', 'advantages', 'old_logprobs', 'ref_logprobs')
+    }
+    image_index = np.full(shape, -1, np.int32)
+    position_ids = np.zeros((3, *shape), np.int32)
+    packed = None
+    if feature_rows is None:
+        unique = list(images.values())
+        packed = pack_images(
+            [(i.pixel_values, i.grid_thw) for i in unique],
+            config,
+            windows=layout.windows,
+            span=layout.span,
+        )
+        starts = np.cumsum([0] + [i.tokens for i in unique])
+        feature_rows = {image.key: int(s) for image, s in zip(unique, starts, strict=False)}
+
+    placements = []
+    for row, members in enumerate(group):
+        start = 0
+        for segment, index in enumerate(members, start=1):
+            sequence = sequences[index]
+            n = len(sequence)
+            here, before = slice(start, start + n), slice(start, start + n - 1)
+            ints['tokens'][row, here] = sequence.tokens
+            ints['segment_ids'][row, here] = segment
+            position_ids[:, row, here] = sequence.position_ids
+            image_index[row, here] = global_rows(
+                sequence.image_index, sequence.images, feature_rows
+            )
+            ints['targets'][row, before] = sequence.tokens[1:]
+            floats['weights'][row, before] = sequence.loss_mask[1:]
+            for name in ('advantages', 'old_logprobs', 'ref_logprobs'):
+                values = getattr(sequence, name)
+                if values is not None:
+                    floats[name][row, before] = values[1:]
+            placements.append(Placement(index, row, start, n))
+            start += n
+    batch = Batch(
+        position_ids=position_ids, image_index=image_index, images=packed, **ints, **floats
+    )
+    return MicroBatch(batch, tuple(placements))

@@ -1,0 +1,163 @@
+"""A learner: packs sequences, accumulates gradients, takes optimiser steps."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+
+from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.learner.batch import Batch, BatchLayout, micro_batches
+from vrag_jax.learner.optimizer import OptimizerConfig, make_optimizer
+from vrag_jax.learner.steps import LossFn, StepConfig, make_steps
+from vrag_jax.learner.train_state import TrainState, create_train_state
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.parameters import Params
+from vrag_jax.parallel.sharding import batch_sharding
+from vrag_jax.sampling.image_features import ImageFeatureCache
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnerConfig(OptimizerConfig):
+    """Optimiser settings and the shape of the learner's work.
+
+    Attributes:
+      frozen: regular expression searched in parameter paths; what matches is
+        not trained. With '^visual/' image features come from a cache.
+      rows: packed rows a micro-batch.
+      length: tokens a row.
+      windows: attention windows for images a micro-batch, where the vision
+        tower is trained.
+      span: windows that the largest image may take, likewise.
+      vocab_chunk: tokens for which logits exist at a time; 0 is all at once.
+    """
+
+    frozen: str = ''
+    rows: int = 8
+    length: int = 1024
+    windows: int = 64
+    span: int = 1
+    vocab_chunk: int = 0
+
+    @property
+    def layout(self) -> BatchLayout:
+        return BatchLayout(self.rows, self.length, self.windows, self.span)
+
+
+class Learner:
+    """Owns the train state of a phase and the functions that change it.
+
+    Args:
+      graphdef: structure of the policy.
+      params: initial parameters by path, in the shardings they shall keep.
+      model_config: sizes of the policy.
+      config: settings.
+      loss_fn: loss of a micro-batch.
+      total_steps: optimiser steps of the phase, for the schedule.
+      temperature: divides the logits, as in sampling.
+      mesh: where rows are spread over the data axes.
+    """
+
+    def __init__(
+        self,
+        graphdef: nnx.GraphDef,
+        params: Params,
+        model_config: ModelConfig,
+        config: LearnerConfig,
+        loss_fn: LossFn,
+        total_steps: int,
+        mesh: Mesh,
+        temperature: float = 1.0,
+    ):
+        self.config = config
+        self._model_config = model_config
+        self._mesh = mesh
+        optimizer = make_optimizer(config, total_steps)
+        step_config = StepConfig(temperature, config.vocab_chunk)
+        self._steps = make_steps(graphdef, optimizer, loss_fn, step_config)
+        # The optimiser's moments are created under jit so that they are born
+        # with the shardings of the parameters they belong to. The parameters
+        # are copied: the steps donate them, and the caller keeps its own.
+        create = jax.jit(lambda p: create_train_state(p, optimizer, config.frozen))
+        self.state: TrainState = create(params)
+        self._accumulated = self._steps.zeros(self.state)
+
+    @property
+    def step(self) -> int:
+        """Optimiser steps taken."""
+        return int(self.state.step)
+
+    @property
+    def vision_is_frozen(self) -> bool:
+        """Whether no parameter of the vision tower is trained."""
+        return not any(path.startswith('visual/') for path in self.state.trainable)
+
+    def update(
+        self, sequences: Sequence[TokenSequence], features: ImageFeatureCache | None = None
+    ) -> dict[str, float]:
+        """Takes one optimiser step on a mini-batch.
+
+        Args:
+          sequences: the mini-batch; its loss is the mean over all trained tokens.
+          features: image features, where the vision tower is frozen; None runs
+            it inside the step.
+
+        Returns:
+          Metrics of the loss, 'grad_norm' and 'tokens' (trained tokens).
+
+        Raises:
+          ValueError: if no token is trained on.
+        """
+        total = float(sum(s.loss_mask[1:].sum() for s in sequences))
+        if total == 0:
+            raise ValueError('no token of this mini-batch is trained on')
+        rows, buffer = self._features(sequences, features)
+        sums: dict[str, jax.Array] = {}
+        for micro in micro_batches(sequences, self.config.layout, self._model_config, rows):
+            self._accumulated, metrics = self._steps.gradients(
+                self.state, self._accumulated, self._place(micro.batch), buffer, jnp.float32(total)
+            )
+            sums = {k: sums[k] + v for k, v in metrics.items()} if sums else metrics
+        self.state, self._accumulated, norm = self._steps.apply(self.state, self._accumulated)
+        values = jax.device_get(sums | {'grad_norm': norm})
+        return {k: float(v) for k, v in values.items()} | {'tokens': total}
+
+    def logprobs(
+        self,
+        params: Params,
+        sequences: Sequence[TokenSequence],
+        features: ImageFeatureCache | None = None,
+    ) -> list[np.ndarray]:
+        """Computes the log-prob of every token of each sequence.
+
+        Args:
+          params: parameters by path (the policy's or the reference's).
+          sequences: what to score.
+          features: as in `update`.
+
+        Returns:
+          A `[T_i]` float32 array a sequence; 0 on the first token and on tokens
+          that are not trained on.
+        """
+        rows, buffer = self._features(sequences, features)
+        out: dict[int, np.ndarray] = {}
+        for micro in micro_batches(sequences, self.config.layout, self._model_config, rows):
+            values = self._steps.logprobs(params, self._place(micro.batch), buffer)
+            out |= micro.scatter(jax.device_get(values), sequences)
+        return [out[i] * sequences[i].loss_mask for i in range(len(sequences))]
+
+    def _features(
+        self, sequences: Sequence[TokenSequence], features: ImageFeatureCache | None
+    ) -> tuple[Mapping[str, int] | None, jax.Array | None]:
+        if features is None:
+            return None, None
+        images: dict[str, ProcessedImage] = {i.key: i for s in sequences for i in s.images}
+        rows = features.rows_of(self.state.params, images.values())
+        return rows, features.buffer
+
+    def _place(self, batch: Batch) -> Batch:
+        """Spreads the rows over the data axes of the mesh."""
+        return jax.device_put(batch, batch_sharding(self._mesh, batch))

@@ -1,0 +1,86 @@
+"""AdamW with warm-up, decay and gradient clipping."""
+
+import dataclasses
+
+import optax
+
+SCHEDULES = ('constant', 'cosine', 'linear')
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """Settings of the optimiser.
+
+    Attributes:
+      lr: peak learning rate.
+      schedule: what follows the warm-up: 'constant', 'cosine' or 'linear' decay.
+      warmup_steps: optimiser steps over which the rate rises from 0.
+      warmup_fraction: the same as a fraction of all steps, used where
+        `warmup_steps` is 0.
+      end_fraction: final rate as a fraction of the peak, for the decays.
+      weight_decay: decoupled decay, applied to matrices only.
+      b1, b2, eps: Adam's coefficients.
+      clip_norm: global norm to which gradients are clipped.
+    """
+
+    lr: float = 1e-6
+    schedule: str = 'constant'
+    warmup_steps: int = 0
+    warmup_fraction: float = 0.0
+    end_fraction: float = 0.0
+    weight_decay: float = 0.01
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f'schedule must be one of {SCHEDULES}, got {self.schedule!r}')
+        if self.lr <= 0 or self.clip_norm <= 0:
+            raise ValueError('lr and clip_norm must be positive')
+        if not 0 <= self.warmup_fraction < 1:
+            raise ValueError(f'warmup_fraction must be in [0, 1), got {self.warmup_fraction}')
+
+
+def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:
+    """Returns the learning rate as a function of the optimiser step."""
+    warmup = config.warmup_steps or round(config.warmup_fraction * total_steps)
+    decay_steps = max(1, total_steps - warmup)
+    if config.schedule == 'constant':
+        after = optax.constant_schedule(config.lr)
+    elif config.schedule == 'cosine':
+        after = optax.cosine_decay_schedule(config.lr, decay_steps, config.end_fraction)
+    else:
+        after = optax.linear_schedule(config.lr, config.lr * config.end_fraction, decay_steps)
+    if not warmup:
+        return after
+    # The first step already learns: with a rate of 0 it would be thrown away.
+    ramp = optax.linear_schedule(config.lr / warmup, config.lr, max(1, warmup - 1))
+    return optax.join_schedules([ramp, after], [warmup])
+
+
+def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
+    """Builds clipping + AdamW for parameters whose matrices have a layer axis."""
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm),
+        optax.adamw(
+            learning_rate(config, total_steps),
+            b1=config.b1,
+            b2=config.b2,
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+
+
+def decay_mask(params) -> dict:
+    """True for kernels and embeddings, False for norms and biases."""
+
+    def walk(tree, name=''):
+        if isinstance(tree, dict):
+            return {key: walk(value, key) for key, value in tree.items()}
+        return name in ('kernel', 'embedding')
+
+    return walk(params)

@@ -1,0 +1,66 @@
+"""What a training step reads and writes: parameters, optimiser state, step."""
+
+import dataclasses
+import re
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from vrag_jax.models.parameters import Params
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """State of a training run.
+
+    Attributes:
+      trainable: parameters that are updated, by path.
+      frozen: parameters that are not, by path.
+      opt_state: optax state of `trainable`.
+      step: scalar int32, optimiser steps taken.
+    """
+
+    trainable: Params
+    frozen: Params
+    opt_state: optax.OptState
+    step: jax.Array
+
+    @property
+    def params(self) -> Params:
+        """All parameters, by path."""
+        return {**self.trainable, **self.frozen}
+
+
+def partition(params: Params, frozen_pattern: str) -> tuple[dict, dict]:
+    """Splits parameters into trainable ones and those whose path matches.
+
+    Args:
+      params: parameters by path.
+      frozen_pattern: regular expression searched in each path; '' freezes none.
+
+    Returns:
+      `(trainable, frozen)`.
+
+    Raises:
+      ValueError: if the pattern matches no parameter, or all of them.
+    """
+    if not frozen_pattern:
+        return dict(params), {}
+    is_frozen = {path: bool(re.search(frozen_pattern, path)) for path in params}
+    if not any(is_frozen.values()) or all(is_frozen.values()):
+        raise ValueError(
+            f'frozen pattern {frozen_pattern!r} matches '
+            f'{sum(is_frozen.values())} of {len(params)} parameters'
+        )
+    trainable = {k: v for k, v in params.items() if not is_frozen[k]}
+    return trainable, {k: v for k, v in params.items() if is_frozen[k]}
+
+
+def create_train_state(
+    params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str = ''
+) -> TrainState:
+    """Builds the state at step 0 from parameters (arrays or shapes under jit)."""
+    trainable, frozen = partition(params, frozen_pattern)
+    return TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))

@@ -1,0 +1,261 @@
+"""Sizes of Qwen2.5-VL models, from HF's config.json or by name."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionConfig:
+    """Sizes of the vision tower; names as in HF's `vision_config`.
+
+    `tokens_per_second` matters to videos only and is kept for round trips.
+    """
+
+    depth: int = 32
+    hidden_size: int = 1280
+    intermediate_size: int = 3420
+    num_heads: int = 16
+    out_hidden_size: int = 3584
+    in_channels: int = 3
+    patch_size: int = 14
+    temporal_patch_size: int = 2
+    spatial_merge_size: int = 2
+    window_size: int = 112
+    fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
+    tokens_per_second: int = 2
+
+    @property
+    def patch_dim(self) -> int:
+        """Numbers in a flattened patch."""
+        return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def merge_area(self) -> int:
+        """Patches that one token covers."""
+        return self.spatial_merge_size**2
+
+    @property
+    def window_units(self) -> int:
+        """Merged tokens a side of an attention window."""
+        return self.window_size // self.patch_size // self.spatial_merge_size
+
+    @property
+    def window_patches(self) -> int:
+        """Patches in a whole attention window."""
+        return self.window_units**2 * self.merge_area
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Sizes of the decoder; names as in HF's config.
+
+    `mrope_section` counts rotary frequencies (pairs of dimensions) for the
+    temporal, height and width position.
+    """
+
+    vocab_size: int = 152064
+    hidden_size: int = 3584
+    intermediate_size: int = 18944
+    num_hidden_layers: int = 28
+    num_attention_heads: int = 28
+    num_key_value_heads: int = 4
+    rope_theta: float = 1000000.0
+    mrope_section: tuple[int, int, int] = (16, 24, 24)
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 128000
+    tie_word_embeddings: bool = False
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_attention_heads
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A whole model: both towers and the ids of the special tokens.
+
+    Raises:
+      ValueError: if sizes contradict each other; names the field.
+    """
+
+    vision: VisionConfig
+    text: TextConfig
+    image_token_id: int = 151655
+    video_token_id: int = 151656
+    vision_start_token_id: int = 151652
+    vision_end_token_id: int = 151653
+    bos_token_id: int = 151643
+    eos_token_id: int = 151645
+
+    def __post_init__(self):
+        text, vision = self.text, self.vision
+        for name, size, heads in (('text', text.hidden_size, text.num_attention_heads),
+                                  ('vision', vision.hidden_size, vision.num_heads)):
+            if size % heads:
+                raise ValueError(f'{name}.hidden_size {size} must be a multiple of its '
+                                 f'{heads} heads')
+        if sum(text.mrope_section) * 2 != text.head_dim:
+            raise ValueError(f'text.mrope_section {text.mrope_section} must sum to half of the '
+                             f'head dimension {text.head_dim}')
+        if text.num_attention_heads % text.num_key_value_heads:
+            raise ValueError('text.num_attention_heads must be a multiple of '
+                             'text.num_key_value_heads')
+        if vision.out_hidden_size != text.hidden_size:
+            raise ValueError(f'vision.out_hidden_size {vision.out_hidden_size} must equal '
+                             f'text.hidden_size {text.hidden_size}')
+        if vision.head_dim % 4:
+            raise ValueError(f'vision head dimension {vision.head_dim} must be a multiple of 4')
+        if vision.window_size % (vision.patch_size * vision.spatial_merge_size):
+            raise ValueError(f'vision.window_size {vision.window_size} must be a multiple of '
+                             'patch_size * spatial_merge_size')
+        if not all(0 <= i < vision.depth for i in vision.fullatt_block_indexes):
+            raise ValueError(f'vision.fullatt_block_indexes {vision.fullatt_block_indexes} must '
+                             f'be below vision.depth {vision.depth}')
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> 'ModelConfig':
+        """Reads a HF `config.json` of model type `qwen2_5_vl`.
+
+        Args:
+          config: the parsed file; the decoder's fields may stand at the top (as
+            published) or under `text_config` (as transformers 5 writes them).
+
+        Returns:
+          The same sizes.
+
+        Raises:
+          ValueError: if a field is missing, or asks for what the port does not
+            do (another model type, activation, rotary scaling, sliding window).
+        """
+        if config.get('model_type') != 'qwen2_5_vl':
+            raise ValueError(f"model_type must be 'qwen2_5_vl', got {config.get('model_type')!r}")
+        text = {**config, **(config.get('text_config') or {})}
+        vision = dict(config.get('vision_config') or {})
+        vision.setdefault('in_channels', vision.get('in_chans', 3))
+        rope = {'rope_theta': text.get('rope_theta'), **(text.get('rope_scaling') or {}),
+                **(text.get('rope_parameters') or {})}
+        _refuse_unsupported(text, vision, rope)
+        # Tying is a fact of the whole model; old files state it for the decoder.
+        tied = bool(config.get('tie_word_embeddings') or text.get('tie_word_embeddings'))
+        text.update(rope, tie_word_embeddings=tied)
+        ids = {f.name: config.get(f.name, text.get(f.name)) for f in dataclasses.fields(cls)
+               if f.name.endswith('token_id')}
+        return cls(
+            vision=_read(VisionConfig, vision, 'vision_config', optional=('tokens_per_second',)),
+            text=_read(TextConfig, text, 'the decoder', optional=()),
+            **{name: value for name, value in ids.items() if isinstance(value, int)})
+
+    @classmethod
+    def from_hf_file(cls, path: Path | str) -> 'ModelConfig':
+        """Reads a HF `config.json`, or the one in a checkpoint directory."""
+        path = Path(path)
+        path = path / 'config.json' if path.is_dir() else path
+        if not path.is_file():
+            raise FileNotFoundError(f'{path}: no such model config')
+        try:
+            return cls.from_hf(json.loads(path.read_text()))
+        except ValueError as error:
+            raise ValueError(f'{path}: {error}') from error
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns a HF config in the layout of the published checkpoints."""
+        text = dataclasses.asdict(self.text)
+        section = list(text.pop('mrope_section'))
+        vision = dataclasses.asdict(self.vision)
+        vision['fullatt_block_indexes'] = list(vision['fullatt_block_indexes'])
+        ids = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
+               if f.name.endswith('token_id')}
+        return {
+            'architectures': ['Qwen2_5_VLForConditionalGeneration'],
+            'model_type': 'qwen2_5_vl',
+            **ids,
+            **text,
+            'hidden_act': 'silu',
+            'use_sliding_window': False,
+            'rope_scaling': {'type': 'mrope', 'mrope_section': section},
+            'vision_config': {'model_type': 'qwen2_5_vl', 'hidden_act': 'silu', **vision,
+                              # The published files use these names beside HF's own.
+                              'in_chans': self.vision.in_channels,
+                              'spatial_patch_size': self.vision.patch_size},
+        }
+
+
+def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping) -> None:
+    """Raises where a config asks for what this port would silently get wrong."""
+    for name, section in (('hidden_act', text), ('vision_config.hidden_act', vision)):
+        if section.get('hidden_act', 'silu') != 'silu':
+            raise ValueError(f"{name} must be 'silu', got {section['hidden_act']!r}")
+    if text.get('use_sliding_window'):
+        raise ValueError('use_sliding_window must be false: sliding windows are not supported')
+    kind = rope.get('rope_type', rope.get('type', 'default'))
+    if kind not in ('default', 'mrope'):
+        raise ValueError(f"the rotary type must be 'default' or 'mrope', got {kind!r}")
+
+
+def _read(cls: type, fields: Mapping[str, Any], where: str, optional: tuple[str, ...]) -> Any:
+    """Builds a config dataclass from the fields of a HF config."""
+    values = {}
+    for field in dataclasses.fields(cls):
+        value = fields.get(field.name)
+        if value is None:
+            if field.name in optional:
+                continue
+            raise ValueError(f'{where}: field {field.name!r} is missing')
+        values[field.name] = tuple(value) if isinstance(value, list) else value
+    return cls(**values)
+
+
+_SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    'qwen2_5_vl_3b': (
+        dict(out_hidden_size=2048),
+        dict(vocab_size=151936, hidden_size=2048, intermediate_size=11008,
+             num_hidden_layers=36, num_attention_heads=16, num_key_value_heads=2,
+             tie_word_embeddings=True)),
+    'qwen2_5_vl_7b': (
+        dict(out_hidden_size=3584),
+        dict(hidden_size=3584, intermediate_size=18944,
+             num_hidden_layers=28, num_attention_heads=28, num_key_value_heads=4)),
+    'qwen2_5_vl_32b': (
+        dict(out_hidden_size=5120, intermediate_size=3456),
+        dict(hidden_size=5120, intermediate_size=27648,
+             num_hidden_layers=64, num_attention_heads=40, num_key_value_heads=8)),
+    'qwen2_5_vl_72b': (
+        dict(out_hidden_size=8192, intermediate_size=3456),
+        dict(hidden_size=8192, intermediate_size=29568,
+             num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8)),
+    'tiny': (
+        dict(depth=2, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128,
+             fullatt_block_indexes=(1,)),
+        dict(hidden_size=128, intermediate_size=384, num_hidden_layers=3,
+             num_attention_heads=4, num_key_value_heads=2, rope_theta=10000.0,
+             mrope_section=(4, 6, 6), tie_word_embeddings=True)),
+}
+PRESETS = tuple(_SIZES)
+
+
+def preset(name: str, *, vocab_size: int | None = None, **special_ids: int) -> ModelConfig:
+    """Returns the sizes of a published model, or of the tiny one.
+
+    Args:
+      name: one of `PRESETS`.
+      vocab_size: overrides the preset's; 'tiny' has none of its own.
+      **special_ids: overrides of `ModelConfig`'s token ids.
+
+    Raises:
+      ValueError: if the name is unknown, or 'tiny' is given no vocabulary.
+    """
+    if name not in _SIZES:
+        raise ValueError(f'preset must be one of {PRESETS}, got {name!r}')
+    if name == 'tiny' and vocab_size is None:
+        raise ValueError("preset 'tiny' needs a vocab_size")
+    vision, text = _SIZES[name]
+    if vocab_size is not None:
+        text = {**text, 'vocab_size': vocab_size}
+    return ModelConfig(VisionConfig(**vision), TextConfig(**text), **special_ids)

@@ -1,0 +1,302 @@
+"""HF checkpoints in and out, one tensor at a time."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.typing import DTypeLike
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+SINGLE_FILE = 'model.safetensors'
+INDEX_FILE = 'model.safetensors.index.json'
+
+# Pieces of a parameter's path and of its tensors' names; `{}` is the layer.
+_NAMES = (
+    (r'^language_model/layers/attention/', 'model.layers.{}.self_attn.'),
+    (r'^language_model/layers/', 'model.layers.{}.'),
+    (r'^language_model/', 'model.'),
+    (r'^visual/patch_embed/', 'visual.patch_embed.proj.'),
+    (r'^visual/blocks/attention/', 'visual.blocks.{}.attn.'),
+    (r'^visual/blocks/', 'visual.blocks.{}.'),
+    (r'^visual/merger/fc1/', 'visual.merger.mlp.0.'),
+    (r'^visual/merger/fc2/', 'visual.merger.mlp.2.'),
+    (r'(kernel|scale|embedding)$', 'weight'),
+    (r'/', '.'),
+)
+# What transformers 5 calls the same things.
+_NEW_LAYOUT = (('model.language_model.', 'model.'), ('model.visual.', 'visual.'))
+_NOT_PARAMETERS = re.compile(r'rotary_(emb|pos_emb)\.inv_freq$')
+
+
+def tensor_name(path: str) -> str:
+    """Returns the tensor's name in a published checkpoint, `{}` for the layer."""
+    for pattern, replacement in _NAMES:
+        path = re.sub(pattern, replacement, path)
+    return path
+
+
+def load(
+    path: Path | str,
+    config: ModelConfig | None = None,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    remat: str = 'none',
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+) -> Qwen2_5_VL:
+    """Loads a checkpoint directory straight into the wanted dtype and shardings.
+
+    Only the slices that a device needs are read, parameter by parameter, so the
+    host never holds more than one parameter.
+
+    Args:
+      path: directory with `config.json` and `model.safetensors`, or shards and
+        `model.safetensors.index.json`; either naming of the tensors, the
+        published one (`model.layers…`, `visual…`) or that of transformers 5
+        (`model.language_model.layers…`, `model.visual…`).
+      config: sizes; None reads them from the directory.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      remat: see `Qwen2_5_VL`.
+      shardings: of parameters by path; None or a missing path puts the parameter
+        on the default device.
+
+    Returns:
+      The model.
+
+    Raises:
+      FileNotFoundError: if the directory, a shard or the index is missing.
+      ValueError: if a file is truncated, or a tensor is missing, of another
+        shape, or unknown; names the file and the tensor.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise FileNotFoundError(f'{path}: no such checkpoint directory')
+    config = config or ModelConfig.from_hf_file(path)
+    abstract = nnx.eval_shape(lambda: Qwen2_5_VL(
+        config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat))
+    graphdef, shapes = flat_params(abstract)
+    tensors = _Tensors(path)
+    tensors.expect(_expected_shapes(shapes, config), tied=config.text.tie_word_embeddings)
+    default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return merge(graphdef, {
+        name: _read_parameter(tensors, name, leaf, (shardings or {}).get(name, default), config)
+        for name, leaf in shapes.items()
+    })
+
+
+def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes a directory that `Qwen2_5_VLForConditionalGeneration` loads.
+
+    It appears under its name only when it is complete. The host holds one shard
+    at a time.
+
+    Args:
+      model: whose parameters are all addressable from this process.
+      path: directory to make.
+      max_shard_bytes: most bytes of tensors in a file, unless one is larger.
+
+    Raises:
+      FileExistsError: if `path` exists and is not an empty directory.
+    """
+    path = Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise FileExistsError(f'{path} exists already; a checkpoint needs a new directory')
+    _, params = flat_params(model)
+    shards = _plan_shards(params, max_shard_bytes)
+    partial = path.with_name(path.name + '.partial')
+    partial.mkdir(parents=True, exist_ok=True)
+    weight_map = {}
+    for number, pieces in enumerate(shards, start=1):
+        file = SINGLE_FILE
+        if len(shards) > 1:
+            file = f'model-{number:05}-of-{len(shards):05}.safetensors'
+        tensors = {name: _to_hf(params[key], key, layer, model.config)
+                   for name, key, layer in pieces}
+        weight_map |= dict.fromkeys(tensors, file)
+        # transformers refuses files whose metadata does not name a framework.
+        save_file(tensors, partial / file, metadata={'format': 'pt'})
+    if len(shards) > 1:
+        size = sum(value.nbytes for value in params.values())
+        index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
+        (partial / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
+    dtype = str(params['language_model/norm/scale'].dtype)
+    hf_config = {**model.config.to_hf(), 'torch_dtype': dtype}
+    (partial / 'config.json').write_text(json.dumps(hf_config, indent=2))
+    partial.replace(path)
+
+
+class _Tensors:
+    """The tensors of a checkpoint directory by their published names."""
+
+    def __init__(self, directory: Path):
+        self.directory = directory
+        self._files: dict[Path, Any] = {}
+        self._place = {_published(name): (file, name) for file, name in self._names()}
+
+    def _names(self) -> Iterator[tuple[Path, str]]:
+        index, single = self.directory / INDEX_FILE, self.directory / SINGLE_FILE
+        if index.is_file():
+            try:
+                weight_map = json.loads(index.read_text())['weight_map']
+            except (ValueError, KeyError) as error:
+                raise ValueError(f'{index}: not an index of safetensors files: {error}') from error
+            for name, file in weight_map.items():
+                yield self.directory / file, name
+        elif single.is_file():
+            for name in self._open(single).keys():
+                yield single, name
+        else:
+            raise FileNotFoundError(f'{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE}')
+
+    def _open(self, file: Path) -> Any:
+        if file not in self._files:
+            if not file.is_file():
+                raise FileNotFoundError(f'{file}: no such file, but {INDEX_FILE} names it')
+            try:
+                self._files[file] = safe_open(file, 'numpy')
+            except SafetensorError as error:
+                raise ValueError(f'{file}: truncated or not safetensors: {error}') from error
+        return self._files[file]
+
+    def slice(self, name: str) -> Any:
+        """Returns a lazy view of a tensor: indexing it reads."""
+        file, stored = self._place[name]
+        try:
+            return self._open(file).get_slice(stored)
+        except SafetensorError as error:
+            raise ValueError(f'{file}: tensor {stored!r} cannot be read: {error}') from error
+
+    def expect(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
+        """Raises unless exactly these tensors are there, with these shapes."""
+        missing = sorted(shapes.keys() - self._place.keys())
+        if missing:
+            raise ValueError(f'{self.directory}: {len(missing)} tensors are missing: '
+                             f'{", ".join(missing[:8])}')
+        # Some tied checkpoints hold the embedding a second time, as the head.
+        ignored = {'lm_head.weight'} if tied else set()
+        unknown = sorted(name for name in self._place.keys() - shapes.keys() - ignored
+                         if not _NOT_PARAMETERS.search(name))
+        if unknown:
+            raise ValueError(f'{self.directory}: {len(unknown)} tensors do not belong to a model '
+                             f'of this config: {", ".join(unknown[:8])}')
+        for name, shape in shapes.items():
+            found = tuple(self.slice(name).get_shape())
+            if found != shape:
+                raise ValueError(f'{self._place[name][0]}: tensor {name!r} has shape {found}, '
+                                 f'expected {shape}')
+
+
+def _published(name: str) -> str:
+    for new, old in _NEW_LAYOUT:
+        if name.startswith(new):
+            return old + name[len(new):]
+    return name
+
+
+def _is_kernel(key: str) -> bool:
+    return key.endswith('/kernel')
+
+
+def _layers(key: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
+    """The tensors that make up a parameter: name and layer (None if not stacked)."""
+    name = tensor_name(key)
+    if '{}' not in name:
+        return [(name, None)]
+    return [(name.format(layer), layer) for layer in range(shape[0])]
+
+
+def _hf_shape(key: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
+    """Shape of a tensor, from that of its parameter (without the layer axis)."""
+    if key == 'visual/patch_embed/kernel':
+        vision = config.vision
+        return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size,
+                vision.patch_size)
+    return shape[::-1] if _is_kernel(key) else shape
+
+
+def _expected_shapes(shapes: Mapping[str, Any], config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    expected = {}
+    for key, leaf in shapes.items():
+        for name, layer in _layers(key, leaf.shape):
+            own = leaf.shape if layer is None else leaf.shape[1:]
+            expected[name] = _hf_shape(key, own, config)
+    return expected
+
+
+def _read_parameter(
+    tensors: _Tensors, key: str, leaf: Any, sharding: jax.sharding.Sharding, config: ModelConfig
+) -> jax.Array:
+    """Builds one parameter from its layers' tensors, shard by shard."""
+    layers = _layers(key, leaf.shape)
+    stacked = layers[0][1] is not None
+
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        if not stacked:
+            return _read_tensor(tensors.slice(layers[0][0]), key, index).astype(leaf.dtype)
+        wanted = layers[index[0]]
+        first = _read_tensor(tensors.slice(wanted[0][0]), key, index[1:])
+        out = np.empty((len(wanted), *first.shape), leaf.dtype)
+        out[0] = first
+        for row, (name, _) in enumerate(wanted[1:], start=1):
+            out[row] = _read_tensor(tensors.slice(name), key, index[1:])
+        return out
+
+    return jax.make_array_from_callback(leaf.shape, sharding, _once(read))
+
+
+def _once(read):
+    """Remembers the last slice: devices that hold the same one ask in a row."""
+    last: dict[str, np.ndarray] = {}
+
+    def cached(index):
+        if str(index) not in last:
+            last.clear()
+            last[str(index)] = read(index)
+        return last[str(index)]
+
+    return cached
+
+
+def _read_tensor(tensor: Any, key: str, index: tuple[slice, ...]) -> np.ndarray:
+    """Reads a slice of a parameter (without the layer axis) out of its tensor."""
+    if key == 'visual/patch_embed/kernel':
+        rows, columns = index
+        whole = tensor[columns]
+        return whole.reshape(len(whole), -1).T[rows]
+    return tensor[index[::-1]].T if _is_kernel(key) else tensor[index]
+
+
+def _to_hf(value: jax.Array, key: str, layer: int | None, config: ModelConfig) -> np.ndarray:
+    """One tensor of a checkpoint, from its parameter."""
+    array = np.asarray(value if layer is None else value[layer])
+    shape = _hf_shape(key, array.shape, config)
+    # Strides are not stored: the bytes must be in the order of the shape.
+    return np.ascontiguousarray(array.T if _is_kernel(key) else array).reshape(shape)
+
+
+def _plan_shards(params: Mapping[str, jax.Array], limit: int) -> list[list[tuple]]:
+    """Splits `(name, path, layer)` of all tensors into files of at most `limit` bytes."""
+    shards: list[list[tuple]] = [[]]
+    used = 0
+    for key, value in params.items():
+        layers = _layers(key, value.shape)
+        size = value.nbytes // len(layers)
+        for name, layer in layers:
+            if shards[-1] and used + size > limit:
+                shards.append([])
+                used = 0
+            shards[-1].append((name, key, layer))
+            used += size
+    return shards

@@ -1,0 +1,137 @@
+"""Qwen2.5-VL: images and tokens in, hidden states and logits out."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.decoder import Decoder, KVCache, init_cache
+from vrag_jax.models.layers import Numerics, linear
+from vrag_jax.models.packing import PatchBatch
+from vrag_jax.models.vision import VisionTower
+
+__all__ = ['KVCache', 'Qwen2_5_VL', 'init_cache']
+
+
+class Qwen2_5_VL(nnx.Module):
+    """The whole model (`Qwen2_5_VLForConditionalGeneration`).
+
+    Parameters of a tower's layers are stacked: their leading axis is the layer.
+
+    Args:
+      config: sizes.
+      rngs: stream `params` draws the random weights.
+      dtype: of the computation.
+      param_dtype: of the parameters.
+      remat: what the backward pass computes again: 'none', 'full' or 'dots'.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+        remat: str = 'none',
+    ):
+        numerics = Numerics(jnp.dtype(dtype), jnp.dtype(param_dtype), remat)
+        self.config = config
+        self.visual = VisionTower(config.vision, numerics, rngs)
+        self.language_model = Decoder(config, numerics, rngs)
+        if not config.text.tie_word_embeddings:
+            self.lm_head = linear(
+                config.text.hidden_size, config.text.vocab_size, numerics, rngs, bias=False)
+
+    def encode_images(self, batch: PatchBatch) -> jax.Array:
+        """Encodes packed images.
+
+        Args:
+          batch: see `packing.pack_images`.
+
+        Returns:
+          `[M, D]` features, one a merged token, images one after the other in
+          raster order; zero on padding.
+        """
+        return self.visual(batch)
+
+    def hidden_states(
+        self,
+        tokens: jax.Array,
+        position_ids: jax.Array,
+        *,
+        segment_ids: jax.Array | None = None,
+        image_features: jax.Array | None = None,
+        image_index: jax.Array | None = None,
+    ) -> jax.Array:
+        """Runs whole sequences, as in training.
+
+        Args:
+          tokens: `[B, T]` int32.
+          position_ids: `[3, B, T]` int32, see `mrope`.
+          segment_ids: `[B, T]` int32; tokens see earlier tokens of their own
+            segment, 0 is padding. None makes each row one sequence.
+          image_features: `[M, D]`.
+          image_index: `[B, T]` int32 row of `image_features`, -1 on text.
+
+        Returns:
+          `[B, T, D]` after the final norm.
+        """
+        steps = jnp.arange(tokens.shape[1])
+        mask = (steps[:, None] >= steps)[None]
+        if segment_ids is not None:
+            same = segment_ids[:, :, None] == segment_ids[:, None, :]
+            mask = mask & same & (segment_ids > 0)[:, None, :]
+        x = self._embed(tokens, image_features, image_index)
+        return self.language_model(x, position_ids, mask)
+
+    def extend(
+        self,
+        tokens: jax.Array,
+        position_ids: jax.Array,
+        cache: KVCache,
+        lengths: jax.Array,
+        counts: jax.Array,
+        image_features: jax.Array | None = None,
+        image_index: jax.Array | None = None,
+        attend_length: int | None = None,
+    ) -> tuple[jax.Array, KVCache]:
+        """Appends `counts[b]` tokens to row b of the cache: prefill and decode.
+
+        Args:
+          tokens: `[B, T]` int32, real up to `counts[b]`.
+          position_ids: `[3, B, T]` int32.
+          cache: see `init_cache`; donate it under jit.
+          lengths: `[B]` int32, tokens already in each row.
+          counts: `[B]` int32, new tokens of each row, 0 to T.
+          image_features: `[M, D]`.
+          image_index: `[B, T]` int32 row of `image_features`, -1 on text.
+          attend_length: slots of the cache that attention reads (static), for
+            when all rows are shorter than the cache; None reads all.
+
+        Returns:
+          `[B, T, D]` hidden states after the final norm and the new cache. What
+          would lie past the end of the cache is dropped.
+        """
+        x = self._embed(tokens, image_features, image_index)
+        return self.language_model.extend(
+            x, position_ids, cache, lengths, counts, attend_length)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Projects `[..., D]` hidden states to `[..., V]` float32 logits."""
+        if self.config.text.tie_word_embeddings:
+            kernel = self.language_model.embed_tokens.embedding[...].T
+        else:
+            kernel = self.lm_head.kernel[...]
+        rows = hidden.reshape(-1, hidden.shape[-1])
+        logits = jnp.matmul(rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+        return logits.reshape(*hidden.shape[:-1], kernel.shape[-1])
+
+    def _embed(self, tokens, image_features, image_index) -> jax.Array:
+        """Token embeddings with image features in place of the placeholders."""
+        x = self.language_model.embed_tokens(tokens)
+        if image_features is None or image_index is None:
+            return x
+        features = image_features[jnp.maximum(image_index, 0)].astype(x.dtype)
+        return jnp.where((image_index >= 0)[..., None], features, x)

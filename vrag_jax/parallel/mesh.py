@@ -1,0 +1,67 @@
+"""The device mesh: data, fsdp and tensor axes over the devices of every process."""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+# Rows of a batch go over `data` and `fsdp`; parameters over `fsdp` and `tensor`.
+AXES = ('data', 'fsdp', 'tensor')
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Lays devices out along the axes `data`, `fsdp`, `tensor`.
+
+    Neighbouring devices get neighbouring places on the last axis, `tensor`,
+    which exchanges the most; GSPMD inserts the exchanges (the axes are `Auto`).
+
+    Args:
+      shape: devices along each axis; an axis left out is 1, and one may be -1,
+        for all devices that remain.
+      devices: which devices; all of `jax.devices()` by default.
+
+    Returns:
+      A mesh that uses every device once.
+
+    Raises:
+      ValueError: for an unknown axis, a size that is neither positive nor -1, a
+        second -1, or sizes whose product is not the number of devices; the
+        message names the field.
+    """
+    devices = jax.devices() if devices is None else list(devices)
+    sizes = resolve_shape(shape, len(devices))
+    return jax.make_mesh(
+        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def resolve_shape(shape: Mapping[str, int], device_count: int) -> dict[str, int]:
+    """Fills in a mesh shape for a number of devices; see `make_mesh`.
+
+    It touches no device, so a config can be checked for machines that are not
+    at hand.
+
+    Returns:
+      Devices along each axis, in the order of `AXES`.
+    """
+    for axis in shape:
+        if axis not in AXES:
+            raise ValueError(f'mesh.{axis}: no such axis; there are {AXES}')
+    sizes = {axis: shape.get(axis, 1) for axis in AXES}
+    for axis, size in sizes.items():
+        if size < 1 and size != -1:
+            raise ValueError(f'mesh.{axis}: must be positive or -1, got {size}')
+    rest = [axis for axis, size in sizes.items() if size == -1]
+    if len(rest) > 1:
+        raise ValueError(f'mesh.{rest[1]}: only one axis may be -1, and mesh.{rest[0]} is')
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if rest:
+        if device_count % fixed:
+            raise ValueError(f'mesh.{rest[0]}: {device_count} devices cannot be divided by the '
+                             f'{fixed} that the other axes of {sizes} take')
+        sizes[rest[0]] = device_count // fixed
+    elif fixed != device_count:
+        widest = max(sizes, key=lambda axis: sizes[axis])
+        raise ValueError(f'mesh.{widest}: the mesh {sizes} needs {fixed} devices, but there '
+                         f'are {device_count}')
+    return sizes

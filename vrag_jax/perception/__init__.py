@@ -1,0 +1,1 @@
+"""What the policy does and sees: actions, coordinate frames, crop and zoom."""

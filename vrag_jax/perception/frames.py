@@ -1,0 +1,56 @@
+"""Coordinate frames: from pixels the encoder sees to pixels of the page, and back."""
+
+import dataclasses
+
+Box = tuple[float, float, float, float]
+
+
+@dataclasses.dataclass(frozen=True)
+class Frame:
+    """Where on a page an image lies, and at what size the encoder sees it.
+
+    Boxes are x1, y1, x2, y2 with the origin at the top left corner; pixel (i, j)
+    covers [i, i + 1] x [j, j + 1]. The region is always in page pixels, also for
+    a crop of a crop, so frames need no chain of parents.
+
+    Attributes:
+      page_id: the page.
+      page_size: width and height of the full-resolution page.
+      region: the part of the page that the image shows, in page pixels.
+      encoder_size: width and height of the image as the encoder sees it.
+    """
+
+    page_id: str
+    page_size: tuple[int, int]
+    region: Box
+    encoder_size: tuple[int, int]
+
+    def __post_init__(self):
+        left, top, right, bottom = self.region
+        width, height = self.page_size
+        if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+            raise ValueError(f'region {self.region} must have an area and lie inside the page '
+                             f'of page_size {self.page_size}')
+        if min(self.encoder_size) < 1:
+            raise ValueError(f'encoder_size must be positive, got {self.encoder_size}')
+
+    @property
+    def scale(self) -> tuple[float, float]:
+        """Page pixels an encoder pixel, along x and y."""
+        left, top, right, bottom = self.region
+        return (right - left) / self.encoder_size[0], (bottom - top) / self.encoder_size[1]
+
+    def to_page(self, box: Box) -> Box:
+        """Maps a box from encoder pixels to page pixels."""
+        scale_x, scale_y = self.scale
+        left, top = self.region[:2]
+        x1, y1, x2, y2 = box
+        return (left + x1 * scale_x, top + y1 * scale_y, left + x2 * scale_x, top + y2 * scale_y)
+
+    def from_page(self, box: Box) -> Box:
+        """Maps a box from page pixels to encoder pixels."""
+        scale_x, scale_y = self.scale
+        left, top = self.region[:2]
+        x1, y1, x2, y2 = box
+        return ((x1 - left) / scale_x, (y1 - top) / scale_y,
+                (x2 - left) / scale_x, (y2 - top) / scale_y)

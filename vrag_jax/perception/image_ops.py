@@ -1,0 +1,214 @@
+"""Images as the encoder sees them: a page shown whole, a region cropped and zoomed."""
+
+import dataclasses
+import functools
+import math
+
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from vrag_jax.perception.actions import box_fault
+from vrag_jax.perception.frames import Box, Frame
+
+# smart_resize refuses images whose sides differ by more than this factor.
+MAX_ASPECT = 200
+
+# A box may reach this share of the image's width or height beyond its edge, and
+# is clamped; further out it is invalid.
+OUTSIDE_TOLERANCE = 0.5
+
+# Page pixels: what floating point adds to a whole coordinate on its way through
+# a frame must not add a row of pixels to a crop.
+_ROUNDING_SLACK = 1e-6
+
+
+class RegionError(ValueError):
+    """A box that cannot be cropped; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelLimits:
+    """Bounds of an image's area as the encoder sees it.
+
+    Attributes:
+      min_pixels, max_pixels: least and greatest width times height.
+      factor: width and height are multiples of it (patch size times merge size).
+    """
+
+    min_pixels: int
+    max_pixels: int
+    factor: int = 28
+
+    def __post_init__(self):
+        if self.factor < 1:
+            raise ValueError(f'factor must be positive, got {self.factor}')
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError('need 0 < min_pixels <= max_pixels, got '
+                             f'{self.min_pixels} and {self.max_pixels}')
+        if not any(_columns(rows, self) for rows in range(1, self._cells + 1)):
+            raise ValueError(
+                f'no image with sides that are multiples of {self.factor} has between '
+                f'min_pixels = {self.min_pixels} and max_pixels = {self.max_pixels} pixels')
+
+    @property
+    def _cells(self) -> int:
+        """Most cells of factor x factor pixels in an image."""
+        return self.max_pixels // self.factor**2
+
+    @property
+    def max_aspect(self) -> int:
+        """Ratio of the sides beyond which an image has to be distorted."""
+        return min(MAX_ASPECT, self._cells)
+
+
+def _columns(rows: int, limits: PixelLimits) -> range:
+    """Column counts with which `rows` rows of cells make an allowed image."""
+    cell = limits.factor**2
+    fewest = max(-(-limits.min_pixels // (cell * rows)), -(-rows // MAX_ASPECT))
+    most = min(limits.max_pixels // (cell * rows), rows * MAX_ASPECT)
+    return range(fewest, most + 1)
+
+
+@functools.lru_cache(maxsize=4096)
+def encoder_size(width: int, height: int, limits: PixelLimits) -> tuple[int, int]:
+    """Returns the size at which the encoder sees an image; the aspect is kept.
+
+    It is transformers' `smart_resize` wherever that gives a size it would leave
+    unchanged itself. Where it does not (long strips, narrow limits, ratios above
+    200) the allowed size of nearest aspect is taken, so that the image processor
+    never resizes again and boxes stay in the frame of what the encoder saw.
+
+    Args:
+      width, height: of the image, in pixels.
+      limits: bounds of the result.
+
+    Returns:
+      Width and height: multiples of `limits.factor`, with an area within the
+      limits and a ratio of at most 200.
+
+    Raises:
+      ValueError: if the image has no area.
+    """
+    if width < 1 or height < 1:
+        raise ValueError(f'an image must have an area, got {width} x {height}')
+    if max(width, height) <= MAX_ASPECT * min(width, height):
+        rows, columns = (side // limits.factor for side in smart_resize(
+            height, width, limits.factor, limits.min_pixels, limits.max_pixels))
+        if columns in _columns(rows, limits):
+            return columns * limits.factor, rows * limits.factor
+    return _nearest_size(width / height, limits)
+
+
+def _nearest_size(aspect: float, limits: PixelLimits) -> tuple[int, int]:
+    """Returns the allowed size of nearest aspect; of several, the largest."""
+    best = (math.inf, 0, 0)
+    for rows in range(1, limits._cells + 1):
+        allowed = _columns(rows, limits)
+        if allowed:
+            columns = min(max(round(rows * aspect), allowed[0]), allowed[-1])
+            distortion = abs(math.log(columns / rows / aspect))
+            best = min(best, (round(distortion, 9), -columns * rows, rows))
+    _, area, rows = best
+    return -area // rows * limits.factor, rows * limits.factor
+
+
+def show_page(
+    page_image: Image.Image, page_id: str, limits: PixelLimits
+) -> tuple[Image.Image, Frame]:
+    """Returns a whole page at the size the encoder sees, RGB, and its frame."""
+    width, height = page_image.size
+    frame = Frame(page_id, (width, height), (0, 0, width, height),
+                  encoder_size(width, height, limits))
+    return _render(page_image, frame), frame
+
+
+def crop_and_zoom(
+    page_image: Image.Image, frame: Frame, box: Box, limits: PixelLimits, padding: float = 0
+) -> tuple[Image.Image, Frame]:
+    """Cuts a box out of the full-resolution page and resizes it for the encoder.
+
+    The box is clamped to the image it was given on, then padded (padding may
+    reach beyond that image, up to the page's edge), mapped to the page, rounded
+    outwards to whole page pixels, and widened if it is a strip too narrow for
+    the encoder. The frame that is returned records what was really cut.
+
+    Args:
+      page_image: the page, of `frame.page_size`.
+      frame: the image the box was given on, a page or any crop of it.
+      box: x1, y1, x2, y2 in encoder pixels of `frame`.
+      limits: bounds of the result's area.
+      padding: added on each side, in encoder pixels of `frame`.
+
+    Returns:
+      The RGB image at the size the encoder sees, and its frame.
+
+    Raises:
+      RegionError: if `check_box` finds the box unusable.
+      ValueError: if `page_image` is not of `frame.page_size`.
+    """
+    if page_image.size != frame.page_size:
+        raise ValueError(f'page {frame.page_id!r} is {page_image.size}, '
+                         f'but its frame says {frame.page_size}')
+    reason = check_box(box, frame)
+    if reason is not None:
+        raise RegionError(reason)
+    width, height = frame.encoder_size
+    x1, y1, x2, y2 = box
+    x2, y2 = min(x2, width), min(y2, height)
+    left, top, right, bottom = frame.to_page(
+        (x1 - padding, y1 - padding, x2 + padding, y2 + padding))
+    columns = _whole_pixels(left, right, frame.page_size[0])
+    rows = _whole_pixels(top, bottom, frame.page_size[1])
+    shortest = math.ceil(
+        max(columns[1] - columns[0], rows[1] - rows[0]) / limits.max_aspect)
+    (left, right), (top, bottom) = (
+        _widen(columns, shortest, frame.page_size[0]), _widen(rows, shortest, frame.page_size[1]))
+    cut = Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
+                encoder_size(right - left, bottom - top, limits))
+    return _render(page_image, cut), cut
+
+
+def check_box(box: Box, frame: Frame) -> str | None:
+    """Returns why a box cannot be used on an image, or None if it can.
+
+    A box that reaches over the right or lower edge by at most half the image's
+    width or height (`OUTSIDE_TOLERANCE`) is usable: it is clamped.
+
+    Args:
+      box: x1, y1, x2, y2 in encoder pixels of `frame`.
+      frame: the image it was given on.
+    """
+    fault = box_fault(box)
+    if fault:
+        return fault
+    width, height = frame.encoder_size
+    x1, y1, x2, y2 = box
+    if x1 >= width or y1 >= height:
+        return f'the box lies outside the image, which is {width} x {height} pixels'
+    if x2 > (1 + OUTSIDE_TOLERANCE) * width or y2 > (1 + OUTSIDE_TOLERANCE) * height:
+        return f'the box reaches far outside the image, which is {width} x {height} pixels'
+    return None
+
+
+def _whole_pixels(start: float, stop: float, size: int) -> tuple[int, int]:
+    """Rounds an interval outwards to whole pixels of [0, size]; at least one."""
+    first = min(max(math.floor(start + _ROUNDING_SLACK), 0), size - 1)
+    last = min(max(math.ceil(stop - _ROUNDING_SLACK), first + 1), size)
+    return first, last
+
+
+def _widen(interval: tuple[int, int], length: int, size: int) -> tuple[int, int]:
+    """Grows an interval about its centre to `length`, as far as [0, size] allows."""
+    start, stop = interval
+    length = min(length, size)
+    if stop - start >= length:
+        return interval
+    start = min(max((start + stop - length) // 2, 0), size - length)
+    return start, start + length
+
+
+def _render(page_image: Image.Image, frame: Frame) -> Image.Image:
+    """Cuts the frame's region and resizes it as Qwen's image processor would."""
+    left, top, right, bottom = map(int, frame.region)
+    cut = page_image.crop((left, top, right, bottom)).convert('RGB')
+    return cut.resize(frame.encoder_size, Image.Resampling.BICUBIC)

@@ -1,0 +1,1 @@
+"""Page images, their text, the index over them, and search."""

@@ -1,0 +1,257 @@
+"""Pages of a corpus: a manifest of explicit page ids over image files."""
+
+import dataclasses
+import json
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, ImageOps
+
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff')
+_BYTES_PER_PIXEL = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Page:
+    """One page of the corpus.
+
+    Attributes:
+      page_id: unique name of the page.
+      document: name of the document it belongs to.
+      page: number of the page in its document, from 1.
+      file: image file, relative to the manifest's folder.
+      width: pixels of the upright image.
+      height: pixels of the upright image.
+      text: the page's text if it is known; None if it has to be read.
+    """
+
+    page_id: str
+    document: str
+    page: int
+    file: str
+    width: int
+    height: int
+    text: str | None = None
+
+
+class PageStore:
+    """The pages of a manifest, in its order; safe to use from many threads.
+
+    Args:
+      folder: what the pages' files are relative to.
+      pages: the pages; their ids are unique.
+      cache_bytes: decoded full-resolution pixels kept in memory at most.
+    """
+
+    def __init__(self, folder: Path, pages: Iterable[Page], cache_bytes: int = 512 << 20):
+        self.folder = Path(folder)
+        self._pages = {page.page_id: page for page in pages}
+        self.ids: tuple[str, ...] = tuple(self._pages)
+        self._images = _ImageCache(cache_bytes)
+
+    @classmethod
+    def open(cls, manifest: Path, cache_bytes: int = 512 << 20) -> 'PageStore':
+        """Reads a manifest: JSON lines, one page a line, the fields of `Page`.
+
+        Args:
+          manifest: the file; image files are relative to its folder.
+          cache_bytes: decoded full-resolution pixels kept in memory at most.
+
+        Raises:
+          FileNotFoundError: if the manifest or an image file is missing.
+          ValueError: for a line or a field that is wrong; the message names
+            file, line and field.
+        """
+        manifest = Path(manifest)
+        if not manifest.is_file():
+            raise FileNotFoundError(f'{manifest}: no such page manifest')
+        lines: dict[str, int] = {}
+        pages = []
+        for number, line in enumerate(manifest.read_text('utf-8').split('\n'), start=1):
+            if not line.strip():
+                continue
+            where = f'{manifest}, line {number}'
+            page = _parse_page(line, where)
+            if page.page_id in lines:
+                raise ValueError(f'{where}: page_id {page.page_id!r} stands already in line '
+                                 f'{lines[page.page_id]}')
+            if not (manifest.parent / page.file).is_file():
+                raise FileNotFoundError(f'{where}: file {page.file!r} does not exist in '
+                                        f'{manifest.parent}')
+            lines[page.page_id] = number
+            pages.append(page)
+        if not pages:
+            raise ValueError(f'{manifest}: holds no page')
+        return cls(manifest.parent, pages, cache_bytes)
+
+    @staticmethod
+    def write(manifest: Path, pages: Iterable[Page]) -> None:
+        """Writes a manifest that `open` reads; an old one is replaced atomically.
+
+        Raises:
+          ValueError: for a duplicate id or a field that `open` would refuse.
+        """
+        manifest = Path(manifest)
+        ids: set[str] = set()
+        lines = []
+        for number, page in enumerate(pages, start=1):
+            fields = dataclasses.asdict(page)
+            if page.text is None:
+                del fields['text']
+            line = json.dumps(fields, ensure_ascii=False)
+            where = f'{manifest}, line {number}'
+            _parse_page(line, where)
+            if page.page_id in ids:
+                raise ValueError(f'{where}: page_id {page.page_id!r} stands there twice')
+            ids.add(page.page_id)
+            lines.append(line)
+        manifest.parent.mkdir(parents=True, exist_ok=True)
+        partial = manifest.with_name(f'{manifest.name}.{os.getpid()}.partial')
+        partial.write_text('\n'.join(lines) + '\n', 'utf-8')
+        os.replace(partial, manifest)
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __iter__(self) -> Iterator[Page]:
+        return iter(self._pages.values())
+
+    def __contains__(self, page_id: object) -> bool:
+        return page_id in self._pages
+
+    def __getitem__(self, page_id: str) -> Page:
+        if page_id not in self._pages:
+            raise KeyError(f'no page {page_id!r} in {self.folder}')
+        return self._pages[page_id]
+
+    def path(self, page_id: str) -> Path:
+        """Returns the page's image file."""
+        return self.folder / self[page_id].file
+
+    def image(self, page_id: str) -> Image.Image:
+        """Returns the page upright, RGB, at full resolution.
+
+        The image may be shared with other callers: copy it before changing it.
+
+        Raises:
+          KeyError: for an unknown page.
+          ValueError: if the file is no image, or not of the size stated.
+        """
+        page = self[page_id]
+        image = self._images.get(page_id)
+        if image is None:
+            image = load_image(self.path(page_id))
+            if image.size != (page.width, page.height):
+                raise ValueError(f'{self.path(page_id)}: is {image.size[0]}x{image.size[1]}, the '
+                                 f'manifest says {page.width}x{page.height} for {page_id!r}')
+            self._images.put(page_id, image)
+        return image
+
+
+def load_image(path: Path) -> Image.Image:
+    """Reads an image file: EXIF rotation applied, RGB.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+      ValueError: if it is no image that can be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return ImageOps.exif_transpose(image).convert('RGB')
+    except FileNotFoundError:
+        raise FileNotFoundError(f'{path}: no such image') from None
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'{path}: cannot be read as an image: {error}') from error
+
+
+def scan_folder(folder: Path) -> list[Page]:
+    """Lists the image files of a folder as pages of documents named after subfolders.
+
+    A file `report/03.png` is page `report/03`; the pages of a folder are numbered
+    in the order of their names. Images at the top belong to the document named
+    like the folder itself.
+
+    Args:
+      folder: is searched with all its subfolders.
+
+    Raises:
+      FileNotFoundError: if it holds no image.
+      ValueError: if two files differ in their suffix only, or one is no image.
+    """
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise FileNotFoundError(f'{folder}: no {", ".join(IMAGE_SUFFIXES)} file there')
+    numbers: dict[str, int] = {}
+    pages: dict[str, Page] = {}
+    for path in files:
+        name = path.relative_to(folder)
+        document = name.parent.as_posix() if name.parent != Path('.') else folder.resolve().name
+        page_id = name.with_suffix('').as_posix()
+        if page_id in pages:
+            raise ValueError(f'{path}: page id {page_id!r} is taken by {pages[page_id].file}')
+        numbers[document] = numbers.get(document, 0) + 1
+        width, height = load_image(path).size
+        pages[page_id] = Page(page_id, document, numbers[document], name.as_posix(), width, height)
+    return list(pages.values())
+
+
+def _parse_page(line: str, where: str) -> Page:
+    try:
+        values = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f'{where}: not JSON: {error}') from error
+    if not isinstance(values, dict):
+        raise ValueError(f'{where}: expected an object, got {values!r}')
+    fields = {f.name for f in dataclasses.fields(Page)}
+    for name in fields - {'text'} - set(values):
+        raise ValueError(f'{where}: field {name!r} is missing')
+    page = Page(**{name: values[name] for name in fields & set(values)})
+    for name in ('page_id', 'document', 'file'):
+        _check(isinstance(values[name], str) and bool(values[name]), where, name,
+               'a non-empty string', values[name])
+    for name in ('page', 'width', 'height'):
+        _check(type(values[name]) is int and values[name] >= 1, where, name,
+               'a positive integer', values[name])
+    _check(page.text is None or isinstance(page.text, str), where, 'text', 'a string', page.text)
+    _check(not Path(page.file).is_absolute(), where, 'file', 'a relative path', page.file)
+    return page
+
+
+def _check(good: bool, where: str, field: str, expected: str, value: Any) -> None:
+    if not good:
+        raise ValueError(f'{where}: field {field!r}: expected {expected}, got {value!r}')
+
+
+class _ImageCache:
+    """Least-recently-used images, bounded by the bytes of their pixels."""
+
+    def __init__(self, capacity: int):
+        self._capacity = capacity
+        self._size = 0
+        self._images: OrderedDict[str, Image.Image] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, key: str) -> Image.Image | None:
+        with self._lock:
+            if key in self._images:
+                self._images.move_to_end(key)
+            return self._images.get(key)
+
+    def put(self, key: str, image: Image.Image) -> None:
+        with self._lock:
+            if key in self._images:
+                return
+            self._images[key] = image
+            self._size += _image_bytes(image)
+            while self._size > self._capacity:
+                _, old = self._images.popitem(last=False)
+                self._size -= _image_bytes(old)
+
+
+def _image_bytes(image: Image.Image) -> int:
+    return image.width * image.height * _BYTES_PER_PIXEL

@@ -1,0 +1,1 @@
+"""What a trajectory earns: retrieval, answer and pattern rewards, and their sum."""

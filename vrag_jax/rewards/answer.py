@@ -1,0 +1,89 @@
+"""Comparing an answer with its references: normalisation, exact match, ANLS."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+
+_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
+_PERCENT = re.compile(r'%|\bper\s?cent\b')
+# An article stands before a word: the A of 'panel A' is none.
+_ARTICLE = re.compile(r'\b(?:a|an|the)\s+(?=\w)')
+_IDEOGRAPH = '[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]'
+_SPACE_AT_IDEOGRAPH = re.compile(rf'(?<={_IDEOGRAPH})\s+|\s+(?={_IDEOGRAPH})')
+
+
+def normalise(text: str) -> str:
+    """Brings a text into the form in which answers are compared.
+
+    Applied in order: Unicode NFKC and case folding, thousands separators out of
+    numbers, percent signs and words away, apostrophes away, other punctuation to
+    spaces (not a decimal point or a sign of a number), English articles away,
+    white space to single blanks and, beside Chinese or Japanese characters, away.
+
+    Args:
+      text: any string.
+
+    Returns:
+      The normal form; if nothing would be left of a text, its case-folded self.
+    """
+    folded = unicodedata.normalize('NFKC', text).casefold().replace('\u2212', '-').strip()
+    numbers = _THOUSANDS.sub(lambda match: match[0].replace(',', ''), folded)
+    words = _without_punctuation(_PERCENT.sub(' ', numbers))
+    words = _ARTICLE.sub('', ' '.join(words.split()))
+    return _SPACE_AT_IDEOGRAPH.sub('', words) or folded
+
+
+def _without_punctuation(text: str) -> str:
+    kept = []
+    for i, char in enumerate(text):
+        before, after = text[i - 1:i], text[i + 1:i + 2]
+        if char in '\'\u2019':
+            continue
+        decimal_point = char == '.' and after.isdigit()
+        sign = char == '-' and (after.isdigit() or after == '.') and not before.isalnum()
+        is_mark = unicodedata.category(char).startswith('P')
+        kept.append(' ' if is_mark and not (decimal_point or sign) else char)
+    return ''.join(kept)
+
+
+def exact_match(answer: str, references: Iterable[str]) -> float:
+    """Returns 1.0 if the answer equals a reference after `normalise`, else 0.0."""
+    found = normalise(answer)
+    return float(any(found == normalise(reference) for reference in references))
+
+
+def anls(answer: str, references: Iterable[str], threshold: float = 0.5) -> float:
+    """Average normalised Levenshtein similarity of one answer (Biten et al., 2019).
+
+    Args:
+      answer: what was said.
+      references: accepted answers; the nearest counts.
+      threshold: normalised distance from which on the similarity is 0.
+
+    Returns:
+      1 - distance / length of the longer text, in [0, 1], on normalised texts.
+    """
+    found = normalise(answer)
+    return max((_similarity(found, normalise(reference), threshold) for reference in references),
+               default=0.0)
+
+
+def _similarity(a: str, b: str, threshold: float) -> float:
+    longest = max(len(a), len(b))
+    if longest == 0:
+        return 1.0
+    # The distance is at least the difference in length: no need to work it out.
+    if abs(len(a) - len(b)) >= threshold * longest:
+        return 0.0
+    distance = edit_distance(a, b) / longest
+    return 1.0 - distance if distance < threshold else 0.0
+
+
+def edit_distance(a: str, b: str) -> int:
+    """Levenshtein distance: insertions, deletions and substitutions cost 1."""
+    row = list(range(len(b) + 1))
+    for i, x in enumerate(a, start=1):
+        diagonal, row[0] = row[0], i
+        for j, y in enumerate(b, start=1):
+            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
+    return row[-1]

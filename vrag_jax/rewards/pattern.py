@@ -1,0 +1,26 @@
+"""Pattern reward: did the trajectory keep to the form it was asked for?"""
+
+from collections.abc import Sequence
+
+from vrag_jax.perception.actions import Action, ActionKind
+
+
+def pattern_reward(actions: Sequence[Action]) -> float:
+    """Checks the actions of a trajectory, never text with observations in it.
+
+    Args:
+      actions: one a turn, as the environment carried them out (INVALID where it
+        could not).
+
+    Returns:
+      1.0 if every turn has a thought and a valid action, the last turn and no
+      other answers, something was searched for, and no region was selected
+      before the first search; else 0.0.
+    """
+    kinds = [action.kind for action in actions]
+    if ActionKind.INVALID in kinds or not all(action.thought for action in actions):
+        return 0.0
+    if ActionKind.SEARCH not in kinds or ActionKind.BBOX in kinds[:kinds.index(ActionKind.SEARCH)]:
+        return 0.0
+    answers_once_at_end = kinds[-1] is ActionKind.ANSWER and kinds.count(ActionKind.ANSWER) == 1
+    return float(answers_once_at_end)

@@ -1,0 +1,1 @@
+"""Episodes, trajectories and the loop that drives them against the sampler."""

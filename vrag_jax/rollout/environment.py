@@ -1,0 +1,190 @@
+"""What happens after an action: search, crop, invalid action, end."""
+
+import dataclasses
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from PIL import Image
+
+from vrag_jax.perception.actions import Action, ActionKind
+from vrag_jax.perception.frames import Frame
+from vrag_jax.perception.image_ops import PixelLimits, check_box, crop_and_zoom, show_page
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.rollout.episode import Episode
+
+
+@dataclasses.dataclass(frozen=True)
+class Messages:
+    """Texts of the observations.
+
+    Attributes:
+      invalid: after an invalid action; may hold `{reason}`.
+      nothing_new: after a search whose hits were all shown before.
+      answer_now: added to the observation before the last turn.
+    """
+
+    invalid: str = (
+        'That was not a valid action ({reason}). Think inside <think> and </think>, then do '
+        'exactly one thing: search with <search> query </search>, zoom into the last image with '
+        '<bbox>[x1, y1, x2, y2]</bbox>, or answer with <answer> answer </answer>.'
+    )
+    nothing_new: str = 'The search found no page that you have not seen yet.'
+    answer_now: str = 'This is your last turn: answer now inside <answer> and </answer>.'
+
+
+@dataclasses.dataclass(frozen=True)
+class EnvironmentConfig:
+    """Rules of an episode.
+
+    Attributes:
+      max_turns: turns of the policy; the last one is asked for the answer.
+      search_results: hits looked through for the first page not yet shown.
+      min_pixels, max_pixels: bounds of an image's area as the encoder sees it.
+      padding: encoder pixels by which a chosen box is widened on each side.
+      allow_crop: whether `<bbox>` is an action at all.
+      allow_image_index: whether `<bbox image="k">` may name an earlier image.
+      page_cache: shown pages that are kept in memory.
+    """
+
+    max_turns: int = 5
+    search_results: int = 10
+    min_pixels: int = 256 * 28 * 28
+    max_pixels: int = 512 * 28 * 28
+    padding: int = 0
+    allow_crop: bool = True
+    allow_image_index: bool = False
+    page_cache: int = 512
+
+    def __post_init__(self):
+        if self.max_turns < 1 or self.search_results < 1:
+            raise ValueError('max_turns and search_results must be positive')
+        if not 0 < self.min_pixels <= self.max_pixels:
+            raise ValueError(
+                f'need 0 < min_pixels <= max_pixels, got {self.min_pixels} and {self.max_pixels}'
+            )
+        if self.padding < 0:
+            raise ValueError(f'padding must not be negative, got {self.padding}')
+
+    @property
+    def limits(self) -> PixelLimits:
+        return PixelLimits(self.min_pixels, self.max_pixels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Observation:
+    """Answer of the environment to an action.
+
+    Attributes:
+      action: the action, INVALID with a reason if it could not be carried out.
+      text: text shown back, '' where only an image is shown.
+      view: image and frame shown back, or None.
+      retrieved: ids of the pages that a search brought.
+      done: whether the episode is over.
+    """
+
+    action: Action
+    text: str = ''
+    view: tuple[Image.Image, Frame] | None = None
+    retrieved: tuple[str, ...] = ()
+    done: bool = False
+
+
+class Environment:
+    """Carries out the actions of many episodes at a time.
+
+    Args:
+      store: the pages.
+      engine: search over them.
+      config: the rules.
+      messages: the texts.
+    """
+
+    def __init__(
+        self,
+        store: PageStore,
+        engine: SearchEngine,
+        config: EnvironmentConfig,
+        messages: Messages = Messages(),
+    ):  # noqa: B008 (immutable)
+        self.config = config
+        self.messages = messages
+        self._store = store
+        self._engine = engine
+        self._shown: OrderedDict[str, tuple[Image.Image, Frame]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def step(self, episodes: Sequence[Episode], actions: Sequence[Action]) -> list[Observation]:
+        """Carries out one action an episode; all searches go out as one batch.
+
+        Args:
+          episodes: the episodes, before the turn of this action is recorded.
+          actions: their actions.
+
+        Returns:
+          One observation an episode.
+        """
+        queries = [a.text for a in actions if a.kind is ActionKind.SEARCH]
+        found = iter(self._engine.search(queries, self.config.search_results) if queries else [])
+        return [
+            self._observe(
+                episode, action, next(found) if action.kind is ActionKind.SEARCH else None
+            )
+            for episode, action in zip(episodes, actions, strict=True)
+        ]
+
+    def _observe(self, episode: Episode, action: Action, hits) -> Observation:
+        if action.kind is ActionKind.ANSWER:
+            return Observation(action, done=True)
+        if len(episode.turns) + 1 >= self.config.max_turns:
+            return Observation(action, done=True)
+        if action.kind is ActionKind.SEARCH:
+            observation = self._search(episode, action, hits)
+        elif action.kind is ActionKind.BBOX:
+            observation = self._crop(episode, action)
+        else:
+            observation = self._invalid(action, action.reason)
+        if len(episode.turns) + 2 == self.config.max_turns:
+            text = ' '.join(t for t in (observation.text, self.messages.answer_now) if t)
+            observation = dataclasses.replace(observation, text=text)
+        return observation
+
+    def _invalid(self, action: Action, reason: str) -> Observation:
+        action = dataclasses.replace(action, kind=ActionKind.INVALID, reason=reason)
+        return Observation(action, text=self.messages.invalid.format(reason=reason))
+
+    def _search(self, episode: Episode, action: Action, hits) -> Observation:
+        seen = set(episode.retrieved)
+        fresh = next((hit.page_id for hit in hits if hit.page_id not in seen), None)
+        if fresh is None:
+            return Observation(action, text=self.messages.nothing_new)
+        return Observation(action, view=self.page_view(fresh), retrieved=(fresh,))
+
+    def _crop(self, episode: Episode, action: Action) -> Observation:
+        if not self.config.allow_crop:
+            return self._invalid(action, 'zooming is not available')
+        if not episode.images:
+            return self._invalid(action, 'there is no image yet')
+        if action.image is not None and action.image > len(episode.images):
+            return self._invalid(action, f'there is no image {action.image}')
+        frame = episode.images[(action.image or 0) - 1].frame
+        reason = check_box(action.box, frame)
+        if reason is not None:
+            return self._invalid(action, reason)
+        page = self._store.image(frame.page_id)
+        view = crop_and_zoom(page, frame, action.box, self.config.limits, self.config.padding)
+        return Observation(action, view=view)
+
+    def page_view(self, page_id: str) -> tuple[Image.Image, Frame]:
+        """Returns a page at the size at which it is shown; recent ones are kept."""
+        with self._lock:
+            if page_id in self._shown:
+                self._shown.move_to_end(page_id)
+                return self._shown[page_id]
+        view = show_page(self._store.image(page_id), page_id, self.config.limits)
+        with self._lock:
+            self._shown[page_id] = view
+            while len(self._shown) > self.config.page_cache:
+                self._shown.popitem(last=False)
+        return view

@@ -1,0 +1,111 @@
+"""A finished episode: what was seen, sampled and earned."""
+
+import dataclasses
+
+import numpy as np
+from PIL import Image
+
+from vrag_jax.data.records import Question
+from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.perception.actions import Action
+from vrag_jax.perception.frames import Frame
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageView:
+    """An image in the trajectory.
+
+    Attributes:
+      key: hash of its pixels.
+      image: RGB image exactly as the encoder sees it.
+      frame: where on which page it lies.
+      token_start: index in the trajectory's tokens of its first image token.
+    """
+
+    key: str
+    image: Image.Image
+    frame: Frame
+    token_start: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Turn:
+    """One thought, action and observation.
+
+    Attributes:
+      text: the policy's text, as sampled.
+      action: what was parsed from it.
+      observation: the text that was shown back.
+      image: index into the trajectory's images of the image shown back.
+      retrieved: page ids shown back by a search, in order.
+    """
+
+    text: str
+    action: Action
+    observation: str = ''
+    image: int | None = None
+    retrieved: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class Trajectory:
+    """A whole episode.
+
+    Attributes:
+      question: what was asked.
+      prompt: the text of the question's turn.
+      tokens: `[T]` int32, token ids exactly as shown and sampled.
+      loss_mask: `[T]` bool, True on sampled tokens.
+      position_ids: `[3, T]` int32 M-RoPE positions.
+      logprobs: `[T]` float32 by the sampler, 0 where not sampled.
+      image_index: `[T]` int32 row among the features of all images, -1 on text.
+      images: the images with their frames.
+      processed: the same images as patches for the vision tower.
+      turns: what happened, turn by turn.
+      answer: text of the answer, None without one.
+      finished: whether an answer was given.
+      truncated: whether the episode was cut off by its token limit.
+      retrieved: page ids in the order in which they were shown.
+      rewards: parts of the reward and their sum under 'total'.
+    """
+
+    question: Question
+    prompt: str
+    tokens: np.ndarray
+    loss_mask: np.ndarray
+    position_ids: np.ndarray
+    logprobs: np.ndarray
+    image_index: np.ndarray
+    images: list[ImageView]
+    processed: list[ProcessedImage]
+    turns: list[Turn]
+    answer: str | None
+    finished: bool
+    truncated: bool
+    retrieved: list[str]
+    rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def sequence(
+        self,
+        advantage: float | None = None,
+        old_logprobs: np.ndarray | None = None,
+        ref_logprobs: np.ndarray | None = None,
+    ) -> TokenSequence:
+        """Returns what the learner needs of this trajectory.
+
+        Args:
+          advantage: given to every sampled token, or None outside RL.
+          old_logprobs: `[T]` float32, or None.
+          ref_logprobs: `[T]` float32, or None.
+        """
+        mask = self.loss_mask.astype(np.float32)
+        return TokenSequence(
+            tokens=self.tokens,
+            loss_mask=mask,
+            position_ids=self.position_ids,
+            image_index=self.image_index,
+            images=tuple(self.processed),
+            advantages=None if advantage is None else mask * np.float32(advantage),
+            old_logprobs=old_logprobs,
+            ref_logprobs=ref_logprobs,
+        )

@@ -1,0 +1,1 @@
+"""KV-cached sampling from the policy and the cache of image features."""

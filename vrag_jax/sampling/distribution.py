@@ -1,0 +1,81 @@
+"""Drawing tokens from logits: temperature, top-k, top-p, greedy."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+NEGATIVE = -1e30  # finite, so that differences of masked logits are not NaN
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingConfig:
+    """How tokens are drawn.
+
+    Attributes:
+      temperature: divides the logits; 0 is greedy.
+      top_k: keep the k most likely tokens; 0 keeps all.
+      top_p: keep the smallest set of most likely tokens with so much mass.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    def __post_init__(self):
+        if self.temperature < 0:
+            raise ValueError(f'temperature must not be negative, got {self.temperature}')
+        if self.top_k < 0:
+            raise ValueError(f'top_k must not be negative, got {self.top_k}')
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f'top_p must be in (0, 1], got {self.top_p}')
+
+
+def truncate(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
+    """Masks the logits outside the top-k and the top-p set.
+
+    Args:
+      logits: `[..., V]` float32.
+      top_k: 0 keeps all; ties with the k-th are kept.
+      top_p: 1 keeps all; the most likely token is always kept.
+
+    Returns:
+      `[..., V]` float32, masked entries at a large negative number.
+    """
+    if top_k and top_k < logits.shape[-1]:
+        kth = jax.lax.top_k(logits, top_k)[0][..., -1:]
+        logits = jnp.where(logits < kth, NEGATIVE, logits)
+    if top_p < 1.0:
+        ordered = jnp.sort(logits, axis=-1, descending=True)
+        probs = jax.nn.softmax(ordered, axis=-1)
+        before = jnp.cumsum(probs, axis=-1) - probs
+        last = jnp.sum(before < top_p, axis=-1, keepdims=True) - 1
+        threshold = jnp.take_along_axis(ordered, last, axis=-1)
+        logits = jnp.where(logits < threshold, NEGATIVE, logits)
+    return logits
+
+
+def draw(logits: jax.Array, keys: jax.Array, config: SamplingConfig) -> tuple[jax.Array, jax.Array]:
+    """Draws one token a row.
+
+    Args:
+      logits: `[B, V]` float32.
+      keys: `[B]` typed PRNG keys, one a row, so that a row's tokens do not
+        depend on what else is in the batch.
+      config: how to draw.
+
+    Returns:
+      `(tokens [B] int32, logprobs [B] float32)`. The log-probs are those of the
+      policy at this temperature, before top-k and top-p (greedy: at
+      temperature 1), because this is what the learner computes.
+    """
+    greedy = config.temperature == 0
+    scaled = logits if greedy else logits / config.temperature
+    log_p = jax.nn.log_softmax(scaled, axis=-1)
+    if greedy:
+        tokens = jnp.argmax(scaled, axis=-1)
+    else:
+        allowed = truncate(scaled, config.top_k, config.top_p)
+        tokens = jax.vmap(jax.random.categorical)(keys, allowed)
+    tokens = tokens.astype(jnp.int32)
+    return tokens, jnp.take_along_axis(log_p, tokens[:, None], axis=-1)[:, 0]

@@ -1,0 +1,1 @@
+"""One short module a task: reads the config and wires the rooms together."""

@@ -1,0 +1,254 @@
+"""The typed form of a config: every section a frozen dataclass of its room."""
+
+import dataclasses
+import re
+
+from vrag_jax.config import ConfigError
+from vrag_jax.data.pageworld.config import PageWorldConfig
+from vrag_jax.learner.learner import LearnerConfig
+from vrag_jax.learner.losses import GrpoLossConfig
+from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rollout.environment import EnvironmentConfig, Messages
+from vrag_jax.sampling.distribution import SamplingConfig
+from vrag_jax.sampling.sampler import SamplerConfig
+
+TASKS = ('loop', 'build_index', 'sample_experts', 'sft', 'grpo', 'evaluate')
+DTYPES = ('float32', 'bfloat16', 'float16')
+REMAT = ('none', 'full', 'dots')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each axis of the mesh; one of them may be -1 for the rest."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def sizes(self) -> dict[str, int]:
+        return {'data': self.data, 'fsdp': self.fsdp, 'tensor': self.tensor}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy, and how it computes.
+
+    Attributes:
+      preset: sizes by name, e.g. 'tiny' or 'qwen2_5_vl_7b'.
+      checkpoint: HF checkpoint directory with weights and tokenizer; '' starts
+        from random weights and a tokenizer trained on PageWorld.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+      remat: what is computed again in the backward pass.
+      tokenizer_vocab: size of the tokenizer that is trained where there is no
+        checkpoint.
+    """
+
+    preset: str = 'tiny'
+    checkpoint: str = ''
+    dtype: str = 'float32'
+    param_dtype: str = 'float32'
+    remat: str = 'none'
+    tokenizer_vocab: int = 400
+
+    def __post_init__(self):
+        for name, allowed in (('dtype', DTYPES), ('param_dtype', DTYPES), ('remat', REMAT)):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pages and questions come from.
+
+    Attributes:
+      source: 'pageworld' (generated) or 'files'.
+      pageworld: the generator's settings.
+      manifest: manifest of the pages, for 'files'.
+      train_questions: questions to train on, for 'files'.
+      eval_questions: questions to evaluate on, for 'files'; '' uses the others.
+      trajectories: SFT conversations (ShareGPT format), for the SFT of 'files'.
+    """
+
+    source: str = 'pageworld'
+    pageworld: PageWorldConfig = PageWorldConfig()
+    manifest: str = ''
+    train_questions: str = ''
+    eval_questions: str = ''
+    trajectories: str = ''
+
+    def __post_init__(self):
+        if self.source not in ('pageworld', 'files'):
+            raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RetrievalConfig:
+    """The page index.
+
+    Attributes:
+      dimensions: width of the page vectors.
+      ocr: whether pages without text are read by OCR (extra `ocr`).
+    """
+
+    dimensions: int = 512
+    ocr: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining of a policy that has no checkpoint, on PageWorld.
+
+    Attributes:
+      steps: optimiser steps.
+      sequences: sequences a step.
+      read, locate, query: shares of the three exercises: transcribing a crop,
+        finding a heading on a page, writing a search; must sum to 1.
+      learner: optimiser and shapes.
+      save_every: steps between checkpoints.
+    """
+
+    steps: int = 0
+    sequences: int = 64
+    read: float = 0.45
+    locate: float = 0.4
+    query: float = 0.15
+    learner: LearnerConfig = LearnerConfig(lr=1e-3)
+    save_every: int = 200
+
+    def __post_init__(self):
+        total = self.read + self.locate + self.query
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f'read + locate + query must be 1, got {total}')
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning on expert trajectories.
+
+    Attributes:
+      steps: optimiser steps.
+      sequences: trajectories a step.
+      trajectories: how many expert trajectories are sampled.
+      careful, loose, hasty: shares of the experts' habits; must sum to 1.
+      learner: optimiser and shapes.
+      save_every: steps between checkpoints.
+    """
+
+    steps: int = 0
+    sequences: int = 32
+    trajectories: int = 3000
+    careful: float = 0.25
+    loose: float = 0.25
+    hasty: float = 0.5
+    learner: LearnerConfig = LearnerConfig(lr=1e-5)
+    save_every: int = 100
+
+    def __post_init__(self):
+        total = self.careful + self.loose + self.hasty
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f'careful + loose + hasty must be 1, got {total}')
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig:
+    """Group-relative policy optimisation.
+
+    Attributes:
+      steps: iterations of rollout and update.
+      prompts: questions an iteration.
+      group_size: trajectories a question.
+      mini_batches: optimiser steps an iteration.
+      sampling: how training trajectories are drawn.
+      loss: clip bounds and coefficients.
+      save_every: iterations between checkpoints.
+      eval_every: iterations between evaluations on validation questions; 0 never.
+    """
+
+    steps: int = 0
+    prompts: int = 32
+    group_size: int = 5
+    mini_batches: int = 2
+    sampling: SamplingConfig = SamplingConfig()
+    loss: GrpoLossConfig = GrpoLossConfig()
+    save_every: int = 10
+    eval_every: int = 0
+
+    def __post_init__(self):
+        if self.group_size < 2:
+            raise ValueError(
+                f'group_size must be at least 2 (a group of one has no advantage), '
+                f'got {self.group_size}'
+            )
+        if self.prompts < 1 or self.mini_batches < 1:
+            raise ValueError('prompts and mini_batches must be positive')
+        if (self.prompts * self.group_size) % self.mini_batches:
+            raise ValueError(
+                f'mini_batches = {self.mini_batches} does not divide prompts * group_size = '
+                f'{self.prompts * self.group_size}'
+            )
+        if self.sampling.temperature == 0:
+            raise ValueError('sampling.temperature must be positive: greedy groups have no spread')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation.
+
+    Attributes:
+      questions: how many test questions; 0 takes all.
+      sampling: how trajectories are drawn.
+      report_trajectories: how many are drawn in the report.
+    """
+
+    questions: int = 240
+    sampling: SamplingConfig = SamplingConfig()
+    report_trajectories: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole config; see the sections.
+
+    Attributes:
+      task: which task runs.
+      seed: seed of everything random.
+      feature_rows: rows of the image feature buffer.
+      feature_windows: attention windows encoded at a time.
+      instruction: text of the question's turn, with `{question}`.
+    """
+
+    task: str
+    seed: int = 0
+    feature_rows: int = 16384
+    feature_windows: int = 64
+    instruction: str = '{question}'
+    mesh: MeshConfig = MeshConfig()
+    policy: PolicyConfig = PolicyConfig()
+    data: DataConfig = DataConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    messages: Messages = Messages()
+    sampler: SamplerConfig = SamplerConfig()
+    reward: RewardWeights = RewardWeights(0.2, 0.7, 0.1)
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
+        if '{question}' not in self.instruction:
+            raise ConfigError("config.instruction: must hold '{question}'")
+        for section in (self.learner, self.sft.learner, self.pretrain.learner):
+            try:
+                re.compile(section.frozen)
+            except re.error as error:
+                raise ConfigError(f'learner.frozen: not a regular expression: {error}') from error
+        if self.grpo.steps and self.learner.length < self.sampler.max_length:
+            raise ConfigError(
+                f'config.learner.length: {self.learner.length} is shorter than '
+                f'config.sampler.max_length = {self.sampler.max_length}: trajectories would not fit'
+            )
