@@ -60,7 +60,8 @@ class ChatFormat:
         self._opening = self._template_ids(delimiters.opening)
         self._generation = self._template_ids(delimiters.generation)
         closing = self._template_ids(delimiters.closing)
-        if not closing or closing[0] not in tokenizer.all_special_ids:
+        added = self._template_encoder.get_added_tokens_decoder()
+        if not closing or closing[0] not in added or not added[closing[0]].special:
             raise ValueError("the chat template does not close the assistant's turn with a "
                              f'special token, but with {delimiters.closing!r}')
         self.end_of_turn_id: int = closing[0]
@@ -80,7 +81,8 @@ class ChatFormat:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Returns the text of sampled ids, without special tokens."""
-        return self.tokenizer.decode(list(ids), skip_special_tokens=True)
+        return self.tokenizer.decode(
+            list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def prompt_text(self, question: str) -> str:
         """Returns the text of the question's turn."""

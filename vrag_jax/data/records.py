@@ -128,8 +128,9 @@ def _parse_example(example: Any, where: str, known: frozenset[str] | None) -> Qu
     for page in pages:
         if isinstance(page, bool) or not isinstance(page, int):
             raise ValueError(f'{where}: reference_page: expected integers, got {pages!r}')
-    page_ids = _strings(meta, 'page_ids', where) or (
-        [f'{PurePath(file_name).stem}_{page}' for page in pages] if file_name else [])
+    page_ids = _strings(meta, 'page_ids', where)
+    if 'page_ids' not in meta and file_name:
+        page_ids = [f'{PurePath(file_name).stem}_{page}' for page in pages]
     return Question(
         uid=str(uid),
         query=_field(example, 'query', str, where),
@@ -179,9 +180,8 @@ def _parse_evidence(value: Any, where: str) -> Evidence:
     if not isinstance(value, dict):
         raise ValueError(f'{where}: evidence: expected an object, got {value!r}')
     page_id = _field(value, 'page_id', str, where)
-    box = value.get('bbox')
-    numbers = isinstance(box, list) and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
+    box = _field(value, 'bbox', list, where)
+    numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in box)
     if not numbers or len(box) != 4 or not (box[0] < box[2] and box[1] < box[3]):
         raise ValueError(f'{where}: evidence.bbox: expected x1 < x2 and y1 < y2 in '
                          f'[x1, y1, x2, y2], got {box!r}')

@@ -1,7 +1,7 @@
 """The tiny policy's own tokenizer, and the bytes behind any tokenizer's ids."""
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ SPECIAL_TOKENS = (
 ACTION_TOKENS = ('<think>', '</think>', '<search>', '</search>', '<bbox>', '</bbox>', '<answer>',
                  '</answer>')
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
+ROLES = ('user', 'assistant')
 
 # ChatML with Qwen2.5-VL's treatment of images; without its default system turn,
 # which would only make every sequence of the tiny policy longer.
@@ -59,12 +60,13 @@ def byte_level_tokenizer(vocab: dict[str, int], merges: list[tuple[str, str]]) -
     return tokenizer
 
 
-def as_chat_tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
-    """Adds Qwen's special tokens, the action tags and the chat template."""
+def as_chat_tokenizer(
+    tokenizer: Tokenizer, tokens: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Adds Qwen's special tokens, ordinary tokens after them, and the chat template."""
     tokenizer.add_special_tokens(
         [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
-    tokenizer.add_tokens(
-        [AddedToken(token, special=False, normalized=False) for token in ACTION_TOKENS])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in tokens])
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, eos_token='<|im_end|>', pad_token='<|endoftext|>',
         chat_template=CHAT_TEMPLATE, clean_up_tokenization_spaces=False)
@@ -75,8 +77,8 @@ def train_tiny_tokenizer(
 ) -> PreTrainedTokenizerBase:
     """Trains a small tokenizer with Qwen2's rules and saves it as a HF directory.
 
-    Digits stay single tokens (Qwen2's rule); a single capital after a space is
-    one token, whether or not the texts hold it.
+    Digits stay single tokens (Qwen2's rule); a single capital after a space and
+    the names of the roles become tokens whether or not the texts hold them.
 
     Args:
       texts: what the policy is to read and write.
@@ -95,13 +97,11 @@ def train_tiny_tokenizer(
         raise ValueError(f'vocab_size must be at least {len(alphabet) + added + len(LETTERS)}, '
                          f'got {vocab_size}')
     tokenizer = byte_level_tokenizer({}, [])
-    texts = list(texts)
-    # As frequent as all of the text, so that the first merges are those of the letters.
-    letters = ' '.join(['', *LETTERS])
-    texts += [letters] * (1 + sum(map(len, texts)))
-    tokenizer.train_from_iterator(texts, BpeTrainer(
+    # With every text, so that these become tokens before all but the commonest words.
+    always = ' '.join(['', *LETTERS]) + '\n' + '\n'.join(ROLES)
+    tokenizer.train_from_iterator((text + always for text in texts), BpeTrainer(
         vocab_size=vocab_size - added, initial_alphabet=alphabet, show_progress=False))
-    as_chat_tokenizer(tokenizer).save_pretrained(out_dir)
+    as_chat_tokenizer(tokenizer, ACTION_TOKENS).save_pretrained(out_dir)
     return load_tokenizer(out_dir)
 
 

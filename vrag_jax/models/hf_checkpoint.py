@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,8 @@ def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) 
     _, params = flat_params(model)
     shards = _plan_shards(params, max_shard_bytes)
     partial = path.with_name(path.name + '.partial')
-    partial.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
+    partial.mkdir(parents=True)
     weight_map = {}
     for number, pieces in enumerate(shards, start=1):
         file = SINGLE_FILE

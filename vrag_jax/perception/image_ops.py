@@ -127,17 +127,9 @@ def crop_and_zoom(
 ) -> tuple[Image.Image, Frame]:
     """Cuts a box out of the full-resolution page and resizes it for the encoder.
 
-    The box is clamped to the image it was given on, then padded (padding may
-    reach beyond that image, up to the page's edge), mapped to the page, rounded
-    outwards to whole page pixels, and widened if it is a strip too narrow for
-    the encoder. The frame that is returned records what was really cut.
-
     Args:
       page_image: the page, of `frame.page_size`.
-      frame: the image the box was given on, a page or any crop of it.
-      box: x1, y1, x2, y2 in encoder pixels of `frame`.
-      limits: bounds of the result's area.
-      padding: added on each side, in encoder pixels of `frame`.
+      frame, box, limits, padding: as in `crop_frame`.
 
     Returns:
       The RGB image at the size the encoder sees, and its frame.
@@ -149,23 +141,42 @@ def crop_and_zoom(
     if page_image.size != frame.page_size:
         raise ValueError(f'page {frame.page_id!r} is {page_image.size}, '
                          f'but its frame says {frame.page_size}')
+    cut = crop_frame(frame, box, limits, padding)
+    return _render(page_image, cut), cut
+
+
+def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) -> Frame:
+    """Returns the frame of a crop: what is really cut, and how large it is shown.
+
+    The box is clamped to the image it was given on, then padded (padding may
+    reach beyond that image, up to the page's edge), mapped to the page, rounded
+    outwards to whole page pixels, and widened if it is a strip too narrow for
+    the encoder.
+
+    Args:
+      frame: the image the box was given on, a page or any crop of it.
+      box: x1, y1, x2, y2 in encoder pixels of `frame`.
+      limits: bounds of the crop's area as the encoder sees it.
+      padding: added on each side, in encoder pixels of `frame`.
+
+    Raises:
+      RegionError: if `check_box` finds the box unusable.
+    """
     reason = check_box(box, frame)
     if reason is not None:
         raise RegionError(reason)
-    width, height = frame.encoder_size
-    x1, y1, x2, y2 = box
-    x2, y2 = min(x2, width), min(y2, height)
+    x1, y1 = box[:2]
+    x2, y2 = map(min, box[2:], frame.encoder_size)
     left, top, right, bottom = frame.to_page(
         (x1 - padding, y1 - padding, x2 + padding, y2 + padding))
-    columns = _whole_pixels(left, right, frame.page_size[0])
-    rows = _whole_pixels(top, bottom, frame.page_size[1])
-    shortest = math.ceil(
-        max(columns[1] - columns[0], rows[1] - rows[0]) / limits.max_aspect)
-    (left, right), (top, bottom) = (
-        _widen(columns, shortest, frame.page_size[0]), _widen(rows, shortest, frame.page_size[1]))
-    cut = Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
-                encoder_size(right - left, bottom - top, limits))
-    return _render(page_image, cut), cut
+    width, height = frame.page_size
+    columns, rows = _whole_pixels(left, right, width), _whole_pixels(top, bottom, height)
+    longest = max(columns[1] - columns[0], rows[1] - rows[0])
+    shortest = math.ceil(longest / limits.max_aspect)
+    left, right = _widen(columns, shortest, width)
+    top, bottom = _widen(rows, shortest, height)
+    return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
+                 encoder_size(right - left, bottom - top, limits))
 
 
 def check_box(box: Box, frame: Frame) -> str | None:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,8 @@ def write_artifact(directory: Path, kind: str,
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    data = Path(tempfile.mkdtemp(prefix='data-', dir=directory))
+    data = directory / f'data-{uuid.uuid4().hex}'
+    data.mkdir()
     try:
         fields = write_files(data)
         manifest = {'kind': kind, 'version': FORMAT_VERSION, 'data': data.name,

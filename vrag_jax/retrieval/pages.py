@@ -5,11 +5,11 @@ import json
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff')
 _BYTES_PER_PIXEL = 3
@@ -45,11 +45,17 @@ class PageStore:
       folder: what the pages' files are relative to.
       pages: the pages; their ids are unique.
       cache_bytes: decoded full-resolution pixels kept in memory at most.
+
+    Attributes:
+      folder: what the pages' files are relative to.
+      ids: ids of the pages, in order.
     """
 
-    def __init__(self, folder: Path, pages: Iterable[Page], cache_bytes: int = 512 << 20):
+    def __init__(self, folder: Path, pages: Sequence[Page], cache_bytes: int = 512 << 20):
         self.folder = Path(folder)
         self._pages = {page.page_id: page for page in pages}
+        if len(self._pages) != len(pages):
+            raise ValueError(f'{len(pages)} pages with {len(self._pages)} different ids')
         self.ids: tuple[str, ...] = tuple(self._pages)
         self._images = _ImageCache(cache_bytes)
 
@@ -195,9 +201,19 @@ def scan_folder(folder: Path) -> list[Page]:
         if page_id in pages:
             raise ValueError(f'{path}: page id {page_id!r} is taken by {pages[page_id].file}')
         numbers[document] = numbers.get(document, 0) + 1
-        width, height = load_image(path).size
+        width, height = _upright_size(path)
         pages[page_id] = Page(page_id, document, numbers[document], name.as_posix(), width, height)
     return list(pages.values())
+
+
+def _upright_size(path: Path) -> tuple[int, int]:
+    try:
+        with Image.open(path) as image:
+            width, height = image.size
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
+    except (OSError, SyntaxError) as error:
+        raise ValueError(f'{path}: cannot be read as an image: {error}') from error
+    return (height, width) if turned else (width, height)
 
 
 def _parse_page(line: str, where: str) -> Page:

@@ -16,8 +16,8 @@ def normalise(text: str) -> str:
     """Brings a text into the form in which answers are compared.
 
     Applied in order: Unicode NFKC and case folding, thousands separators out of
-    numbers, percent signs and words away, apostrophes away, other punctuation to
-    spaces (not a decimal point or a sign of a number), English articles away,
+    numbers, percent signs and words away, apostrophes and full stops away, other punctuation
+    to spaces (not a decimal point or a sign of a number), English articles away,
     white space to single blanks and, beside Chinese or Japanese characters, away.
 
     Args:
@@ -37,9 +37,9 @@ def _without_punctuation(text: str) -> str:
     kept = []
     for i, char in enumerate(text):
         before, after = text[i - 1:i], text[i + 1:i + 2]
-        if char in '\'\u2019':
-            continue
         decimal_point = char == '.' and after.isdigit()
+        if char in '\'\u2019.' and not decimal_point:
+            continue
         sign = char == '-' and (after.isdigit() or after == '.') and not before.isalnum()
         is_mark = unicodedata.category(char).startswith('P')
         kept.append(' ' if is_mark and not (decimal_point or sign) else char)

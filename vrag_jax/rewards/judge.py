@@ -88,9 +88,11 @@ class OpenAIJudgeConfig:
     concurrency: int = 16
 
     def __post_init__(self):
-        for name in ('base_url', 'model'):
-            if not getattr(self, name):
-                raise ValueError(f'{name} must be given')
+        if not self.base_url.startswith(('http://', 'https://')):
+            raise ValueError(f'base_url must start with http:// or https://, '
+                             f'got {self.base_url!r}')
+        if not self.model:
+            raise ValueError('model must be given')
         for name in ('timeout_s', 'attempts', 'concurrency'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
@@ -159,13 +161,16 @@ class OpenAIJudge:
         """
         given = [request for request in requests if request.answer is not None]
         new = [request for request in dict.fromkeys(given) if request not in self._verdicts]
-        self.counts.cached += len(given) - len(new)
+        self._count(cached=len(given) - len(new))
         found = dict(zip(new, self._pool.map(self._judge, new), strict=True))
-        fallback = dict.fromkeys(r for r, verdict in found.items() if verdict is None)
-        self._verdicts |= {r: v for r, v in found.items() if v is not None}
-        scores = self._verdicts | dict(
-            zip(fallback, self._fallback.score(list(fallback)), strict=True))
-        return [0.0 if request.answer is None else scores[request] for request in requests]
+        self._verdicts |= {r: verdict for r, verdict in found.items() if verdict is not None}
+        failed = [request for request, verdict in found.items() if verdict is None]
+        by_rule = dict(zip(failed, self._fallback.score(failed), strict=True))
+        return [
+            0.0 if request.answer is None
+            else by_rule[request] if request in by_rule else self._verdicts[request]
+            for request in requests
+        ]
 
     def _judge(self, request: JudgeRequest) -> float | None:
         """Asks until there is a verdict or no attempt is left; None without one."""
@@ -177,7 +182,7 @@ class OpenAIJudge:
                 time.sleep(min(delay, self.config.max_backoff_s))
             try:
                 verdict = self._ask(request)
-            except (httpx.TransportError, _NoVerdict) as error:
+            except (httpx.RequestError, _NoVerdict) as error:
                 reason = f'{type(error).__name__}: {error}'
                 if isinstance(error, _Refused):
                     break

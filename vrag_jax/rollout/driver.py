@@ -45,6 +45,15 @@ class World:
         episode.append_text(self.chat.prompt_ids(question.query))
         return episode
 
+    def blank(self) -> Episode:
+        """Returns an episode without a question and without tokens."""
+        return Episode(
+            Question(uid='', query='', answer=''),
+            '',
+            self.model_config.image_token_id,
+            self.model_config.vision.spatial_merge_size,
+        )
+
     def advance(
         self,
         episodes: Sequence[Episode],
@@ -144,6 +153,7 @@ def run_policy(
     questions: Sequence[Question],
     sampling: SamplingConfig,
     seeds: Sequence[int],
+    opening: Sequence[str] = (),
 ) -> list[Trajectory]:
     """Samples one episode a question, as many at a time as there are slots.
 
@@ -155,6 +165,8 @@ def run_policy(
       questions: one episode each; repeat a question to sample a group.
       sampling: how tokens are drawn.
       seeds: seed of each episode.
+      opening: texts of turns that are given to the policy instead of sampled, with
+        `{question}`; they are not trained on.
 
     Returns:
       Trajectories in the order of the questions.
@@ -164,12 +176,14 @@ def run_policy(
     for start in range(0, len(questions), slots):
         wave = slice(start, start + slots)
         trajectories += _run_wave(
-            world, sampler, features, params, questions[wave], sampling, seeds[wave]
+            world, sampler, features, params, questions[wave], sampling, seeds[wave], opening
         )
     return trajectories
 
 
-def _run_wave(world, sampler, features, params, questions, sampling, seeds) -> list[Trajectory]:
+def _run_wave(
+    world, sampler, features, params, questions, sampling, seeds, opening
+) -> list[Trajectory]:
     config = sampler.config
     episodes = [world.start(question) for question in questions]
     for episode in episodes:
@@ -178,6 +192,11 @@ def _run_wave(world, sampler, features, params, questions, sampling, seeds) -> l
                 f'question {episode.question.uid} has {len(episode)} prompt tokens, but '
                 f'rollout.max_length is {config.max_length}'
             )
+    for template in opening:
+        texts = [template.format(question=e.question.query) for e in episodes]
+        for episode, text in zip(episodes, texts, strict=True):
+            episode.append_text(world.chat.encode(text))
+        world.advance(episodes, texts, [False] * len(episodes), config.max_length)
     sampler.reset()
     sent = [0] * len(episodes)
     running = list(range(len(episodes)))

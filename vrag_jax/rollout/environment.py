@@ -115,6 +115,11 @@ class Environment:
         self._shown: OrderedDict[str, tuple[Image.Image, Frame]] = OrderedDict()
         self._lock = threading.Lock()
 
+    def with_config(self, **changes) -> 'Environment':
+        """Returns an environment over the same pages with other rules."""
+        config = dataclasses.replace(self.config, **changes)
+        return Environment(self._store, self._engine, config, self.messages)
+
     def step(self, episodes: Sequence[Episode], actions: Sequence[Action]) -> list[Observation]:
         """Carries out one action an episode; all searches go out as one batch.
 

@@ -7,7 +7,9 @@ from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
+from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.sampler import SamplerConfig
@@ -87,12 +89,42 @@ class RetrievalConfig:
     """The page index.
 
     Attributes:
-      dimensions: width of the page vectors.
+      encoder: the text encoder of pages and queries.
       ocr: whether pages without text are read by OCR (extra `ocr`).
     """
 
-    dimensions: int = 512
+    encoder: NgramConfig = NgramConfig()
     ocr: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class JudgeConfig:
+    """Who judges answers: a model behind an OpenAI-compatible server, or exact match.
+
+    Attributes:
+      base_url: of the server, without '/v1'; '' judges by exact match after
+        normalisation.
+      model: name of the judge model.
+      api_key_env: environment variable that holds the key; '' sends none.
+      timeout_s: seconds to wait for a reply.
+      attempts: most times that one answer is sent.
+      concurrency: answers judged at the same time.
+    """
+
+    base_url: str = ''
+    model: str = ''
+    api_key_env: str = ''
+    timeout_s: float = 60.0
+    attempts: int = 4
+    concurrency: int = 16
+
+    def __post_init__(self):
+        if self.base_url:
+            self.server()
+
+    def server(self) -> OpenAIJudgeConfig:
+        """Returns the settings of the client; raises ValueError where they cannot work."""
+        return OpenAIJudgeConfig(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,24 +134,21 @@ class PretrainConfig:
     Attributes:
       steps: optimiser steps.
       sequences: sequences a step.
-      read, locate, query: shares of the three exercises: transcribing a crop,
-        finding a heading on a page, writing a search; must sum to 1.
+      read: share of the exercises in which a crop is transcribed; in the others
+        a panel is found on a page.
       learner: optimiser and shapes.
       save_every: steps between checkpoints.
     """
 
     steps: int = 0
     sequences: int = 64
-    read: float = 0.45
-    locate: float = 0.4
-    query: float = 0.15
+    read: float = 0.5
     learner: LearnerConfig = LearnerConfig(lr=1e-3)
     save_every: int = 200
 
     def __post_init__(self):
-        total = self.read + self.locate + self.query
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f'read + locate + query must be 1, got {total}')
+        if not 0 <= self.read <= 1:
+            raise ValueError(f'read must be in [0, 1], got {self.read}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,6 +177,11 @@ class SftConfig:
         total = self.careful + self.loose + self.hasty
         if abs(total - 1) > 1e-6:
             raise ValueError(f'careful + loose + hasty must be 1, got {total}')
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each expert."""
+        return {'careful': self.careful, 'loose': self.loose, 'hasty': self.hasty}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -198,11 +232,13 @@ class EvaluationConfig:
     Attributes:
       questions: how many test questions; 0 takes all.
       sampling: how trajectories are drawn.
+      vanilla_pages: pages that vanilla RAG retrieves with the question.
       report_trajectories: how many are drawn in the report.
     """
 
     questions: int = 240
     sampling: SamplingConfig = SamplingConfig()
+    vanilla_pages: int = 1
     report_trajectories: int = 12
 
 
@@ -215,6 +251,7 @@ class RunConfig:
       seed: seed of everything random.
       feature_rows: rows of the image feature buffer.
       feature_windows: attention windows encoded at a time.
+      feature_span: attention windows that the largest image may take.
       instruction: text of the question's turn, with `{question}`.
     """
 
@@ -222,6 +259,7 @@ class RunConfig:
     seed: int = 0
     feature_rows: int = 16384
     feature_windows: int = 64
+    feature_span: int = 16
     instruction: str = '{question}'
     mesh: MeshConfig = MeshConfig()
     policy: PolicyConfig = PolicyConfig()
@@ -230,6 +268,7 @@ class RunConfig:
     environment: EnvironmentConfig = EnvironmentConfig()
     messages: Messages = Messages()
     sampler: SamplerConfig = SamplerConfig()
+    judge: JudgeConfig = JudgeConfig()
     reward: RewardWeights = RewardWeights(0.2, 0.7, 0.1)
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()

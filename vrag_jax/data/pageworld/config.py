@@ -26,9 +26,10 @@ class PageWorldConfig:
         body varies, 0 (always in the middle) to 1.
       heading_letters: headings are drawn from these; unique on a page.
       heading_height: height of a heading.
-      digit_height: height of a value's digits. At 10 a digit is 2.5 pixels high
-        on a page that is shown at a quarter of its size: even where its place is
-        known, a classifier then reads one digit in three, and all of them in a crop.
+      digit_height: height of a value's digits.
+      grain: strength of the spots on a body's paper, in grey levels. They are
+        about as large as the strokes of a digit that is shown at a quarter of its
+        size, and much weaker than those it has in a crop.
       body_size: width and height of a body, which is also the evidence box.
       cell_pitch: distance between the three values of a body.
       *_share: shares of the question types; must sum to 1.
@@ -51,6 +52,7 @@ class PageWorldConfig:
     heading_letters: str = 'ACEFHJKLMPRTUXYZ'
     heading_height: int = 60
     digit_height: int = 10
+    grain: int = 35
     body_size: tuple[int, int] = (112, 56)
     cell_pitch: int = 36
     text_share: float = 0.25
@@ -64,17 +66,21 @@ class PageWorldConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and field.name not in ('seed', 'panel_jitter') and value < 1:
+            if field.type is int and field.name not in ('seed', 'panel_jitter', 'grain') and value < 1:
                 raise ValueError(f'{field.name} must be positive, got {value}')
-        if self.panel_jitter < 0:
-            raise ValueError(f'panel_jitter must not be negative, got {self.panel_jitter}')
+        for name in ('panel_jitter', 'grain'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
         if not 0 <= self.body_jitter <= 1:
             raise ValueError(f'body_jitter must lie in [0, 1], got {self.body_jitter}')
         letters = self.heading_letters
         if len(set(letters)) != len(letters) or not letters.isalpha() or not letters.isupper():
             raise ValueError(f'heading_letters must be different capitals, got {letters!r}')
-        if min(self.grid) < 1 or self.panels > len(letters):
-            raise ValueError(f'grid {self.grid} does not suit {len(letters)} heading_letters')
+        if min(self.grid) < 1 or not 2 <= self.panels <= len(letters):
+            raise ValueError(f'grid must hold 2 to {len(letters)} panels (as many as there are '
+                             f'heading_letters), got {self.grid}')
+        if self.jpeg_quality > 100:
+            raise ValueError(f'jpeg_quality must lie in [1, 100], got {self.jpeg_quality}')
         self._check_shares()
         self._check_sizes()
 
@@ -133,7 +139,7 @@ class PageWorldConfig:
         With one panel of its kind on the page a question would give its panel
         away without its heading.
         """
-        return max(1, min(self.panels // 2, len(self.kinds)))
+        return min(self.panels // 2, len(self.kinds))
 
     @property
     def header_height(self) -> int:

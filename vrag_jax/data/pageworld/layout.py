@@ -41,6 +41,14 @@ class PanelSpec:
     target: tuple[int, str] | None
     tint: int
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> 'PanelSpec':
+        """Reads what `dataclasses.asdict` and JSON made of a panel."""
+        fields: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in values.items()}
+        return cls(**fields)
+
     @property
     def text(self) -> str:
         """The values as words for the page's text."""
@@ -80,14 +88,8 @@ class PageSpec:
     def from_json(cls, line: str) -> 'PageSpec':
         """Reads what `to_json` wrote."""
         values = json.loads(line)
-        values['panels'] = tuple(_panel_from_json(panel) for panel in values['panels'])
+        values['panels'] = tuple(PanelSpec.from_dict(panel) for panel in values['panels'])
         return cls(**values)
-
-
-def _panel_from_json(values: Mapping[str, Any]) -> PanelSpec:
-    return PanelSpec(**{
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in values.items()})
 
 
 def document_names(seed: int, count: int) -> list[str]:
@@ -110,16 +112,20 @@ def position_names(grid: tuple[int, int]) -> list[str]:
         rows, [f'row {r + 1}' for r in range(rows)])
     horizontal = {1: [''], 2: ['left', 'right'], 3: ['left', 'center', 'right']}.get(
         columns, [f'column {c + 1}' for c in range(columns)])
-    return [f'{v} {h}'.strip() or 'only' for v in vertical for h in horizontal]
+    return [f'{v} {h}'.strip() for v in vertical for h in horizontal]
+
+
+def _topics(count: int) -> list[str]:
+    """Returns at least `count` different topics: the words, then 'market 2' and so on."""
+    rounds = range(1, 1 + -(-count // len(TOPICS)))
+    return [word if n == 1 else f'{word} {n}' for n in rounds for word in TOPICS]
 
 
 def sample_document(config: PageWorldConfig, name: str) -> list[PageSpec]:
     """Draws the pages of a document; equal arguments give equal pages."""
     rng = random.Random(f'{config.seed}/document/{name}')
     count = config.pages_per_document
-    topics = [TOPICS[i % len(TOPICS)] for i in rng.sample(range(max(count, len(TOPICS))), count)]
-    if count > len(TOPICS):
-        topics = [f'{topic} {i + 1}' for i, topic in enumerate(topics)]
+    topics = rng.sample(_topics(count), count)
     kinds = _sample_kinds(config, rng)
     headings = [rng.sample(config.heading_letters, config.panels) for _ in range(count)]
     targets = _sample_targets(rng, kinds, headings)

@@ -3,6 +3,7 @@
 import functools
 import random
 
+import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from vrag_jax.data.pageworld.config import COLUMNS, PageWorldConfig
@@ -11,7 +12,6 @@ from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
 _PAPER = (252, 251, 247)
 _INK = (0, 0, 0)
 _GREY = (150, 150, 150)
-_BODY = (255, 255, 255)
 _TINTS = ((255, 214, 204), (255, 232, 184), (246, 244, 176), (212, 240, 190), (190, 238, 224),
           (196, 226, 252), (214, 212, 252), (248, 208, 240))
 _BARS = ((150, 180, 220), (230, 180, 140), (160, 205, 160))
@@ -38,10 +38,25 @@ def _draw_panel(
     draw.rectangle((x1, y1, x2 - 1, y1 + config.header_height - 1), tint)
     _draw_glyph(image, panel.heading, config.heading_height, *_center(panel.heading_box))
     x1, y1, x2, y2 = panel.body_box
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), _BODY, (110, 110, 110), 2)
+    image.paste(_body_paper(panel, config), (x1, y1))
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), None, (110, 110, 110), 2)
     # Positions of the values vary a little, from the panel's own facts alone.
     rng = random.Random(f'{panel.body_box}{panel.cells}')
     _BODIES[panel.kind](image, draw, panel, config, rng)
+
+
+def _body_paper(panel: PanelSpec, config: PageWorldConfig) -> Image.Image:
+    """Returns white paper with spots.
+
+    Without them a page that is made smaller keeps enough of its digits to tell
+    them apart by the grey of a few pixels.
+    """
+    width, height = config.body_size
+    spot = max(1, round(0.6 * config.digit_height))
+    rng = np.random.default_rng([panel.tint, *panel.body_box])
+    spots = np.abs(rng.standard_normal((-(-height // spot), -(-width // spot))))
+    grey = np.clip(255 - config.grain * spots, 0, 255).astype(np.uint8)
+    return Image.fromarray(grey).resize((width, height), Image.Resampling.BICUBIC)
 
 
 def _draw_text(image, draw, panel, config, rng) -> None:
@@ -138,6 +153,8 @@ def _font(height: int) -> ImageFont.FreeTypeFont:
     """Returns the font at which a capital H has exactly or just over `height` pixels."""
     for size in range(height, 3 * height):
         font = ImageFont.load_default(size)
+        if not isinstance(font, ImageFont.FreeTypeFont):
+            raise RuntimeError('Pillow was built without FreeType, which draws the pages')
         _, top, _, bottom = font.getbbox('H')
         if bottom - top >= height:
             return font

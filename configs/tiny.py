@@ -1,0 +1,77 @@
+"""The whole loop on one machine, from random weights: PageWorld, 1.5M parameters.
+
+Pretraining (reading crops, finding headings), SFT on trajectories of three
+scripted experts, GRPO, the same training without the crop action, evaluation on
+held-out documents, report. Needs nothing but this repository.
+
+    python -m vrag_jax.main --config=configs/tiny.py --workdir=runs/tiny
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    config = ConfigDict()
+    config.task = 'loop'
+    config.seed = 0
+    config.instruction = '{question}'
+    config.feature_rows = 65536
+    config.feature_windows = 32
+    config.feature_span = 4
+
+    config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
+    config.policy = ConfigDict({
+        'preset': 'tiny', 'checkpoint': '', 'tokenizer_vocab': 448,
+        'dtype': 'float32', 'param_dtype': 'float32', 'remat': 'none',
+    })
+
+    config.data = ConfigDict({'source': 'pageworld'})
+    config.data.pageworld = ConfigDict({
+        'seed': 0,
+        'train_documents': 500, 'validation_documents': 20, 'test_documents': 60,
+        'train_questions': 4000, 'validation_questions': 80, 'test_questions': 240,
+        'body_size': (60, 36), 'cell_pitch': 19, 'digit_height': 12, 'body_jitter': 0.3,
+        'grain': 0,
+    })
+
+    config.environment = ConfigDict({
+        'max_turns': 6, 'search_results': 10,
+        'min_pixels': 8 * 28 * 28, 'max_pixels': 16 * 28 * 28,
+        'padding': 0, 'allow_crop': True, 'allow_image_index': False,
+    })
+    config.messages = ConfigDict({
+        'invalid': 'invalid', 'nothing_new': 'nothing new', 'answer_now': 'answer now',
+    })
+    config.sampler = ConfigDict({
+        'slots': 160, 'max_length': 384, 'max_new_tokens': 48,
+        'prefill_lengths': (32, 64, 128), 'attend_lengths': (128, 192, 256),
+    })
+
+    learner = {
+        'schedule': 'cosine', 'end_fraction': 0.1, 'warmup_steps': 50,
+        'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
+    }
+    config.pretrain = ConfigDict({
+        'steps': 1800, 'sequences': 64, 'read': 0.5, 'save_every': 300,
+        'learner': {**learner, 'lr': 2e-3, 'rows': 14, 'length': 384, 'windows': 80, 'span': 2},
+    })
+    config.sft = ConfigDict({
+        'steps': 300, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
+        'careful': 0.3, 'loose': 0.3, 'hasty': 0.4,
+        'learner': {**learner, 'lr': 1e-3, 'frozen': '^visual/', 'rows': 24, 'length': 384},
+    })
+    config.grpo = ConfigDict({
+        'steps': 60, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
+        'sampling': {'temperature': 1.0},
+        'loss': {'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.01},
+    })
+    config.learner = ConfigDict({
+        **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'constant',
+        'frozen': '^visual/', 'rows': 24, 'length': 384,
+    })
+    config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1})
+    config.evaluation = ConfigDict({
+        'questions': 240, 'sampling': {'temperature': 1.0}, 'vanilla_pages': 1,
+        'report_trajectories': 12,
+    })
+    return config

@@ -1,0 +1,192 @@
+"""Cached extension and packed segments against whole sequences run one by one."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from vrag_jax.models.config import preset
+from vrag_jax.models.mrope import rope_index
+from vrag_jax.models.packing import pack_images
+from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL, init_cache
+
+IMAGE = 3
+CONFIG = preset('tiny', vocab_size=50, image_token_id=IMAGE)
+# Rows with no, one and two images.
+ROW_GRIDS = ((), ((1, 4, 6),), ((1, 2, 4), (1, 6, 4)))
+SLOTS = 32
+
+
+@pytest.fixture(scope='module')
+def params():
+    _, params = flat_params(Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0)))
+    # Random queries and keys of the usual size make attention nearly uniform.
+    return {k: v * 8 if '/q_proj/kernel' in k or 'k_proj/kernel' in k else v
+            for k, v in params.items()}
+
+
+GRAPHDEF, _ = nnx.split(nnx.eval_shape(lambda: Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0))))
+
+
+@jax.jit
+def encode(params, patches):
+    return merge(GRAPHDEF, params).encode_images(patches)
+
+
+@jax.jit
+def whole(params, tokens, positions, segments, features, index):
+    model = merge(GRAPHDEF, params)
+    return model.logits(model.hidden_states(
+        tokens, positions, segment_ids=segments, image_features=features, image_index=index))
+
+
+@jax.jit
+def append(params, tokens, positions, cache, lengths, counts, features, index):
+    model = merge(GRAPHDEF, params)
+    hidden, cache = model.extend(tokens, positions, cache, lengths, counts, features, index)
+    return model.logits(hidden), cache
+
+
+@pytest.fixture(scope='module')
+def features(params):
+    generator = np.random.default_rng(1)
+    images = [(generator.standard_normal((h * w, CONFIG.vision.patch_dim)), (t, h, w))
+              for grids in ROW_GRIDS for t, h, w in grids]
+    return encode(params, pack_images(images, CONFIG))
+
+
+@pytest.fixture(scope='module')
+def rows():
+    """Of each row: tokens `[n]`, positions `[3, n]` and rows of the image features `[n]`."""
+    generator = np.random.default_rng(0)
+    rows, used = [], 0
+    for grids in ROW_GRIDS:
+        tokens = list(generator.integers(4, 50, 7))
+        for _, h, w in grids:
+            tokens += [IMAGE] * (h * w // 4) + list(generator.integers(4, 50, 3))
+        tokens = np.asarray(tokens, np.int32)
+        is_image = tokens == IMAGE
+        index = np.where(is_image, used + np.cumsum(is_image) - 1, -1).astype(np.int32)
+        used += int(is_image.sum())
+        rows.append((tokens, rope_index(tokens, grids, CONFIG)[0], index))
+    return rows
+
+
+def pad(array, width, value=0):
+    """Pads the last axis on the right."""
+    widths = [(0, 0)] * (array.ndim - 1) + [(0, width - array.shape[-1])]
+    return np.pad(array, widths, constant_values=value)
+
+
+def stack(pieces, width):
+    """Tokens, positions and image rows of ragged pieces, padded to one width."""
+    return (np.stack([pad(tokens, width) for tokens, _, _ in pieces]),
+            np.stack([pad(positions, width) for _, positions, _ in pieces], axis=1),
+            np.stack([pad(index, width, -1) for _, _, index in pieces]))
+
+
+@pytest.fixture(scope='module')
+def expected(params, rows, features):
+    """Logits of each row, run alone."""
+    logits = []
+    for tokens, positions, index in rows:
+        ids, at, image = stack([(tokens, positions, index)], SLOTS)
+        segments = pad(np.ones((1, len(tokens)), np.int32), SLOTS)
+        logits.append(np.asarray(
+            whole(params, ids, at, segments, features, image))[0, : len(tokens)])
+    return logits
+
+
+@pytest.mark.parametrize('turns', [
+    # New tokens of each row, turn by turn: prefill, ragged turns, single tokens.
+    ((7, 16, 21),),
+    ((3, 9, 4), (0, 4, 8), (4, 3, 0), (0, 0, 9)),
+    ((6, 15, 12), (1, 0, 1), (0, 1, 1), (0, 0, 7)),
+])
+def test_ragged_turns_through_the_cache_equal_the_whole_sequence(
+        params, rows, features, expected, turns):
+    cache = init_cache(CONFIG, len(rows), SLOTS)
+    lengths = np.zeros(len(rows), np.int32)
+    got = [[] for _ in rows]
+    assert [len(tokens) for tokens, _, _ in rows] == list(np.sum(turns, axis=0))
+    for counts in np.asarray(turns, np.int32):
+        pieces = [tuple(x[..., n : n + c] for x in row)
+                  for row, n, c in zip(rows, lengths, counts, strict=True)]
+        tokens, positions, index = stack(pieces, 1 if counts.max() == 1 else 24)
+        logits, cache = append(
+            params, tokens, positions, cache, lengths, counts, features, index)
+        for row, count in enumerate(counts):
+            got[row].append(np.asarray(logits[row, :count]))
+        lengths += counts
+    for row, want in enumerate(expected):
+        np.testing.assert_allclose(np.concatenate(got[row]), want, atol=1e-4)
+
+
+def test_attending_to_a_prefix_of_the_cache_changes_nothing(params, rows):
+    tokens, positions, _ = stack(rows, 24)
+    lengths, counts = np.zeros(3, np.int32), np.full(3, 24, np.int32)
+
+    @jax.jit
+    def both(params):
+        model = merge(GRAPHDEF, params)
+        cache = init_cache(CONFIG, 3, SLOTS)
+        return [model.extend(tokens, positions, cache, lengths, counts, attend_length=n)[0]
+                for n in (None, 24)]
+
+    full, prefix = both(params)
+    np.testing.assert_allclose(full, prefix, atol=1e-5)
+
+
+def test_what_does_not_fit_into_the_cache_is_dropped(params):
+    cache = init_cache(CONFIG, 2, 8)
+    tokens = np.full((2, 4), 5, np.int32)
+    positions = np.zeros((3, 2, 4), np.int32)
+    lengths, counts = np.array([6, 2], np.int32), np.array([4, 3], np.int32)
+    index = np.full((2, 4), -1, np.int32)
+    _, cache = append(params, tokens, positions, cache, lengths, counts, jnp.zeros((1, 128)), index)
+    written = np.asarray(jnp.any(cache.k != 0, axis=(0, 2, 4)))
+    np.testing.assert_array_equal(written[0], [0, 0, 0, 0, 0, 0, 1, 1])
+    np.testing.assert_array_equal(written[1], [0, 0, 1, 1, 1, 0, 0, 0])
+
+
+def test_sequences_packed_into_one_row_equal_separate_rows(params, rows, features, expected):
+    width = 48
+    packed = [np.concatenate(parts, axis=-1) for parts in zip(*rows, strict=True)]
+    segments = np.concatenate([np.full(len(row[0]), n, np.int32) for n, row in enumerate(rows, 1)])
+    tokens, positions, index = stack([packed], width)
+    logits = np.asarray(whole(params, tokens, positions, pad(segments[None], width),
+                              features, index))[0]
+    np.testing.assert_allclose(logits[: len(segments)], np.concatenate(expected), atol=1e-4)
+
+
+def test_padding_content_does_not_matter(params, rows, features, expected):
+    tokens, positions, index = stack(rows, 24)
+    segments = np.stack([pad(np.ones(len(row[0]), np.int32), 24) for row in rows])
+    tokens = np.where(segments > 0, tokens, 17)
+    positions = np.where(segments > 0, positions, 99)
+    logits = np.asarray(whole(params, tokens, positions, segments, features, index))
+    assert np.isfinite(logits).all()
+    for row, want in enumerate(expected):
+        np.testing.assert_allclose(logits[row, : len(want)], want, atol=1e-4)
+
+
+@pytest.mark.parametrize('remat', ['full', 'dots'])
+def test_remat_changes_no_gradient(params, rows, features, remat):
+    tokens, positions, index = stack(rows, 24)
+
+    def gradient(remat):
+        graphdef, _ = nnx.split(nnx.eval_shape(
+            lambda: Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0), remat=remat)))
+
+        def loss(params):
+            hidden = merge(graphdef, params).hidden_states(
+                tokens, positions, image_features=features, image_index=index)
+            return jnp.mean(hidden**2 * jnp.arange(hidden.shape[-1]))
+
+        return jax.jit(jax.grad(loss))(params)
+
+    got = gradient(remat)
+    for path, want in gradient('none').items():
+        np.testing.assert_allclose(got[path], want, rtol=1e-3, atol=1e-5, err_msg=path)

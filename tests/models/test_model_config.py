@@ -1,0 +1,89 @@
+"""Sizes: presets against the published parameter counts, HF configs in and out."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+from transformers import Qwen2_5_VLConfig
+
+from tests.models.golden_cases import CASES
+from vrag_jax.models.config import ModelConfig, preset
+from vrag_jax.models.parameters import flat_params
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+
+PUBLISHED = ('qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_32b', 'qwen2_5_vl_72b')
+
+
+def parameter_count(config):
+    """Counts parameters without allocating any."""
+    _, shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+    return sum(int(np.prod(leaf.shape)) for leaf in shapes.values())
+
+
+@pytest.mark.parametrize(('name', 'billions'), zip(PUBLISHED, (3.755, 8.292, 33.45, 73.41),
+                                                   strict=True))
+def test_presets_have_the_published_parameter_counts(name, billions):
+    assert parameter_count(preset(name)) / 1e9 == pytest.approx(billions, rel=1e-3)
+
+
+def test_the_vision_tower_counts_as_worked_out_by_hand():
+    config = preset('tiny', vocab_size=400)
+    _, shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+    count = sum(int(np.prod(v.shape)) for k, v in shapes.items() if k.startswith('visual/'))
+    block = (128 * 384 + 384) + (128 * 128 + 128) + 2 * (128 * 256 + 256) + (256 * 128 + 128)
+    merger = 128 + (512 * 512 + 512) + (512 * 128 + 128)
+    assert count == 3 * 2 * 14 * 14 * 128 + 2 * (block + 2 * 128) + merger
+
+
+def test_a_preset_reads_back_from_its_own_hf_config():
+    for name in PUBLISHED:
+        assert ModelConfig.from_hf(json.loads(json.dumps(preset(name).to_hf()))) == preset(name)
+
+
+@pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
+def test_transformers_reads_the_written_config_as_the_same_sizes(case):
+    ours = ModelConfig.from_hf(case.hf_config())
+    theirs = Qwen2_5_VLConfig(**ours.to_hf())
+    assert ModelConfig.from_hf(theirs.to_dict()) == ours
+    assert theirs.text_config.rope_parameters['rope_theta'] == ours.text.rope_theta
+    assert theirs.tie_word_embeddings == case.tied
+
+
+@pytest.mark.parametrize(('change', 'message'), [
+    ({'model_type': 'qwen2_vl'}, 'model_type'),
+    ({'num_key_value_heads': None}, 'num_key_value_heads'),
+    ({'num_key_value_heads': 3}, 'num_key_value_heads'),
+    ({'use_sliding_window': True}, 'use_sliding_window'),
+    ({'hidden_act': 'gelu'}, 'hidden_act'),
+    ({'rope_scaling': {'rope_type': 'yarn', 'mrope_section': [2, 3, 3]}}, 'yarn'),
+    ({'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 3, 4]}}, 'mrope_section'),
+    ({'vision_config': None}, 'vision_config'),
+])
+def test_a_config_that_cannot_work_is_refused_by_name(change, message):
+    with pytest.raises(ValueError, match=message):
+        ModelConfig.from_hf({**CASES[0].hf_config(), **change})
+
+
+def test_a_missing_or_broken_file_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r'config\.json'):
+        ModelConfig.from_hf_file(tmp_path)
+    (tmp_path / 'config.json').write_text('{"model_type": ')
+    with pytest.raises(ValueError, match=r'config\.json'):
+        ModelConfig.from_hf_file(tmp_path)
+
+
+def test_unknown_presets_and_remat_are_refused():
+    with pytest.raises(ValueError, match='preset'):
+        preset('qwen2_5_vl_1b')
+    with pytest.raises(ValueError, match='vocab_size'):
+        preset('tiny')
+    with pytest.raises(ValueError, match='remat'):
+        Qwen2_5_VL(preset('tiny', vocab_size=8), rngs=nnx.Rngs(0), remat='some')
+
+
+def test_parameters_have_the_wanted_dtype():
+    model = nnx.eval_shape(lambda: Qwen2_5_VL(
+        preset('tiny', vocab_size=8), rngs=nnx.Rngs(0), param_dtype='bfloat16'))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype('bfloat16')}

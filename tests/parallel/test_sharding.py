@@ -1,0 +1,106 @@
+"""Sharding rules: which dimension of which array is split over what.
+
+An abstract mesh stands for devices that are not there.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+
+from vrag_jax.models.config import preset
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.sharding import QWEN2_5_VL_RULES, batch_sharding, tree_shardings
+
+MESH = AbstractMesh((2, 4, 2), ('data', 'fsdp', 'tensor'))
+LAYER = 'language_model/layers'
+
+
+def spec_of(path: str, *shape: int, rules=QWEN2_5_VL_RULES) -> PartitionSpec:
+    tree = {path: jax.ShapeDtypeStruct(shape, jnp.float32)}
+    return tree_shardings(tree, MESH, rules)[path].spec
+
+
+@pytest.mark.parametrize('path, shape, expected', [
+    (f'{LAYER}/attention/q_proj/kernel', (3, 64, 32), (None, 'fsdp', 'tensor')),
+    (f'{LAYER}/mlp/up_proj/kernel', (3, 64, 32), (None, 'fsdp', 'tensor')),
+    (f'{LAYER}/attention/o_proj/kernel', (3, 32, 64), (None, 'tensor', 'fsdp')),
+    (f'{LAYER}/mlp/down_proj/kernel', (3, 32, 64), (None, 'tensor', 'fsdp')),
+    ('visual/blocks/qkv/kernel', (3, 64, 192), (None, 'fsdp', 'tensor')),
+    ('visual/blocks/proj/kernel', (3, 64, 64), (None, 'tensor', 'fsdp')),
+    ('language_model/embed_tokens/embedding', (400, 64), ('tensor', 'fsdp')),
+    ('lm_head/kernel', (64, 400), ('fsdp', 'tensor')),
+])
+def test_matrices_are_split(path, shape, expected):
+    assert spec_of(path, *shape) == PartitionSpec(*expected)
+
+
+@pytest.mark.parametrize('path, shape', [
+    (f'{LAYER}/attention/q_proj/bias', (3, 64)), (f'{LAYER}/input_norm/scale', (3, 64)),
+    ('step', ())])
+def test_norms_biases_and_scalars_are_replicated(path, shape):
+    assert spec_of(path, *shape) == PartitionSpec()
+
+
+def test_a_dimension_that_does_not_divide_is_replicated_alone():
+    # fsdp is 4 and tensor 2.
+    path = f'{LAYER}/attention/q_proj/kernel'
+    assert spec_of(path, 3, 62, 32) == PartitionSpec(None, None, 'tensor')
+    assert spec_of(path, 3, 64, 31) == PartitionSpec(None, 'fsdp', None)
+    assert spec_of(path, 3, 62, 31) == PartitionSpec(None, None, None)
+
+
+def test_the_first_rule_found_decides():
+    rules = (('b$', ('tensor',)), ('a', ('fsdp',)))
+    assert spec_of('a/b', 8, rules=rules) == PartitionSpec('tensor')
+    assert spec_of('a/c', 8, rules=rules) == PartitionSpec('fsdp')
+    assert spec_of('c', 8, rules=rules) == PartitionSpec()
+
+
+def test_rules_that_cannot_work_are_refused():
+    with pytest.raises(ValueError, match=r"'a' splits 2 dimensions, but a has shape \(8,\)"):
+        spec_of('a', 8, rules=(('a', (None, 'fsdp')),))
+    with pytest.raises(ValueError, match="names the axis 'model'"):
+        spec_of('a', 8, rules=(('a', ('model',)),))
+
+
+def test_nnx_states_keep_their_structure():
+    class Block(nnx.Module):
+        def __init__(self):
+            self.layers = nnx.Dict(q_proj=nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
+
+    state = nnx.eval_shape(lambda: nnx.state(Block()))
+    rules = (('layers/q_proj/kernel$', ('fsdp', 'tensor')),)
+    shardings = tree_shardings(state, MESH, rules)
+    assert jax.tree.structure(shardings) == jax.tree.structure(state)
+    kernel = shardings['layers']['q_proj']['kernel'].get_value()
+    assert kernel.spec == PartitionSpec('fsdp', 'tensor')
+
+
+def test_rows_of_a_batch_are_split_over_data_and_fsdp():
+    batch = {
+        'tokens': jax.ShapeDtypeStruct((16, 10), jnp.int32),
+        'position_ids': jax.ShapeDtypeStruct((3, 16, 10), jnp.int32),
+        'odd': jax.ShapeDtypeStruct((12, 10), jnp.int32),
+        'scale': jax.ShapeDtypeStruct((), jnp.float32),
+    }
+    specs = jax.tree.map(lambda sharding: sharding.spec, batch_sharding(MESH, batch))
+    rows = ('data', 'fsdp')
+    assert specs == {
+        'tokens': PartitionSpec(rows), 'position_ids': PartitionSpec(None, rows),
+        'odd': PartitionSpec(None), 'scale': PartitionSpec()}
+
+
+@pytest.mark.parametrize('name', ['qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_72b'])
+def test_a_device_holds_its_share_of_a_published_model(name):
+    mesh = AbstractMesh((1, 4, 2), ('data', 'fsdp', 'tensor'))
+    state = nnx.eval_shape(lambda: nnx.state(Qwen2_5_VL(preset(name), rngs=nnx.Rngs(0))))
+    shardings = tree_shardings(state, mesh)
+    leaves = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
+    total = sum(math.prod(leaf.shape) for leaf, _ in leaves)
+    share = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in leaves)
+    # Norms, biases and the patch embedding are replicated; the rest is in eight.
+    assert total / 8 <= share < total / 8 * 1.02

@@ -1,0 +1,208 @@
+"""Showing pages, cropping and zooming: sizes, regions and pixels."""
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+from vrag_jax.perception.frames import Frame
+from vrag_jax.perception.image_ops import (
+    PixelLimits,
+    RegionError,
+    check_box,
+    crop_and_zoom,
+    crop_frame,
+    encoder_size,
+    show_page,
+)
+
+PAPER = PixelLimits(256 * 28 * 28, 512 * 28 * 28)
+TINY = PixelLimits(4 * 28 * 28, 16 * 28 * 28)
+EXACT = PixelLimits(12 * 28 * 28, 12 * 28 * 28)
+LIMITS = st.sampled_from([PAPER, TINY, EXACT, PixelLimits(1, 10**7), PixelLimits(4096, 9000, 32)])
+SIDES = st.integers(1, 20000)
+FRACTIONS = st.floats(0, 1, width=32)
+
+
+def gradient_page(width: int, height: int) -> Image.Image:
+    """An image whose red is the column and whose green is the row of each pixel."""
+    rows, columns = np.mgrid[:height, :width].astype(np.uint8)
+    return Image.fromarray(np.stack([columns, rows, np.zeros_like(rows)], axis=-1))
+
+
+@settings(deadline=None, max_examples=300)
+@given(SIDES, SIDES, LIMITS)
+def test_encoder_size_is_one_that_the_image_processor_leaves_alone(width, height, limits):
+    size = encoder_size(width, height, limits)
+    assert size[0] % limits.factor == size[1] % limits.factor == 0
+    assert limits.min_pixels <= size[0] * size[1] <= limits.max_pixels
+    again = smart_resize(size[1], size[0], limits.factor, limits.min_pixels, limits.max_pixels)
+    assert again == (size[1], size[0])
+
+
+@pytest.mark.parametrize('width, height', [
+    (5334, 3000), (3000, 5334), (1654, 2339), (640, 480), (300, 300), (100, 90), (2000, 500)])
+def test_encoder_size_of_usual_images_is_smart_resize(width, height):
+    expected = smart_resize(height, width, 28, PAPER.min_pixels, PAPER.max_pixels)
+    assert encoder_size(width, height, PAPER) == expected[::-1]
+
+
+@settings(deadline=None)
+@given(SIDES, SIDES)
+def test_aspect_is_kept_up_to_rounding_to_whole_cells(width, height):
+    assume(max(width, height) <= 8 * min(width, height))
+    columns, rows = (side // 28 for side in encoder_size(width, height, PAPER))
+    # Either side is off by less than one cell from the same scaled image.
+    assert (columns - 1) / (rows + 1) < width / height < (columns + 1) / (rows - 1)
+
+
+def test_strips_get_the_nearest_size_there_is():
+    # 16 cells at most: a strip of 1000:1 becomes one row of 16.
+    assert encoder_size(1000, 1, TINY) == (16 * 28, 28)
+    assert encoder_size(1, 1000, TINY) == (28, 16 * 28)
+    # Exactly 12 cells: 4:3 becomes 4 x 3, 12:1 becomes 12 x 1.
+    assert encoder_size(400, 300, EXACT) == (4 * 28, 3 * 28)
+    assert encoder_size(120, 10, EXACT) == (12 * 28, 28)
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ((0, 100), 'min_pixels'), ((200, 100), 'min_pixels'), ((1, 27 * 28), 'multiples of 28'),
+    ((785, 1567), 'multiples of 28'), ((1, 100, 0), 'factor')])
+def test_limits_that_no_image_meets_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        PixelLimits(*arguments)
+
+
+def test_page_is_shown_whole():
+    page = gradient_page(200, 100)
+    shown, frame = show_page(page, 'doc_3', TINY)
+    assert frame == Frame('doc_3', (200, 100), (0, 0, 200, 100), encoder_size(200, 100, TINY))
+    expected = page.resize(frame.encoder_size, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(shown), np.asarray(expected))
+
+
+def test_grey_and_palette_pages_are_shown_in_rgb():
+    for mode in ('L', 'P', '1', 'RGBA'):
+        assert show_page(Image.new(mode, (60, 60)), 'p', TINY)[0].mode == 'RGB'
+
+
+def test_crop_is_cut_from_the_full_resolution_page():
+    page = gradient_page(240, 120)
+    frame = Frame('p', (240, 120), (0, 0, 240, 120), (112, 56))
+    crop, cut = crop_and_zoom(page, frame, (14, 7, 56, 28), TINY)
+    # 240 / 112 page pixels an encoder pixel: exactly columns 30-120 and rows 15-60.
+    assert cut.region == (30, 15, 120, 60)
+    expected = page.crop((30, 15, 120, 60)).resize(cut.encoder_size, Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(crop), np.asarray(expected))
+
+
+def test_second_crop_is_in_the_frame_of_the_first():
+    page = gradient_page(240, 120)
+    first = Frame('p', (240, 120), (30, 15, 120, 60), (180, 90))
+    _, cut = crop_and_zoom(page, first, (20, 10, 60, 50), TINY)
+    assert cut.region == (40, 20, 60, 40)
+
+
+def test_boxes_are_rounded_outwards():
+    frame = Frame('p', (100, 100), (0, 0, 100, 100), (112, 112))
+    # Encoder pixel 12 is page pixel 10.7, encoder pixel 55 is page pixel 49.1.
+    assert crop_frame(frame, (12, 12, 55, 55), TINY).region == (10, 10, 50, 50)
+
+
+def test_padding_is_in_encoder_pixels_and_ends_at_the_page():
+    frame = Frame('p', (400, 400), (100, 100, 300, 300), (100, 100))
+    # 2 page pixels an encoder pixel; padding may leave the crop, not the page.
+    assert crop_frame(frame, (20, 20, 40, 40), TINY, 10).region == (120, 120, 200, 200)
+    assert crop_frame(frame, (0, 0, 40, 40), TINY, 10).region == (80, 80, 200, 200)
+    assert crop_frame(frame, (0, 0, 100, 100), TINY, 90).region == (0, 0, 400, 400)
+
+
+def test_boxes_over_the_edge_are_clamped():
+    frame = Frame('p', (200, 200), (0, 0, 200, 200), (100, 100))
+    assert crop_frame(frame, (50, 60, 150, 150), TINY).region == (100, 120, 200, 200)
+
+
+def test_strips_are_widened_about_their_centre():
+    frame = Frame('p', (1600, 400), (0, 0, 1600, 400), (1600, 400))
+    # TINY has room for 16:1, so 1600 columns need 100 rows.
+    assert crop_frame(frame, (0, 200, 1600, 202), TINY).region == (0, 151, 1600, 251)
+    assert crop_frame(frame, (0, 0, 1600, 2), TINY).region == (0, 0, 1600, 100)
+    assert crop_frame(frame, (0, 398, 1600, 400), TINY).region == (0, 300, 1600, 400)
+
+
+@pytest.mark.parametrize('box, reason', [
+    ((float('nan'), 0, 10, 10), 'not finite'), ((0, 0, float('inf'), 10), 'not finite'),
+    ((-1, 0, 10, 10), 'negative'), ((10, 0, 10, 10), 'no area'), ((0, 10, 10, 5), 'no area'),
+    ((100, 0, 120, 10), 'outside the image, which is 100 x 50'), ((0, 50, 10, 60), 'outside'),
+    ((0, 0, 151, 10), 'far outside'), ((0, 0, 10, 75.5), 'far outside'),
+])
+def test_unusable_boxes(box, reason):
+    frame = Frame('p', (1000, 500), (0, 0, 1000, 500), (100, 50))
+    assert reason in check_box(box, frame)
+    with pytest.raises(RegionError, match=reason):
+        crop_and_zoom(Image.new('RGB', (1000, 500)), frame, box, TINY)
+
+
+@pytest.mark.parametrize('box', [(0, 0, 100, 50), (99, 49, 150, 75), (0, 0, 0.001, 0.001)])
+def test_usable_boxes(box):
+    assert check_box(box, Frame('p', (1000, 500), (0, 0, 1000, 500), (100, 50))) is None
+
+
+def test_a_page_of_another_size_than_its_frame_is_refused():
+    frame = Frame('doc_1', (100, 100), (0, 0, 100, 100), (56, 56))
+    with pytest.raises(ValueError, match="'doc_1' is \\(100, 90\\)"):
+        crop_and_zoom(Image.new('RGB', (100, 90)), frame, (0, 0, 10, 10), TINY)
+
+
+def draw_box(data, frame: Frame) -> tuple[float, float, float, float]:
+    """Any box with an area on an image, from a fraction of a pixel to all of it."""
+    width, height = frame.encoder_size
+    x1, x2 = sorted(data.draw(FRACTIONS) * width for _ in range(2))
+    y1, y2 = sorted(data.draw(FRACTIONS) * height for _ in range(2))
+    assume(check_box((x1, y1, x2, y2), frame) is None)
+    return x1, y1, x2, y2
+
+
+@settings(deadline=None, max_examples=300)
+@given(st.data())
+def test_any_box_any_size_crops_of_crops(data):
+    page_size = data.draw(st.tuples(SIDES, SIDES))
+    limits = data.draw(LIMITS)
+    frame = Frame('p', page_size, (0, 0, *page_size), encoder_size(*page_size, limits))
+    for _ in range(data.draw(st.integers(1, 4))):
+        box = draw_box(data, frame)
+        wanted = frame.to_page(box)
+        cut = crop_frame(frame, box, limits)
+        got = cut.region
+        # The crop holds the box, whole pixels of the page, at an allowed size.
+        assert all(value == int(value) for value in got)
+        assert got[0] <= wanted[0] + 1e-6 and got[1] <= wanted[1] + 1e-6
+        assert got[2] >= wanted[2] - 1e-6 and got[3] >= wanted[3] - 1e-6
+        assert cut.encoder_size == encoder_size(
+            int(got[2] - got[0]), int(got[3] - got[1]), limits)
+        # Sides that need no widening are within one pixel of what was asked for.
+        longest = max(got[2] - got[0], got[3] - got[1])
+        for low, high in ((0, 2), (1, 3)):
+            if got[high] - got[low] > longest / limits.max_aspect + 1:
+                assert wanted[low] - got[low] <= 1 and got[high] - wanted[high] <= 1
+        # What was asked for, seen on the crop and mapped back, is the same box.
+        assert cut.to_page(cut.from_page(wanted)) == pytest.approx(wanted, abs=1e-3)
+        frame = cut
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_pixels_of_crops_of_crops_are_where_the_frame_says(data):
+    size = data.draw(st.tuples(st.integers(8, 250), st.integers(8, 250)))
+    page = gradient_page(*size)
+    image, frame = show_page(page, 'p', TINY)
+    for _ in range(2):
+        image, frame = crop_and_zoom(page, frame, draw_box(data, frame), TINY)
+        assert image.size == frame.encoder_size
+        width, height = image.size
+        red, green, _ = image.getpixel((width // 2, height // 2))
+        # The value of a pixel is its index; its centre is half a pixel further.
+        x, y, _, _ = frame.to_page((width // 2 + 0.5, height // 2 + 0.5, width, height))
+        assert abs(red + 0.5 - x) <= 1 and abs(green + 0.5 - y) <= 1

@@ -1,0 +1,152 @@
+"""Search over a store: right pages, bounded hits, one encoding a query, checked on opening."""
+
+import json
+import threading
+
+import pytest
+
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.index import ScannIndex
+from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.pages import PageStore
+
+TEXTS = ['revenue of Alibaba Cloud', '数据中心网络演进', 'leisure travel in Hong Kong', '实例费降价']
+
+
+class CountingEncoder(NgramEncoder):
+    """Remembers which queries it encoded."""
+
+    def __init__(self):
+        super().__init__(NgramConfig(buckets=1 << 12))
+        self.encoded = []
+
+    def encode_queries(self, texts):
+        self.encoded.append(list(texts))
+        return super().encode_queries(texts)
+
+
+@pytest.fixture
+def store(make_store):
+    return make_store(TEXTS)
+
+
+@pytest.fixture
+def engine(store):
+    return SearchEngine.build(store, TEXTS, CountingEncoder())
+
+
+def found(engine, queries, k):
+    return [[hit.page_id for hit in hits] for hits in engine.search(queries, k)]
+
+
+def test_each_query_finds_its_page(engine):
+    queries = ['What was the cloud revenue?', '网络演进中的数据中心', 'travelling in hong kong', '降价多少']
+    assert found(engine, queries, 1) == [['p1'], ['p2'], ['p3'], ['p4']]
+
+
+def test_hits_are_sorted_different_and_no_more_than_asked_for(engine):
+    for k in (1, 3, 4, 100):
+        [hits] = engine.search(['revenue travel'], k)
+        scores = [hit.score for hit in hits]
+        assert len({hit.page_id for hit in hits}) == len(hits) == min(k, 4)
+        assert scores == sorted(scores, reverse=True)
+        assert all(type(score) is float for score in scores)
+
+
+def test_a_query_that_shares_no_term_with_any_page_finds_nothing(engine):
+    assert found(engine, ['zzqqzz', 'revenue', '', 'of the'], 1) == [[], ['p1'], [], []]
+    assert engine.search(['zzqqzz'], 3) == [[]]
+    assert engine.search([], 3) == []
+    with pytest.raises(ValueError, match='k must be positive'):
+        engine.search(['revenue'], 0)
+
+
+def test_a_query_is_encoded_once(engine):
+    first = engine.search(['revenue', 'travel', 'revenue'], 2)
+    assert first[0] == first[2]
+    assert engine.search(['travel', '降价'], 2)[0] == first[1]
+    assert engine.encoder.encoded == [['revenue', 'travel'], ['降价']]
+    assert len(engine.search(['revenue'], 3)[0]) == 3  # more hits are another search
+
+
+def test_the_cache_forgets_the_least_recent_query(store):
+    encoder = CountingEncoder()
+    index = SearchEngine.build(store, TEXTS, encoder).index
+    engine = SearchEngine(store, encoder, index, cache_size=2)
+    for query in ('a1', 'b2', 'a1', 'c3', 'a1', 'b2'):
+        engine.search([query], 1)
+    assert encoder.encoded == [['a1'], ['b2'], ['c3'], ['b2']]
+
+
+def test_changing_a_result_does_not_change_the_next(engine):
+    first = engine.search(['revenue'], 2)
+    first[0].clear()
+    assert len(engine.search(['revenue'], 2)[0]) == 2
+
+
+def test_many_threads_get_the_results_of_one(engine):
+    queries = [f'{word} {i % 7}' for i, word in enumerate(['revenue', 'travel', '网络', '降价'] * 10)]
+    expected = found(engine, queries, 3)
+    shared = SearchEngine(engine.store, engine.encoder, engine.index, cache_size=5)
+    results = [None] * 8
+
+    def work(slot):
+        results[slot] = [found(shared, [query], 3)[0] for query in queries]
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [expected] * 8
+
+
+def test_an_engine_is_read_back_as_it_was(store, engine, tmp_path):
+    SearchEngine.build(store, TEXTS, CountingEncoder(), tmp_path / 'index')
+    read = SearchEngine.open(tmp_path / 'index', store)
+    queries = ['revenue travel', '数据中心', 'zzqqzz']
+    assert read.search(queries, 3) == engine.search(queries, 3)
+
+
+def test_an_index_of_other_pages_is_refused(store, tmp_path):
+    SearchEngine.build(store, TEXTS, CountingEncoder(), tmp_path / 'index')
+    pages = list(store)
+    fewer = PageStore(store.folder, pages[:-1])
+    with pytest.raises(ArtifactError, match="only the index holds page 'p4'"):
+        SearchEngine.open(tmp_path / 'index', fewer)
+    engine = SearchEngine.build(fewer, TEXTS[:-1], CountingEncoder())
+    with pytest.raises(ArtifactError, match="only the page store holds page 'p4'"):
+        SearchEngine(store, engine.encoder, engine.index)
+
+
+def test_an_index_of_another_encoder_is_refused(store, engine):
+    other = CountingEncoder()
+    other.fit(TEXTS[::-1])
+    index = ScannIndex.build(other.encode_pages(TEXTS), store.ids, other.fingerprint)
+    with pytest.raises(ArtifactError, match='the index was made by encoder'):
+        SearchEngine(store, engine.encoder, index)
+
+
+def test_a_damaged_directory_is_refused(store, tmp_path):
+    directory = tmp_path / 'index'
+    with pytest.raises(FileNotFoundError, match='no search_engine'):
+        SearchEngine.open(directory, store)
+    SearchEngine.build(store, TEXTS, CountingEncoder(), directory)
+    manifest = json.loads((directory / 'manifest.json').read_text())
+    for change, message in (({'encoder': {'kind': 'other'}}, "encoder 'other' is unknown"),
+                            ({'encoder': {}}, 'kind')):
+        changed = {**manifest, 'fields': {**manifest['fields'], **change}}
+        (directory / 'manifest.json').write_text(json.dumps(changed))
+        with pytest.raises(ArtifactError, match=message):
+            SearchEngine.open(directory, store)
+    [state] = directory.glob('data-*/encoder/ngram.npz')
+    state.write_bytes(state.read_bytes()[:-10])
+    (directory / 'manifest.json').write_text(json.dumps(manifest))
+    with pytest.raises(ArtifactError, match=r'ngram\.npz: has a wrong SHA-256'):
+        SearchEngine.open(directory, store)
+
+
+def test_a_text_is_needed_for_each_page(store):
+    with pytest.raises(ValueError, match='3 texts for 4 pages'):
+        SearchEngine.build(store, TEXTS[:3], CountingEncoder())

@@ -1,0 +1,138 @@
+"""Inner products of the vectors are BM25 scores, exact or sketched."""
+
+import math
+import random
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.terms import split_terms
+
+TEXTS = ['Revenue of Alibaba Cloud grew in 2020', '云上数据中心网络演进 VPC 诞生', 'Cost of revenue 2019',
+         '数据中心网络 IPv6', 'Hong Kong travellers, leisure travel', 'travel travel travel']
+QUERIES = ['cloud revenue growth', '数据中心网络哪一年', 'travelling to Hong Kong', 'IPV6 VPC 2020']
+
+
+GROUPS = (('words', 1.0), ('phrases', 0.5), ('pieces', 0.1))
+
+
+def bm25(queries, texts, k1=1.2, b=0.75):
+    """Scores [queries, pages] by the formula of Robertson and Zaragoza (2009), loop by loop."""
+    scores = np.zeros((len(queries), len(texts)))
+    for group, weight in GROUPS:
+        pages = [Counter(getattr(split_terms(text), group)) for text in texts]
+        lengths = [page.total() for page in pages]
+        mean = sum(lengths) / len(pages)
+        for row, query in zip(scores, queries, strict=True):
+            for term, count in Counter(getattr(split_terms(query), group)).items():
+                having = sum(term in page for page in pages)
+                idf = math.log(1 + (len(pages) - having + 0.5) / (having + 0.5))
+                for i, page in enumerate(pages):
+                    saturated = page[term] * (k1 + 1) / (
+                        page[term] + k1 * (1 - b + b * lengths[i] / mean))
+                    row[i] += weight * (1 + math.log(count)) * idf * saturated
+    return scores
+
+
+def fitted(texts, **config):
+    encoder = NgramEncoder(NgramConfig(buckets=1 << 16, **config))
+    encoder.fit(texts)
+    return encoder
+
+
+def random_texts(count, seed=0):
+    rng = random.Random(seed)
+    words = [''.join(rng.choices('abcdefghij', k=5)) for _ in range(200)]
+    return [' '.join(rng.choices(words, k=12)) for _ in range(count)]
+
+
+@pytest.mark.parametrize('texts', [TEXTS, [*TEXTS, TEXTS[1], '', TEXTS[1], '…']],
+                         ids=['distinct', 'with copies and blank pages'])
+def test_scores_are_bm25_up_to_one_factor_a_query(texts):
+    encoder = fitted(texts)
+    scores = encoder.encode_queries(QUERIES) @ encoder.encode_pages(texts).T
+    for row, expected in zip(scores, bm25(QUERIES, texts), strict=True):
+        best = expected.argmax()
+        np.testing.assert_allclose(row * expected[best] / row[best], expected,
+                                   atol=1e-3 * expected[best])
+
+
+def test_rows_are_unit_float32():
+    texts = [*TEXTS, '']
+    encoder = fitted(texts)
+    unseen_page = ' '.join(TEXTS * 3)
+    rows = np.concatenate([encoder.encode_pages([*texts, unseen_page]),
+                           encoder.encode_queries(QUERIES)])
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+
+
+def test_a_query_without_a_term_of_the_pages_is_all_zeros():
+    rows = fitted(TEXTS).encode_queries(['zzqqzz', '', 'of the', '煤'])
+    assert rows.shape[0] == 4 and not rows.any()
+
+
+def test_a_batch_gives_the_rows_of_single_queries():
+    encoder = fitted(TEXTS)
+    single = [encoder.encode_queries([query])[0] for query in QUERIES]
+    np.testing.assert_allclose(encoder.encode_queries(QUERIES), single, atol=1e-6)
+
+
+def test_a_larger_corpus_is_sketched_nearly_as_well():
+    texts = random_texts(400)
+    queries = [' '.join(text.split()[2:8]) for text in texts[:40]]
+    encoder = fitted(texts, dims=256)
+    pages = encoder.encode_pages(texts)
+    assert pages.shape == (400, 257)
+    np.testing.assert_allclose(np.linalg.norm(pages, axis=1), 1, atol=1e-5)
+    exact = bm25(queries, texts).argmax(axis=1)
+    found = (encoder.encode_queries(queries) @ pages.T).argmax(axis=1)
+    assert np.mean(found == exact) >= 0.9
+
+
+@pytest.mark.parametrize('dims', [4096, 3], ids=['exact', 'sketch'])
+def test_fitting_again_or_reading_back_gives_the_same_vectors(dims, tmp_path):
+    first, second = fitted(TEXTS, dims=dims), fitted(TEXTS, dims=dims)
+    assert first.fingerprint == second.fingerprint
+    fields = first.write_files(tmp_path)
+    read = NgramEncoder.from_files(tmp_path, fields)
+    for encode in ('encode_pages', 'encode_queries'):
+        rows = getattr(first, encode)(TEXTS)
+        np.testing.assert_array_equal(rows, getattr(second, encode)(TEXTS))
+        np.testing.assert_array_equal(rows, getattr(read, encode)(TEXTS))
+
+
+def test_the_fingerprint_tells_corpora_and_configs_apart():
+    prints = {fitted(TEXTS).fingerprint, fitted(TEXTS[:-1]).fingerprint,
+              fitted(TEXTS, b=0.5).fingerprint, fitted(TEXTS, dims=3).fingerprint,
+              fitted(TEXTS, dims=3, seed=1).fingerprint}
+    assert len(prints) == 5
+
+
+def test_a_state_that_is_another_is_refused(tmp_path):
+    fields = fitted(TEXTS).write_files(tmp_path)
+    fitted(TEXTS[:-1]).write_files(tmp_path)
+    with pytest.raises(ArtifactError, match='fingerprint'):
+        NgramEncoder.from_files(tmp_path, fields)
+    (tmp_path / 'ngram.npz').write_bytes(b'PK\x03\x04 cut off')
+    with pytest.raises(ArtifactError, match=r'ngram\.npz'):
+        NgramEncoder.from_files(tmp_path, fields)
+
+
+def test_what_cannot_be_fitted_is_refused():
+    with pytest.raises(ValueError, match='has not been fitted'):
+        NgramEncoder().encode_queries(['a'])
+    with pytest.raises(ValueError, match='no page'):
+        fitted([])
+    with pytest.raises(ValueError, match='none of the 2 page texts holds a word'):
+        fitted(['', '…'])
+
+
+@pytest.mark.parametrize('field, value', [('dims', 0), ('k1', -1.0), ('b', 1.5), ('buckets', 0),
+                                          ('piece_weight', -0.1)])
+def test_a_config_that_cannot_work_names_the_field(field, value):
+    with pytest.raises(ValueError, match=field):
+        NgramConfig(**{field: value})

@@ -1,0 +1,168 @@
+"""Manifests come back as written, wrong ones are refused by name, images are bounded."""
+
+import json
+import threading
+
+import pytest
+from PIL import Image
+
+from vrag_jax.retrieval import pages as pages_module
+from vrag_jax.retrieval.pages import Page, PageStore, scan_folder
+
+GOOD = {'page_id': 'a', 'document': 'doc', 'page': 1, 'file': 'a.png', 'width': 8, 'height': 6}
+
+
+def write_lines(tmp_path, *lines):
+    Image.new('RGB', (8, 6)).save(tmp_path / 'a.png')
+    manifest = tmp_path / 'pages.jsonl'
+    manifest.write_text(
+        '\n'.join(x if isinstance(x, str) else json.dumps(x) for x in lines) + '\n', 'utf-8')
+    return manifest
+
+
+def test_a_manifest_comes_back_as_written(tmp_path):
+    Image.new('RGB', (8, 6)).save(tmp_path / 'a.png')
+    # The text holds a line break of Unicode that is none of JSON lines.
+    pages = [Page('z/1', '报告', 1, 'a.png', 8, 6, 'two\u2028lines'),
+             Page('a', '报告', 2, 'a.png', 8, 6)]
+    PageStore.write(tmp_path / 'pages.jsonl', pages)
+    store = PageStore.open(tmp_path / 'pages.jsonl')
+    assert list(store) == pages
+    assert store.ids == ('z/1', 'a') and len(store) == 2
+    assert store['a'] == pages[1] and 'a' in store and 'b' not in store
+    assert store.path('a') == tmp_path / 'a.png'
+    with pytest.raises(KeyError, match='b'):
+        store['b']
+
+
+def test_fields_that_are_not_ours_are_left_alone(tmp_path):
+    store = PageStore.open(write_lines(tmp_path, {**GOOD, 'colour': 'red'}, '', '  '))
+    assert store.ids == ('a',)
+
+
+@pytest.mark.parametrize('line, message', [
+    ('{', 'line 2: not JSON'),
+    ('[1]', 'line 2: expected an object'),
+    ({k: v for k, v in GOOD.items() if k != 'width'}, "line 2: field 'width' is missing"),
+    ({**GOOD, 'page_id': ''}, "line 2: field 'page_id': expected a non-empty string"),
+    ({**GOOD, 'page_id': 'b', 'page': 0}, "line 2: field 'page': expected a positive integer"),
+    ({**GOOD, 'page_id': 'b', 'height': 6.5}, "line 2: field 'height'"),
+    ({**GOOD, 'page_id': 'b', 'width': True}, "line 2: field 'width'"),
+    ({**GOOD, 'page_id': 'b', 'text': 3}, "line 2: field 'text'"),
+    ({**GOOD, 'page_id': 'b', 'file': '/a.png'}, "line 2: field 'file': expected a relative path"),
+    (GOOD, "line 2: page_id 'a' stands already in line 1"),
+])
+def test_a_wrong_line_is_named(tmp_path, line, message):
+    manifest = write_lines(tmp_path, GOOD, line)
+    with pytest.raises(ValueError) as error:
+        PageStore.open(manifest)
+    assert str(manifest) in str(error.value) and message in str(error.value)
+
+
+def test_what_is_missing_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match='none.jsonl'):
+        PageStore.open(tmp_path / 'none.jsonl')
+    manifest = write_lines(tmp_path, GOOD, {**GOOD, 'page_id': 'b', 'file': 'b.png'})
+    with pytest.raises(FileNotFoundError, match=r"line 2: file 'b\.png'"):
+        PageStore.open(manifest)
+    with pytest.raises(ValueError, match='holds no page'):
+        PageStore.open(write_lines(tmp_path, ''))
+
+
+def test_a_manifest_that_open_would_refuse_is_not_written(tmp_path):
+    page = Page('a', 'doc', 1, 'a.png', 8, 6)
+    with pytest.raises(ValueError, match="'a' stands there twice"):
+        PageStore.write(tmp_path / 'pages.jsonl', [page, page])
+    with pytest.raises(ValueError, match="field 'page'"):
+        PageStore.write(tmp_path / 'pages.jsonl', [Page('a', 'doc', 0, 'a.png', 8, 6)])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_images_are_rgb_upright_and_of_the_stated_size(tmp_path):
+    sideways = Image.new('P', (6, 8))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees
+    sideways.convert('RGB').save(tmp_path / 'a.jpg', exif=exif)
+    store = PageStore(tmp_path, [Page('a', 'd', 1, 'a.jpg', 8, 6), Page('b', 'd', 2, 'a.jpg', 6, 8)])
+    assert store.image('a').size == (8, 6) and store.image('a').mode == 'RGB'
+    with pytest.raises(ValueError, match="is 8x6, the manifest says 6x8 for 'b'"):
+        store.image('b')
+
+
+def test_a_file_that_is_no_image_is_named(tmp_path):
+    (tmp_path / 'a.png').write_bytes(b'not an image')
+    with pytest.raises(ValueError, match=r'a\.png: cannot be read as an image'):
+        PageStore(tmp_path, [Page('a', 'd', 1, 'a.png', 8, 6)]).image('a')
+
+
+@pytest.fixture
+def decoded(monkeypatch):
+    """Names of the files that are decoded, in order."""
+    names = []
+    load = pages_module.load_image
+
+    def counting(path):
+        names.append(path.name)
+        return load(path)
+
+    monkeypatch.setattr(pages_module, 'load_image', counting)
+    return names
+
+
+def test_recent_images_are_kept_up_to_a_number_of_bytes(tmp_path, decoded):
+    pages = []
+    for name in 'abc':
+        Image.new('RGB', (10, 10)).save(tmp_path / f'{name}.png')
+        pages.append(Page(name, 'd', 1, f'{name}.png', 10, 10))
+    store = PageStore(tmp_path, pages, cache_bytes=2 * 300)
+    for name in 'aabacab':  # c pushes out b; then b pushes out c
+        store.image(name)
+    assert decoded == ['a.png', 'b.png', 'c.png', 'b.png']
+    tiny = PageStore(tmp_path, pages, cache_bytes=299)
+    assert tiny.image('a').size == tiny.image('a').size == (10, 10)
+    assert decoded[4:] == ['a.png', 'a.png']
+
+
+def test_many_threads_get_the_right_images(make_store):
+    store = make_store([''] * 8)
+    store = PageStore(store.folder, list(store), cache_bytes=3 * 40 * 30 * 3)
+    wrong = []
+
+    def look(start):
+        for step in range(60):
+            number = (start * 7 + step * 3) % 8 + 1
+            if store.image(f'p{number}').getpixel((0, 0)) != (number, 0, 0):
+                wrong.append(number)
+
+    threads = [threading.Thread(target=look, args=(i,)) for i in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+
+
+def test_a_folder_of_images_becomes_pages_with_explicit_ids(tmp_path):
+    (tmp_path / 'report').mkdir()
+    Image.new('L', (5, 7)).save(tmp_path / 'report' / '02.png')
+    Image.new('RGB', (6, 8)).save(tmp_path / 'report' / '10.JPG')
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    Image.new('RGB', (6, 8)).save(tmp_path / 'cover.jpg', exif=exif)
+    (tmp_path / 'notes.txt').write_text('no image')
+    pages = scan_folder(tmp_path)
+    assert pages == [
+        Page('cover', tmp_path.name, 1, 'cover.jpg', 8, 6),
+        Page('report/02', 'report', 1, 'report/02.png', 5, 7),
+        Page('report/10', 'report', 2, 'report/10.JPG', 6, 8)]
+    PageStore.write(tmp_path / 'pages.jsonl', pages)
+    assert PageStore.open(tmp_path / 'pages.jsonl').image('cover').size == (8, 6)
+
+
+def test_a_folder_without_images_or_with_ambiguous_ones_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match='no .jpg'):
+        scan_folder(tmp_path)
+    Image.new('RGB', (5, 7)).save(tmp_path / '1.png')
+    Image.new('RGB', (5, 7)).save(tmp_path / '1.jpg')
+    with pytest.raises(ValueError, match=r"page id '1' is taken by 1\.jpg"):
+        scan_folder(tmp_path)

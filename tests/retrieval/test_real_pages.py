@@ -1,0 +1,26 @@
+"""Retrieval on 39 real pages, 99 real questions, English and Chinese, through OCR."""
+
+import pytest
+
+from vrag_jax.data.records import load_questions
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.evaluate import evaluate_retrieval
+from vrag_jax.retrieval.ngram_encoder import NgramEncoder
+from vrag_jax.retrieval.ocr import OcrReader
+from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.text import page_texts
+
+
+@pytest.mark.slow  # the OCR takes about two minutes on one core
+def test_recall_on_real_questions(shared_dir, tmp_path, pytestconfig):
+    pytest.importorskip('rapidocr', reason="needs the extra 'ocr'")
+    store = PageStore.open(shared_dir / 'real_pages' / 'pages.jsonl')
+    questions = load_questions(shared_dir / 'real_pages' / 'questions.json', store.ids)
+    # What was read stays in pytest's cache folder for the next run.
+    reader = OcrReader(pytestconfig.cache.mkdir('ocr'))
+    SearchEngine.build(store, page_texts(store, reader), NgramEncoder(), tmp_path)
+    result = evaluate_retrieval(SearchEngine.open(tmp_path, store), questions)
+    assert len(questions) == 99
+    assert result['recall@1'] >= 0.85
+    assert result['recall@5'] >= 0.97
+    assert result['ndcg@10'] >= 0.94

@@ -1,0 +1,248 @@
+"""Trajectories on disk: what was said and seen, without tokens, for people to look at."""
+
+import dataclasses
+import json
+import os
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from vrag_jax.evaluation.metrics import is_correct
+from vrag_jax.perception.frames import Box, Frame
+from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
+
+FILE = 'trajectories.jsonl'
+LOSSLESS_PIXELS = 256 * 256  # larger images are stored as JPEG
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageRecord:
+    """An image as the policy saw it.
+
+    Attributes:
+      file: path relative to the folder of the trajectories.
+      page_id: the page that it shows.
+      size: width and height in pixels.
+      whole_page: whether it shows the page and not a region of it.
+      evidence: boxes that show the answer, in pixels of this image; they may
+        reach beyond it.
+    """
+
+    file: str
+    page_id: str
+    size: tuple[int, int]
+    whole_page: bool
+    evidence: tuple[Box, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TurnRecord:
+    """One turn.
+
+    Attributes:
+      kind: 'search', 'bbox', 'answer' or 'invalid'.
+      thought: what was thought.
+      text: the query, the answer, or the raw text of an invalid turn.
+      box: the chosen box, in pixels of the image it is on.
+      box_image: index of the image that the box is on.
+      reason: why the action is invalid.
+      observation: text shown back.
+      image: index of the image shown back.
+      retrieved: ids of the pages that a search brought.
+    """
+
+    kind: str
+    thought: str
+    text: str
+    box: Box | None
+    box_image: int | None
+    reason: str
+    observation: str
+    image: int | None
+    retrieved: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class TrajectoryRecord:
+    """A trajectory as people look at it.
+
+    Attributes:
+      folder: where the image files lie.
+      uid, question, reference, source_type, query_type: of the question.
+      answer: what was answered, None without an answer.
+      correct: whether this is right (exact match after normalisation).
+      truncated: whether the token limit cut it off.
+      rewards: parts of the reward and 'total'.
+      turns: what happened.
+      images: what was seen.
+    """
+
+    folder: Path
+    uid: str
+    question: str
+    reference: str
+    source_type: str
+    query_type: str
+    answer: str | None
+    correct: bool
+    truncated: bool
+    rewards: dict[str, float]
+    turns: tuple[TurnRecord, ...]
+    images: tuple[ImageRecord, ...]
+
+    def image_path(self, index: int) -> Path:
+        """Returns the file of an image."""
+        return self.folder / self.images[index].file
+
+    def boxes_on(self, index: int) -> list[tuple[int, Box]]:
+        """Returns (turn from 1, box) of every box chosen on an image."""
+        return [(number, turn.box) for number, turn in enumerate(self.turns, start=1)
+                if turn.box is not None and turn.box_image == index]
+
+
+def select(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
+    """Picks trajectories that show a method as it is, the same ones every time.
+
+    Wrong ones get their share of the places (at least one if there are any); each
+    kind of question comes up as evenly as there are trajectories of it.
+
+    Args:
+      trajectories: what to pick from.
+      count: how many.
+
+    Returns:
+      At most `count` trajectories: the right ones, then the wrong ones.
+    """
+    right = [t for t in trajectories if is_correct(t)]
+    wrong = [t for t in trajectories if not is_correct(t)]
+    places = round(count * len(wrong) / max(len(trajectories), 1))
+    places = max(places, min(1, len(wrong)), count - len(right))
+    return _spread(right, count - places) + _spread(wrong, places)
+
+
+def _spread(trajectories: Sequence[Trajectory], count: int) -> list[Trajectory]:
+    """Takes in turn from each kind of question."""
+    kinds: dict[tuple[str, str], list[Trajectory]] = defaultdict(list)
+    for trajectory in trajectories:
+        kinds[trajectory.question.query_type, trajectory.question.source_type].append(trajectory)
+    taken = []
+    for depth in range(max(map(len, kinds.values()), default=0)):
+        taken += [group[depth] for _, group in sorted(kinds.items()) if depth < len(group)]
+    return taken[:max(count, 0)]
+
+
+def save_trajectories(folder: Path, trajectories: Sequence[Trajectory]) -> None:
+    """Writes trajectories and the images they saw.
+
+    Args:
+      folder: gets `trajectories.jsonl` and `images/`; an image that several
+        trajectories saw is stored once.
+      trajectories: what to write; the file is replaced.
+    """
+    (folder / 'images').mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(_to_json(folder, t), ensure_ascii=False) + '\n' for t in trajectories]
+    part = folder / (FILE + '.part')
+    part.write_text(''.join(lines), encoding='utf-8')
+    os.replace(part, folder / FILE)
+
+
+def load_trajectories(folder: Path) -> list[TrajectoryRecord]:
+    """Reads what `save_trajectories` wrote.
+
+    Raises:
+      FileNotFoundError: if the file or an image is missing.
+      ValueError: if a line is not a trajectory; names file, line and field.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FileNotFoundError(f'{path}: no trajectories here')
+    records = []
+    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
+        try:
+            records.append(_from_json(folder, json.loads(line)))
+        except (TypeError, KeyError, json.JSONDecodeError) as error:
+            raise ValueError(f'{path}, line {number}: not a trajectory: {error}') from error
+    for record in records:
+        for index in range(len(record.images)):
+            if not record.image_path(index).is_file():
+                raise FileNotFoundError(f'{record.image_path(index)}: an image of '
+                                        f'trajectory {record.uid} is missing')
+    return records
+
+
+def _to_json(folder: Path, trajectory: Trajectory) -> dict[str, Any]:
+    question = trajectory.question
+    images_before = 0
+    turns = []
+    for turn in trajectory.turns:
+        turns.append(dataclasses.asdict(_turn_record(turn, images_before)))
+        images_before += turn.image is not None
+    return {
+        'uid': question.uid,
+        'question': question.query,
+        'reference': question.answer,
+        'source_type': question.source_type,
+        'query_type': question.query_type,
+        'answer': trajectory.answer,
+        'correct': is_correct(trajectory),
+        'truncated': trajectory.truncated,
+        'rewards': {name: float(value) for name, value in trajectory.rewards.items()},
+        'turns': turns,
+        'images': [dataclasses.asdict(_save_image(folder, view, trajectory))
+                   for view in trajectory.images],
+    }
+
+
+def _turn_record(turn: Turn, images_before: int) -> TurnRecord:
+    action = turn.action
+    box_image = None
+    if action.box is not None and images_before:
+        # A box names its image from 1; without a name it is on the last one.
+        chosen = (action.image or images_before) - 1
+        box_image = chosen if chosen < images_before else None
+    invalid = action.kind.value == 'invalid'
+    return TurnRecord(
+        kind=action.kind.value, thought=action.thought,
+        text=turn.text if invalid else action.text,
+        box=action.box, box_image=box_image, reason=action.reason,
+        observation=turn.observation, image=turn.image, retrieved=turn.retrieved)
+
+
+def _save_image(folder: Path, view: ImageView, trajectory: Trajectory) -> ImageRecord:
+    lossless = view.image.width * view.image.height <= LOSSLESS_PIXELS
+    file = f'images/{view.key}.{"png" if lossless else "jpg"}'
+    if not (folder / file).exists():
+        _write_image(view.image, folder / file)
+    evidence = tuple(view.frame.from_page(item.bbox) for item in trajectory.question.evidence
+                     if item.page_id == view.frame.page_id)
+    return ImageRecord(file, view.frame.page_id, view.image.size, _whole_page(view.frame), evidence)
+
+
+def _write_image(image: Image.Image, path: Path) -> None:
+    part = path.with_suffix('.part')
+    if path.suffix == '.png':
+        image.save(part, format='PNG', optimize=True)
+    else:
+        image.save(part, format='JPEG', quality=85)
+    os.replace(part, path)
+
+
+def _whole_page(frame: Frame) -> bool:
+    return tuple(frame.region) == (0, 0, *frame.page_size)
+
+
+def _from_json(folder: Path, data: dict[str, Any]) -> TrajectoryRecord:
+    turns = tuple(
+        TurnRecord(**turn | {
+            'box': tuple(turn['box']) if turn['box'] else None,
+            'retrieved': tuple(turn['retrieved'])})
+        for turn in data['turns'])
+    images = tuple(
+        ImageRecord(**image | {
+            'size': tuple(image['size']),
+            'evidence': tuple(tuple(box) for box in image['evidence'])})
+        for image in data['images'])
+    return TrajectoryRecord(**data | {'folder': folder, 'turns': turns, 'images': images})

@@ -1,0 +1,104 @@
+"""Pretraining exercises on PageWorld for a policy that starts from random weights.
+
+Each exercise is a piece of an episode as the careful expert would play it, so
+that what is learned here is what supervised fine-tuning builds on:
+
+- read: a crop of a panel's body, cut loosely -> its values, alone;
+- locate: a question, the search for its page and the page -> the headings in
+  reading order, which of them is meant and where, and the box.
+
+Reading is learned from single small crops, because a policy of a million
+parameters does not begin to learn it from long sequences.
+"""
+
+import random
+from collections.abc import Mapping, Sequence
+
+from vrag_jax.data.pageworld.layout import PageSpec
+from vrag_jax.data.records import Question
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert, read_panel
+from vrag_jax.perception.frames import Box, Frame
+from vrag_jax.perception.image_ops import crop_and_zoom
+from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.rollout.driver import World
+
+
+class PretrainingExercises:
+    """Draws exercises from the training documents.
+
+    Args:
+      world: where episodes take place.
+      store: the pages.
+      layouts: what stands on each page, by page id.
+      questions: training questions; reading uses the pages of their documents.
+      spread: encoder pixels by which an edge of a crop may lie outside the body;
+        inside it, a quarter of that.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        store: PageStore,
+        layouts: Mapping[str, PageSpec],
+        questions: Sequence[Question],
+        spread: float = 8.0,
+    ):
+        self._world = world
+        self._store = store
+        self._questions = questions
+        documents = {question.extra['document'] for question in questions}
+        self._pages = [page for page in layouts.values() if page.document in documents]
+        self._expert = ScriptedExpert(layouts, STYLES['careful'])
+        self._spread = spread
+
+    def sample(self, rng: random.Random, reads: int, locates: int) -> list[TokenSequence]:
+        """Returns exercises of both kinds.
+
+        Args:
+          rng: what they are drawn with.
+          reads: how many crops to read.
+          locates: how many pages to find a panel on.
+        """
+        episodes = [self._read(rng) for _ in range(reads)]
+        episodes += [self._locate(rng.choice(self._questions)) for _ in range(locates)]
+        shown = [view for _, view, _ in episodes]
+        processed = self._world.preprocess([image for image, _ in shown])
+        chat = self._world.chat
+        sequences = []
+        for (episode, view, text), patches in zip(episodes, processed, strict=True):
+            ids = chat.observation_ids('', patches.tokens)
+            episode.append_observation(ids, (*view, patches))
+            episode.append_text(chat.encode(text), sampled=True)
+            sequences.append(episode.finish().sequence())
+        return sequences
+
+    def _read(self, rng: random.Random):
+        """An observation without a past: a crop, and what it says."""
+        page = rng.choice(self._pages)
+        panel = rng.choice(page.panels)
+        _, frame = self._world.environment.page_view(page.page_id)
+        box = self._loose_box(frame, panel.body_box, rng)
+        image = self._store.image(page.page_id)
+        view = crop_and_zoom(image, frame, box, self._world.environment.config.limits)
+        return self._world.blank(), view, f'<think>{read_panel(panel)}</think>'
+
+    def _locate(self, question: Question):
+        """The first two turns of an episode, the page being the right one."""
+        episode = self._world.start(question)
+        search = self._expert.act(question, ExpertState())
+        episode.append_text(self._world.chat.encode(search), sampled=True)
+        page_id = question.page_ids[0]
+        view = self._world.environment.page_view(page_id)
+        return episode, view, self._expert.act(question, ExpertState([view[1]], 1))
+
+    def _loose_box(self, frame: Frame, body: Box, rng: random.Random) -> Box:
+        """A box around a body whose edges are off, mostly outwards."""
+        x1, y1, x2, y2 = frame.from_page(body)
+        width, height = frame.encoder_size
+
+        def off() -> float:
+            return self._spread * rng.random() ** 2 - self._spread / 8
+
+        return (max(0.0, x1 - off()), max(0.0, y1 - off()),
+                min(float(width), x2 + off()), min(float(height), y2 + off()))

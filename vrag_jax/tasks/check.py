@@ -1,0 +1,30 @@
+"""Checks of a config that need the machine or several sections at once."""
+
+import jax
+
+from vrag_jax.config import ConfigError
+from vrag_jax.parallel.mesh import resolve_shape
+from vrag_jax.tasks.corpus import check_paths
+from vrag_jax.tasks.settings import RunConfig
+
+
+def check(config: RunConfig) -> None:
+    """Refuses a config that cannot run here, before anything heavy starts.
+
+    Raises:
+      ConfigError: naming the field.
+    """
+    check_paths(config)
+    try:
+        shape = resolve_shape(config.mesh.sizes(), jax.device_count())
+    except ValueError as error:
+        raise ConfigError(f'config.{error}') from error
+    shards = shape['data'] * shape['fsdp']
+    for name, learner in (('learner', config.learner), ('sft.learner', config.sft.learner),
+                          ('pretrain.learner', config.pretrain.learner)):
+        if learner.rows % shards:
+            raise ConfigError(f'config.{name}.rows: {learner.rows} rows do not split over '
+                              f'data * fsdp = {shards} devices')
+    if config.sampler.slots % shards:
+        raise ConfigError(f'config.sampler.slots: {config.sampler.slots} slots do not split over '
+                          f'data * fsdp = {shards} devices')

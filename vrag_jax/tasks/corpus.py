@@ -1,0 +1,116 @@
+"""Pages, their index and questions, from the config."""
+
+import dataclasses
+import logging
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from vrag_jax.config import ConfigError
+from vrag_jax.data.pageworld import build as pageworld
+from vrag_jax.data.pageworld.layout import PageSpec
+from vrag_jax.data.records import Question, load_questions
+from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
+from vrag_jax.perception.image_ops import PixelLimits, show_page
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.ngram_encoder import NgramEncoder
+from vrag_jax.retrieval.ocr import OcrReader
+from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.text import page_texts
+from vrag_jax.tasks.settings import RunConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Corpus:
+    """Pages, index and questions.
+
+    Attributes:
+      store: the pages.
+      engine: search over them.
+      questions: by split: 'train', 'validation', 'test'.
+      layouts: what stands on each page of a PageWorld; empty for real pages.
+    """
+
+    store: PageStore
+    engine: SearchEngine
+    questions: Mapping[str, list[Question]]
+    layouts: Mapping[str, PageSpec]
+
+
+def check_paths(config: RunConfig) -> None:
+    """Raises a `ConfigError` that says what to pass where a file is not given or not there."""
+    paths = {'policy.checkpoint': (config.policy.checkpoint, False)}
+    if config.data.source == 'files':
+        paths['data.manifest'] = (config.data.manifest, True)
+        paths['data.train_questions'] = (config.data.train_questions, config.task == 'grpo')
+        paths['data.eval_questions'] = (config.data.eval_questions, config.task == 'evaluate')
+    paths['data.trajectories'] = (
+        config.data.trajectories, config.task == 'sft' and config.data.source == 'files')
+    if config.policy.preset != 'tiny':
+        paths['policy.checkpoint'] = (config.policy.checkpoint, True)
+    for name, (value, required) in paths.items():
+        if required and not value:
+            raise ConfigError(f'config.{name}: not given; pass --config.{name}=PATH')
+        if value and not Path(value).exists():
+            raise ConfigError(f'config.{name}: {value} does not exist; '
+                              f'pass an existing path with --config.{name}=PATH')
+
+
+def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
+    """Makes or opens the pages, indexes them, reads the questions.
+
+    Args:
+      config: which data.
+      workdir: a generated PageWorld and the index are kept in it.
+    """
+    layouts: Mapping[str, PageSpec] = {}
+    if config.data.source == 'pageworld':
+        world = pageworld.build(config.data.pageworld, workdir / 'pageworld')
+        store, layouts = PageStore.open(world.manifest), world.layouts
+        questions = dict(world.questions)
+    else:
+        store = PageStore.open(Path(config.data.manifest))
+        questions = _load_splits(config, store)
+    engine = open_engine(config, store, workdir)
+    return Corpus(store, engine, questions, layouts)
+
+
+def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
+    """Reads the question files; each stands in for the other where one is not given."""
+    read = {
+        name: load_questions(path, store.ids)
+        for name, path in (('train', config.data.train_questions),
+                           ('test', config.data.eval_questions)) if path
+    }
+    if not read:
+        return {'train': [], 'validation': [], 'test': []}
+    train, test = read.get('train', read.get('test')), read.get('test', read.get('train'))
+    assert train is not None and test is not None
+    return {'train': train, 'validation': test, 'test': test}
+
+
+def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEngine:
+    """Opens the index in `workdir`, or builds it where it is missing or of other pages."""
+    directory = workdir / 'index'
+    if directory.exists():
+        try:
+            return SearchEngine.open(directory, store)
+        except ArtifactError as error:
+            logging.warning('the index is built anew: %s', error)
+    reader = OcrReader(workdir / 'ocr') if config.retrieval.ocr else None
+    encoder = NgramEncoder(config.retrieval.encoder)
+    return SearchEngine.build(store, page_texts(store, reader), encoder, directory)
+
+
+def tokenizer_texts(corpus: Corpus, limits: PixelLimits, count: int = 1500) -> Iterator[str]:
+    """Yields questions and expert turns of the training split, to train a tokenizer on."""
+    expert = ScriptedExpert(corpus.layouts, STYLES['careful'])
+    rng = random.Random(0)
+    questions = corpus.questions['train']
+    for question in rng.sample(questions, min(count, len(questions))):
+        yield question.query
+        yield expert.act(question, ExpertState())
+        page_id = question.page_ids[0]
+        _, frame = show_page(corpus.store.image(page_id), page_id, limits)
+        yield expert.act(question, ExpertState([frame], 1))

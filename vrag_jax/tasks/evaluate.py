@@ -1,0 +1,48 @@
+"""Held-out evaluation of a policy, and of vanilla RAG with it."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from vrag_jax.data.records import Question
+from vrag_jax.models.parameters import Params
+from vrag_jax.rollout.driver import World, episode_seed, run_policy
+from vrag_jax.rollout.scoring import score
+from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.tasks.workspace import Workspace
+
+
+def test_questions(space: Workspace) -> list[Question]:
+    """Returns the held-out questions that every row of the table is measured on."""
+    questions = space.corpus.questions['test']
+    limit = space.config.evaluation.questions
+    return questions[:limit] if limit else questions
+
+
+def evaluate(
+    space: Workspace, params: Params, world: World, questions: Sequence[Question],
+    vanilla_pages: int = 0,
+) -> list[Trajectory]:
+    """Samples one trajectory a question and scores it.
+
+    Args:
+      space: the run.
+      params: the policy's weights.
+      world: where the episodes take place.
+      questions: what is asked.
+      vanilla_pages: if positive, vanilla RAG: so many pages are retrieved with
+        the question itself, and the policy's first turn must answer.
+
+    Returns:
+      Scored trajectories in the order of the questions.
+    """
+    opening: tuple[str, ...] = ()
+    if vanilla_pages:
+        environment = world.environment.with_config(max_turns=vanilla_pages + 1)
+        world = dataclasses.replace(world, environment=environment)
+        opening = ('<search>{question}</search>',) * vanilla_pages
+    seeds = [episode_seed(space.config.seed, 'evaluate', q.uid) for q in questions]
+    trajectories = run_policy(
+        world, space.sampler, space.features, params, questions,
+        space.config.evaluation.sampling, seeds, opening)
+    score(trajectories, space.config.reward, space.judge)
+    return trajectories

@@ -1,0 +1,52 @@
+"""Tasks on the user's own pages and questions: SFT, GRPO, evaluation."""
+
+import time
+from pathlib import Path
+
+from vrag_jax.data.records import load_sharegpt
+from vrag_jax.experts.conversations import conversation_sequences
+from vrag_jax.models.parameters import Params
+from vrag_jax.tasks.evaluate import evaluate, test_questions
+from vrag_jax.tasks.results import export_policy, write_results
+from vrag_jax.tasks.train import expert_trajectories, finetune, grpo
+from vrag_jax.tasks.workspace import Workspace
+
+
+def run_sft(space: Workspace) -> None:
+    """Fine-tunes on conversations from a file, or on PageWorld's experts; saves the policy."""
+    config = space.config
+    if config.data.trajectories:
+        file = Path(config.data.trajectories)
+        sequences = conversation_sequences(
+            load_sharegpt(file), file.parent, space.chat, space.preprocess,
+            space.model_config, config.environment.limits, config.sft.learner.length)
+    else:
+        sequences = [t.sequence() for t in expert_trajectories(
+            space, space.world(), config.sft.shares, config.sft.trajectories)]
+    export_policy(space, finetune(space, space.initial_params(), 'sft', sequences))
+
+
+def run_grpo(space: Workspace) -> None:
+    """Trains with GRPO, evaluates before and after, writes the report and the policy."""
+    started = time.monotonic()
+    world, questions = space.world(), test_questions(space)
+    before = space.initial_params()
+    after = grpo(space, before, 'grpo', world, space.config.reward)
+    write_results(space, {
+        'before': evaluate(space, before, world, questions),
+        'grpo': evaluate(space, after, world, questions),
+    }, started, 'vrag_jax: GRPO')
+    export_policy(space, after)
+
+
+def run_evaluate(space: Workspace) -> None:
+    """Evaluates the policy of `config.policy.checkpoint`, and vanilla RAG with it."""
+    started = time.monotonic()
+    params: Params = space.initial_params()
+    world, questions = space.world(), test_questions(space)
+    write_results(space, {
+        'vanilla_rag': evaluate(
+            space, params, world, questions,
+            vanilla_pages=space.config.evaluation.vanilla_pages),
+        'policy': evaluate(space, params, world, questions),
+    }, started, 'vrag_jax: evaluation')

@@ -1,0 +1,48 @@
+"""The whole loop on one machine: pretrain, SFT, GRPO, evaluate, report."""
+
+import time
+
+from vrag_jax.models.parameters import Params
+from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.tasks.evaluate import evaluate, test_questions
+from vrag_jax.tasks.results import export_policy, write_results
+from vrag_jax.tasks.train import grpo, pretrain, sft
+from vrag_jax.tasks.workspace import Workspace
+
+OUTCOME_ONLY = RewardWeights(alpha=0.0, beta=1.0, gamma=0.0, pattern_gate=False)
+
+
+def run(space: Workspace) -> None:
+    """Trains a policy with and without the crop action and compares them.
+
+    Rows of the table: vanilla RAG with the fine-tuned policy, the policy after
+    SFT, after GRPO, and the same training with no crop action (search and
+    outcome reward only, as Search-R1-VL).
+    """
+    config = space.config
+    started = time.monotonic()
+    world, world_without_crop = space.world(), space.world(allow_crop=False)
+    base = pretrain(space, space.initial_params())
+    shares = config.sft.shares
+    tuned = sft(space, base, 'sft', world, shares)
+    trained = grpo(space, tuned, 'grpo', world, config.reward)
+    # The same training without crops learns from the experts that never crop.
+    tuned_without_crop = sft(space, base, 'sft_no_crop', world_without_crop, {'hasty': 1.0})
+    trained_without_crop = grpo(
+        space, tuned_without_crop, 'grpo_no_crop', world_without_crop, OUTCOME_ONLY)
+
+    methods: dict[str, list[Trajectory]] = {}
+
+    def measure(name: str, params: Params, *args, **kwargs) -> None:
+        methods[name] = evaluate(space, params, *args, **kwargs)
+
+    questions = test_questions(space)
+    measure('vanilla_rag', tuned, world, questions,
+            vanilla_pages=config.evaluation.vanilla_pages)
+    measure('no_crop', trained_without_crop, world_without_crop, questions)
+    measure('sft', tuned, world, questions)
+    measure('grpo', trained, world, questions)
+
+    write_results(space, methods, started, 'vrag_jax: the whole loop on PageWorld')
+    export_policy(space, trained)

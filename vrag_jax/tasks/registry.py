@@ -1,0 +1,26 @@
+"""Tasks by name: what each value of `config.task` runs."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from vrag_jax.tasks import files, loop
+from vrag_jax.tasks.corpus import build_corpus
+from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.tasks.workspace import Workspace
+
+
+def _build_index(config: RunConfig, workdir: Path) -> None:
+    build_corpus(config, workdir)
+
+
+def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Path], None]:
+    return lambda config, workdir: task(Workspace(config, workdir))
+
+
+TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {
+    'loop': _in_workspace(loop.run),
+    'build_index': _build_index,
+    'sft': _in_workspace(files.run_sft),
+    'grpo': _in_workspace(files.run_grpo),
+    'evaluate': _in_workspace(files.run_evaluate),
+}

@@ -1,0 +1,56 @@
+"""What a finished run leaves behind: results, trajectories, report, policy."""
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+
+from vrag_jax.evaluation.metrics import summarize
+from vrag_jax.evaluation.report import write_report
+from vrag_jax.evaluation.results import METHOD_LABELS, save_results
+from vrag_jax.evaluation.trajectory_io import save_trajectories, select
+from vrag_jax.metrics import compilations, peak_memory_gb
+from vrag_jax.models import hf_checkpoint
+from vrag_jax.models.parameters import Params, merge
+from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.tasks.workspace import Workspace
+
+
+def write_results(
+    space: Workspace, methods: Mapping[str, Sequence[Trajectory]], started: float, title: str
+) -> None:
+    """Writes `results.json`, the drawn trajectories and `report.html`.
+
+    Args:
+      space: the run.
+      methods: scored trajectories of each method; those of the last are drawn.
+      started: `time.monotonic()` of the run's start.
+      title: heading of the report.
+    """
+    config = space.config
+    save_results(
+        space.workdir / 'results.json',
+        {name: summarize(trajectories) for name, trajectories in methods.items()},
+        {
+            'seed': config.seed,
+            'pretrain_steps': config.pretrain.steps,
+            'sft_steps': config.sft.steps,
+            'sft_trajectories': config.sft.trajectories,
+            'grpo_steps': config.grpo.steps,
+            'sampling': dataclasses.asdict(config.evaluation.sampling),
+            'seconds': round(time.monotonic() - started),
+            'compilations': compilations(),
+            'peak_memory_gb': round(peak_memory_gb(), 2),
+        },
+    )
+    name, trajectories = list(methods.items())[-1]
+    folder = space.workdir / 'trajectories' / name
+    save_trajectories(folder, select(trajectories, config.evaluation.report_trajectories))
+    write_report(space.workdir, {METHOD_LABELS.get(name, name): folder}, title)
+
+
+def export_policy(space: Workspace, params: Params) -> None:
+    """Writes the policy as a HF checkpoint directory, `workdir/policy`."""
+    directory = space.workdir / 'policy'
+    hf_checkpoint.save(merge(space.graphdef, params), directory)
+    space.tokenizer.save_pretrained(directory)
+    space.image_processor.save_pretrained(directory)

@@ -1,0 +1,163 @@
+"""What the tasks share: devices, corpus, policy, sampler, built from the config."""
+
+import functools
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.sequences import ImagePreprocessor
+from vrag_jax.data.tokenizer import load_tokenizer, token_bytes, train_tiny_tokenizer
+from vrag_jax.metrics import MetricsWriter
+from vrag_jax.models import hf_checkpoint
+from vrag_jax.models.config import ModelConfig, preset
+from vrag_jax.models.parameters import Params, flat_params
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.perception.stopping import build_stop_table
+from vrag_jax.rewards.judge import AnswerJudge, OpenAIJudge, RuleJudge
+from vrag_jax.rollout.driver import World
+from vrag_jax.rollout.environment import Environment
+from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
+from vrag_jax.sampling.sampler import Sampler
+from vrag_jax.tasks.corpus import Corpus, build_corpus, tokenizer_texts
+from vrag_jax.tasks.settings import RunConfig
+
+
+class Workspace:
+    """Everything a task works with; what is expensive is made when first asked for.
+
+    Args:
+      config: the run's config.
+      workdir: where the run keeps its files.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Path):
+        self.config = config
+        self.workdir = workdir
+        self.mesh: Mesh = make_mesh(config.mesh.sizes())
+        self.metrics = MetricsWriter(workdir)
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        return build_corpus(self.config, self.workdir)
+
+    @functools.cached_property
+    def tokenizer(self):
+        policy = self.config.policy
+        if policy.checkpoint:
+            return load_tokenizer(policy.checkpoint)
+        directory = self.workdir / 'tokenizer'
+        if not (directory / 'tokenizer.json').is_file():
+            texts = tokenizer_texts(self.corpus, self.config.environment.limits)
+            train_tiny_tokenizer(texts, policy.tokenizer_vocab, directory)
+        return load_tokenizer(directory)
+
+    @functools.cached_property
+    def chat(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, self.config.instruction)
+
+    @functools.cached_property
+    def model_config(self) -> ModelConfig:
+        return policy_config(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def graphdef(self) -> nnx.GraphDef:
+        return abstract_policy(self.config, self.model_config)[0]
+
+    def initial_params(self) -> Params:
+        """Returns the policy's first weights, placed on the mesh."""
+        graphdef, shapes = abstract_policy(self.config, self.model_config)
+        shardings = tree_shardings(shapes, self.mesh)
+        policy = self.config.policy
+        if policy.checkpoint:
+            model = hf_checkpoint.load(
+                Path(policy.checkpoint), self.model_config, dtype=jnp.dtype(policy.dtype),
+                param_dtype=jnp.dtype(policy.param_dtype), shardings=shardings)
+            return flat_params(model)[1]
+        create = lambda: flat_params(_build(self.config, self.model_config))[1]  # noqa: E731
+        return jax.jit(create, out_shardings=shardings)()
+
+    @functools.cached_property
+    def image_processor(self) -> Qwen2VLImageProcessorPil:
+        vision = self.model_config.vision
+        if self.config.policy.checkpoint:
+            return Qwen2VLImageProcessorPil.from_pretrained(self.config.policy.checkpoint)
+        # White paper becomes zero, ink the signal: a policy that starts from
+        # random weights begins to read much sooner.
+        return Qwen2VLImageProcessorPil(
+            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            image_mean=[0.97] * 3, image_std=[0.25] * 3)
+
+    @functools.cached_property
+    def preprocess(self) -> ImagePreprocessor:
+        return ImagePreprocessor(
+            self.image_processor, self.model_config.vision.spatial_merge_size)
+
+    def world(self, allow_crop: bool = True) -> World:
+        """Returns the world of the episodes, with or without the crop action."""
+        environment = Environment(
+            self.corpus.store, self.corpus.engine, self.config.environment, self.config.messages)
+        if not allow_crop:
+            environment = environment.with_config(allow_crop=False)
+        return World(environment, self.chat, self.preprocess, self.model_config)
+
+    @functools.cached_property
+    def judge(self) -> AnswerJudge:
+        if self.config.judge.base_url:
+            return OpenAIJudge(self.config.judge.server())
+        return RuleJudge()
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
+        ends = {self.chat.end_of_turn_id, self.tokenizer.convert_tokens_to_ids('<|endoftext|>')}
+        return Sampler(self.graphdef, self.model_config, self.config.sampler, table,
+                       sorted(ends), self.config.seed)
+
+    @functools.cached_property
+    def features(self) -> ImageFeatureCache:
+        """Image features; call `clear` whenever the vision tower changes."""
+        return ImageFeatureCache(
+            make_encoder(self.graphdef), self.model_config, self.config.feature_rows,
+            self.config.feature_windows, self.config.feature_span,
+            jnp.dtype(self.config.policy.dtype))
+
+
+def policy_config(config: RunConfig, tokenizer=None) -> ModelConfig:
+    """Returns the policy's sizes: of its checkpoint, or of its preset.
+
+    Args:
+      config: the run's config.
+      tokenizer: of the tiny policy, whose vocabulary size and special ids it takes.
+    """
+    if config.policy.checkpoint:
+        return ModelConfig.from_hf_file(Path(config.policy.checkpoint))
+    if config.policy.preset != 'tiny':
+        return preset(config.policy.preset)
+    # A multiple of 64 splits evenly over a mesh axis and fills vector registers.
+    ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(token) for name, token in (
+        ('image', '<|image_pad|>'), ('video', '<|video_pad|>'),
+        ('vision_start', '<|vision_start|>'), ('vision_end', '<|vision_end|>'))}
+    return preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
+
+
+def _build(config: RunConfig, model_config: ModelConfig) -> Qwen2_5_VL:
+    policy = config.policy
+    return Qwen2_5_VL(
+        model_config, rngs=nnx.Rngs(config.seed), dtype=jnp.dtype(policy.dtype),
+        param_dtype=jnp.dtype(policy.param_dtype), remat=policy.remat)
+
+
+def abstract_policy(
+    config: RunConfig, model_config: ModelConfig
+) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """Returns the policy's graph definition and its parameters' shapes, allocating nothing."""
+    model = nnx.eval_shape(lambda: _build(config, model_config))
+    return flat_params(model)
