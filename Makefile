@@ -46,9 +46,9 @@ $(BIN)/python:
 $(STAMP): $(DECLARED) | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements$(patsubst %,-%,$(filter-out cpu,$(ACCELERATOR))).txt
-	$(BIN)/python -m pip install --quiet -e .
+	$(BIN)/python -m pip install -qq -e .
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)
-	$(BIN)/python -m pip install --quiet -e '.[dev,ocr]'
+	$(BIN)/python -m pip install -qq -e '.[dev,ocr]'
 	@touch $@

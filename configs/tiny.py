@@ -30,13 +30,13 @@ def get_config() -> ConfigDict:
         'seed': 0,
         'train_documents': 500, 'validation_documents': 20, 'test_documents': 60,
         'train_questions': 4000, 'validation_questions': 80, 'test_questions': 240,
-        'body_size': (60, 36), 'cell_pitch': 19, 'digit_height': 12, 'body_jitter': 0.3,
-        'grain': 0,
+        'heading_height': 80, 'body_size': (40, 40), 'cell_pitch': 12, 'digit_height': 13,
+        'body_jitter': 0.4, 'grain': 0,
     })
 
     config.environment = ConfigDict({
         'max_turns': 6, 'search_results': 10,
-        'min_pixels': 8 * 28 * 28, 'max_pixels': 16 * 28 * 28,
+        'min_pixels': 16 * 28 * 28, 'max_pixels': 16 * 28 * 28,
         'padding': 0, 'allow_crop': True, 'allow_image_index': False,
     })
     config.messages = ConfigDict({
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'steps': 1800, 'sequences': 64, 'read': 0.5, 'save_every': 300,
-        'learner': {**learner, 'lr': 2e-3, 'rows': 14, 'length': 384, 'windows': 80, 'span': 2},
+        'steps': 1300, 'sequences': 64, 'read_steps': 300, 'read': 0.25, 'save_every': 300,
+        'learner': {**learner, 'lr': 2e-3, 'rows': 18, 'length': 384, 'windows': 64, 'span': 1},
     })
     config.sft = ConfigDict({
         'steps': 300, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,

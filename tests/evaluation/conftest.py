@@ -49,7 +49,7 @@ ZOOM = ('<think>K top right</think><bbox>[61, 30, 92, 47]</bbox>', '', 1, ())
 INVALID = ('<think>hm</think><bbox>[1, 2]</bbox>', 'That was not a valid action.', None, ())
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def zooming():
     """Search, zoom, right answer."""
     return make_trajectory(
@@ -60,7 +60,7 @@ def zooming():
         rewards={'retrieval': 1.0, 'answer': 1.0, 'pattern': 1.0, 'total': 1.0})
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def hasty():
     """An invalid turn, search, wrong answer."""
     return make_trajectory(
@@ -70,7 +70,7 @@ def hasty():
         rewards={'retrieval': 0.6, 'answer': 0.0, 'pattern': 0.0, 'total': 0.0})
 
 
-@pytest.fixture
+@pytest.fixture(scope='session')
 def silent():
     """Searched, found nothing, never answered."""
     return make_trajectory(

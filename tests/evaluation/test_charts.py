@@ -30,19 +30,14 @@ def points(svg, kind, index=0):
 
 
 @pytest.mark.parametrize('low,high,expected', [
-    (0, 1, [0, 0.25, 0.5, 0.75, 1.0]),
-    (0.03, 0.97, [0, 0.5, 1.0]),
+    (0, 1, [0, 0.5, 1]),
+    (0.21, 0.97, [0.2, 0.4, 0.6, 0.8, 1]),
     (0, 1600, [0, 500, 1000, 1500, 2000]),
     (-3, 5, [-4, -2, 0, 2, 4, 6]),
+    (0.00031, 0.00039, [0.0003, 0.00032, 0.00034, 0.00036, 0.00038, 0.0004]),
 ])
-def test_ticks_are_round_even_and_enclose_the_range(low, high, expected):
-    ticks = nice_ticks(low, high)
-    assert ticks[0] <= low and ticks[-1] >= high
-    assert 3 <= len(ticks) <= 7
-    np.testing.assert_allclose(np.diff(ticks), ticks[1] - ticks[0])
-    digits = f'{ticks[1] - ticks[0]:e}'[0]
-    assert digits in '125'
-    assert expected[0] >= ticks[0] and expected[-1] <= max(ticks[-1], expected[-1])
+def test_ticks_are_round_and_enclose_the_range(low, high, expected):
+    np.testing.assert_allclose(nice_ticks(low, high), expected)
 
 
 def test_ticks_of_a_constant_enclose_it():

@@ -1,5 +1,6 @@
 """Search over a store: right pages, bounded hits, one encoding a query, checked on opening."""
 
+import dataclasses
 import json
 import threading
 
@@ -11,14 +12,15 @@ from vrag_jax.retrieval.index import ScannIndex
 from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.pages import PageStore
 
-TEXTS = ['revenue of Alibaba Cloud', '数据中心网络演进', 'leisure travel in Hong Kong', '实例费降价']
+TEXTS = ['revenue of Alibaba Cloud', '数据中心网络演进', 'leisure travel in Hong Kong',
+         '实例费降价']
 
 
 class CountingEncoder(NgramEncoder):
     """Remembers which queries it encoded."""
 
     def __init__(self):
-        super().__init__(NgramConfig(buckets=1 << 12))
+        super().__init__(NgramConfig(buckets=1 << 18))
         self.encoded = []
 
     def encode_queries(self, texts):
@@ -41,7 +43,8 @@ def found(engine, queries, k):
 
 
 def test_each_query_finds_its_page(engine):
-    queries = ['What was the cloud revenue?', '网络演进中的数据中心', 'travelling in hong kong', '降价多少']
+    queries = ['What was the cloud revenue?', '网络演进中的数据中心', 'travelling in hong kong',
+               '降价多少']
     assert found(engine, queries, 1) == [['p1'], ['p2'], ['p3'], ['p4']]
 
 
@@ -86,7 +89,8 @@ def test_changing_a_result_does_not_change_the_next(engine):
 
 
 def test_many_threads_get_the_results_of_one(engine):
-    queries = [f'{word} {i % 7}' for i, word in enumerate(['revenue', 'travel', '网络', '降价'] * 10)]
+    words = ['revenue', 'travel', '网络', '降价'] * 10
+    queries = [f'{word} {i % 7}' for i, word in enumerate(words)]
     expected = found(engine, queries, 3)
     shared = SearchEngine(engine.store, engine.encoder, engine.index, cache_size=5)
     results = [None] * 8
@@ -115,6 +119,9 @@ def test_an_index_of_other_pages_is_refused(store, tmp_path):
     fewer = PageStore(store.folder, pages[:-1])
     with pytest.raises(ArtifactError, match="only the index holds page 'p4'"):
         SearchEngine.open(tmp_path / 'index', fewer)
+    other_text = [*pages[:-1], dataclasses.replace(pages[-1], text='other text')]
+    with pytest.raises(ArtifactError, match='pages of the same ids'):
+        SearchEngine.open(tmp_path / 'index', PageStore(store.folder, other_text))
     engine = SearchEngine.build(fewer, TEXTS[:-1], CountingEncoder())
     with pytest.raises(ArtifactError, match="only the page store holds page 'p4'"):
         SearchEngine(store, engine.encoder, engine.index)

@@ -35,8 +35,9 @@ def test_figures_of_two_questions():
         'ndcg@3': ((1 + 1 / math.log2(4)) / two_pages + 1 / math.log2(3) + 0) / 3})
 
 
-@pytest.mark.parametrize('questions, ks', [([], (1,)), ([Asked('a', ('a',))], ()),
-                                           ([Asked('a', ('a',))], (0, 1)), ([Asked('a', ())], (1,))])
+@pytest.mark.parametrize('questions, ks', [
+    ([], (1,)), ([Asked('a', ('a',))], ()), ([Asked('a', ('a',))], (0, 1)),
+    ([Asked('a', ())], (1,))])
 def test_what_cannot_be_evaluated_is_refused(questions, ks):
     with pytest.raises(ValueError, match='need questions|no page answers'):
         evaluate_retrieval(FixedEngine(), questions, ks)

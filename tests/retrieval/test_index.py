@@ -9,8 +9,8 @@ from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_arti
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 
 EXACT = IndexConfig()
-QUANTISED = IndexConfig(exact_below=100, reorder=60)
-TREE = IndexConfig(exact_below=100, tree_from=100, leaves_searched=0.3, reorder=60)
+QUANTISED = IndexConfig(exact_below=100)
+TREE = IndexConfig(exact_below=100, tree_from=100, leaves_searched=0.3)
 
 
 def clustered(count, dims, seed=0):

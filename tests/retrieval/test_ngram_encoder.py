@@ -11,8 +11,9 @@ from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.terms import split_terms
 
-TEXTS = ['Revenue of Alibaba Cloud grew in 2020', '云上数据中心网络演进 VPC 诞生', 'Cost of revenue 2019',
-         '数据中心网络 IPv6', 'Hong Kong travellers, leisure travel', 'travel travel travel']
+TEXTS = ['Revenue of Alibaba Cloud grew in 2020', '云上数据中心网络演进 VPC 诞生',
+         'Cost of revenue 2019', '数据中心网络 IPv6', 'Hong Kong travellers, leisure travel',
+         'travel travel travel']
 QUERIES = ['cloud revenue growth', '数据中心网络哪一年', 'travelling to Hong Kong', 'IPV6 VPC 2020']
 
 
@@ -82,11 +83,11 @@ def test_a_batch_gives_the_rows_of_single_queries():
 
 
 def test_a_larger_corpus_is_sketched_nearly_as_well():
-    texts = random_texts(400)
-    queries = [' '.join(text.split()[2:8]) for text in texts[:40]]
+    texts = random_texts(300)
+    queries = [' '.join(text.split()[2:8]) for text in texts[:20]]
     encoder = fitted(texts, dims=256)
     pages = encoder.encode_pages(texts)
-    assert pages.shape == (400, 257)
+    assert pages.shape == (300, 257)
     np.testing.assert_allclose(np.linalg.norm(pages, axis=1), 1, atol=1e-5)
     exact = bm25(queries, texts).argmax(axis=1)
     found = (encoder.encode_queries(queries) @ pages.T).argmax(axis=1)

@@ -30,6 +30,7 @@ def test_a_manifest_comes_back_as_written(tmp_path):
     assert list(store) == pages
     assert store.ids == ('z/1', 'a') and len(store) == 2
     assert store['a'] == pages[1] and 'a' in store and 'b' not in store
+    assert store.find('报告', 2) == 'a' and store.find('报告', 3) is None
     assert store.path('a') == tmp_path / 'a.png'
     with pytest.raises(KeyError, match='b'):
         store['b']
@@ -83,7 +84,8 @@ def test_images_are_rgb_upright_and_of_the_stated_size(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees
     sideways.convert('RGB').save(tmp_path / 'a.jpg', exif=exif)
-    store = PageStore(tmp_path, [Page('a', 'd', 1, 'a.jpg', 8, 6), Page('b', 'd', 2, 'a.jpg', 6, 8)])
+    store = PageStore(tmp_path, [Page('a', 'd', 1, 'a.jpg', 8, 6),
+                                 Page('b', 'd', 2, 'a.jpg', 6, 8)])
     assert store.image('a').size == (8, 6) and store.image('a').mode == 'RGB'
     with pytest.raises(ValueError, match="is 8x6, the manifest says 6x8 for 'b'"):
         store.image('b')

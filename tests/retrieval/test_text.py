@@ -39,7 +39,8 @@ def one_page_pdf(text):
         b'<< /Type /Catalog /Pages 2 0 R >>',
         b'<< /Type /Pages /Kids [3 0 R] /Count 1 >>',
         b'<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] /Contents 4 0 R '
-        b'/Resources << /Font << /F1 << /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>',
+        b'/Resources << /Font << /F1 '
+        b'<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >> >> >> >>',
         b'<< /Length %d >>\nstream\n%s\nendstream' % (len(content), content)]
     body, offsets = b'%PDF-1.4\n', []
     for number, item in enumerate(objects, start=1):

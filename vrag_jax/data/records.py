@@ -3,9 +3,11 @@
 import dataclasses
 import json
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
+
+from vrag_jax.retrieval.pages import PageStore
 
 IMAGE_MARK = '<image>'
 
@@ -51,21 +53,20 @@ class Question:
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
-def load_questions(
-    path: str | os.PathLike, page_store_ids: Collection[str] | None = None
-) -> list[Question]:
+def load_questions(path: str | os.PathLike, store: PageStore | None = None) -> list[Question]:
     """Reads a question file, `{"examples": [...]}` or a bare list of examples.
 
     An example has `uid`, `query`, `reference_answer` and `meta_info`; the fields
     of `meta_info` are optional and may be a string or a list of strings where
     this makes sense. `answer_aliases` and `evidence` are optional additions.
-    A page's id is the stem of `file_name` and the page number, 'report_3', or
-    what the optional list `page_ids` of `meta_info` says.
+    A question's page ids stand in the optional list `page_ids` of `meta_info`, or
+    are those of its reference pages in the document that is named as the stem of
+    `file_name`.
 
     Args:
       path: the file.
-      page_store_ids: ids of the pages there are. Pages that are not among them
-        are left out of `page_ids`; None takes all.
+      store: the pages there are; `page_ids` holds only pages of it. Without a
+        store page 3 of 'report.pdf' is taken to be 'report_3'.
 
     Raises:
       FileNotFoundError: if there is no such file.
@@ -77,10 +78,9 @@ def load_questions(
         examples = examples.get('examples')
     if not isinstance(examples, list):
         raise ValueError(f'{path}: expected {{"examples": [...]}} or a list of examples')
-    known = None if page_store_ids is None else frozenset(page_store_ids)
     questions: dict[str, Question] = {}
     for index, example in enumerate(examples):
-        question = _parse_example(example, f'{path}, example {index}', known)
+        question = _parse_example(example, f'{path}, example {index}', store)
         if question.uid in questions:
             raise ValueError(f'{path}, uid {question.uid}: stands there twice')
         questions[question.uid] = question
@@ -114,7 +114,7 @@ def _to_example(question: Question) -> dict[str, Any]:
     }
 
 
-def _parse_example(example: Any, where: str, known: frozenset[str] | None) -> Question:
+def _parse_example(example: Any, where: str, store: PageStore | None) -> Question:
     if not isinstance(example, dict):
         raise ValueError(f'{where}: expected an object, got {example!r}')
     uid = example.get('uid')
@@ -130,7 +130,7 @@ def _parse_example(example: Any, where: str, known: frozenset[str] | None) -> Qu
             raise ValueError(f'{where}: reference_page: expected integers, got {pages!r}')
     page_ids = _strings(meta, 'page_ids', where)
     if 'page_ids' not in meta and file_name:
-        page_ids = [f'{PurePath(file_name).stem}_{page}' for page in pages]
+        page_ids = _page_ids(PurePath(file_name).stem, pages, store)
     return Question(
         uid=str(uid),
         query=_field(example, 'query', str, where),
@@ -138,7 +138,7 @@ def _parse_example(example: Any, where: str, known: frozenset[str] | None) -> Qu
         aliases=tuple(_strings(example, 'answer_aliases', where)),
         file_name=file_name,
         reference_pages=tuple(pages),
-        page_ids=tuple(p for p in page_ids if known is None or p in known),
+        page_ids=tuple(p for p in page_ids if store is None or p in store),
         source_type=', '.join(_strings(meta, 'source_type', where)),
         query_type=', '.join(_strings(meta, 'query_type', where)),
         language=_field(meta, 'language', str, where, ''),
@@ -146,6 +146,13 @@ def _parse_example(example: Any, where: str, known: frozenset[str] | None) -> Qu
                        for e in _field(example, 'evidence', list, where, [])),
         extra={k: v for k, v in meta.items() if k not in _QUESTION_FIELDS},
     )
+
+
+def _page_ids(document: str, pages: list[int], store: PageStore | None) -> list[str]:
+    if store is None:
+        return [f'{document}_{page}' for page in pages]
+    found = (store.find(document, page) for page in pages)
+    return [page_id for page_id in found if page_id is not None]
 
 
 _QUESTION_FIELDS = frozenset(

@@ -89,7 +89,7 @@ def train_tiny_tokenizer(
       The tokenizer, as read back from the folder.
 
     Raises:
-      ValueError: if `vocab_size` cannot hold bytes, tags and letters.
+      ValueError: if `vocab_size` has no room for bytes, tags and letters.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     added = len(SPECIAL_TOKENS) + len(ACTION_TOKENS)
@@ -101,6 +101,9 @@ def train_tiny_tokenizer(
     always = ' '.join(['', *LETTERS]) + '\n' + '\n'.join(ROLES)
     tokenizer.train_from_iterator((text + always for text in texts), BpeTrainer(
         vocab_size=vocab_size - added, initial_alphabet=alphabet, show_progress=False))
+    missing = [f' {letter}' for letter in LETTERS if len(tokenizer.encode(f' {letter}').ids) > 1]
+    if missing:
+        raise ValueError(f'vocab_size {vocab_size} has no room for {missing}')
     as_chat_tokenizer(tokenizer, ACTION_TOKENS).save_pretrained(out_dir)
     return load_tokenizer(out_dir)
 

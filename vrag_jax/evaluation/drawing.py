@@ -10,6 +10,7 @@ from vrag_jax.perception.frames import Box
 PAPER, INK, SOFT, LINE = '#ffffff', '#1b1c1e', '#62656b', '#d9d9d4'
 CHOSEN, EVIDENCE, RIGHT, WRONG = '#d9480f', '#0b7285', '#2b7a3d', '#c0342b'
 STEPS = {'search': 'Search', 'bbox': 'Zoom', 'answer': 'Answer', 'invalid': 'Invalid action'}
+BORDER = 5  # pixels
 ENLARGE_BELOW = 300  # pixels; smaller images are enlarged without smoothing
 
 
@@ -110,25 +111,30 @@ def _picture(record: TrajectoryRecord, index: int, style: DrawingStyle) -> Image
     for box in record.images[index].evidence:
         _dashed(draw, _scaled(box, scale), EVIDENCE)
     for number, box in record.boxes_on(index):
-        left, upper, right, lower = _scaled(box, scale)
-        draw.rectangle((left, upper, right, lower), outline=CHOSEN, width=5)
-        font = _font(style, round(0.85 * style.text))
-        top = max(0, upper - style.text - 6)
-        label = (left, top, left + round(1.2 * style.text), top + style.text + 6)
-        draw.rectangle(label, fill=CHOSEN)
-        draw.text(((label[0] + label[2]) / 2, (label[1] + label[3]) / 2), str(number), PAPER,
-                  font, anchor='mm')
+        _numbered(draw, _scaled(box, scale), number, style)
     return picture
+
+
+def _numbered(draw: ImageDraw.ImageDraw, box: Box, number: int, style: DrawingStyle) -> None:
+    """Draws a chosen box, around its pixels and not on them, and its turn's number."""
+    left, upper, right, lower = box
+    draw.rectangle((left - BORDER, upper - BORDER, right + BORDER, lower + BORDER),
+                   outline=CHOSEN, width=BORDER)
+    side = round(1.2 * style.text)
+    x, y = left - BORDER, max(0.0, upper - side)
+    draw.rectangle((x, y, x + side, y + side), fill=CHOSEN)
+    draw.text((x + side / 2, y + side / 2), str(number), PAPER,
+              _font(style, round(0.85 * style.text)), anchor='mm')
 
 
 def _dashed(draw: ImageDraw.ImageDraw, box: Box, colour: str, dash: int = 12) -> None:
     left, upper, right, lower = box
-    for x in range(round(left), round(right), 2 * dash):
+    for start in range(round(left), round(right), 2 * dash):
         for y in (upper, lower):
-            draw.line((x, y, min(x + dash, right), y), fill=colour, width=4)
-    for y in range(round(upper), round(lower), 2 * dash):
+            draw.line((start, y, min(start + dash, right), y), fill=colour, width=4)
+    for start in range(round(upper), round(lower), 2 * dash):
         for x in (left, right):
-            draw.line((x, y, x, min(y + dash, lower)), fill=colour, width=4)
+            draw.line((x, start, x, min(start + dash, lower)), fill=colour, width=4)
 
 
 def _scaled(box: Box, scale: float) -> Box:

@@ -59,7 +59,9 @@ CHARTS = (
 )
 
 
-def write_report(workdir: Path, trajectories: Mapping[str, Path], title: str = 'Run report') -> Path:
+def write_report(
+    workdir: Path, trajectories: Mapping[str, Path], title: str = 'Run report'
+) -> Path:
     """Writes `report.html`, one file that needs nothing else.
 
     Args:
@@ -199,6 +201,8 @@ def _percent(value: float) -> str:
 
 def _plain(value: Any) -> str:
     """Formats a fact about the run."""
+    if isinstance(value, Mapping):
+        return ', '.join(f'{name} {_plain(part)}' for name, part in value.items())
     if isinstance(value, float):
-        return f'{value:,.2f}'
+        return f'{value:,.3g}' if abs(value) < 1 else f'{value:,.2f}'
     return f'{value:,}' if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -11,6 +11,8 @@ METHOD_LABELS = {
     'vanilla_rag': 'Vanilla RAG',
     'no_crop': 'SFT + GRPO, no crop',
     'sft': 'SFT',
+    'before': 'Before training',
+    'policy': 'Policy',
     'grpo': 'SFT + GRPO',
 }
 

@@ -32,8 +32,8 @@ class PretrainingExercises:
       store: the pages.
       layouts: what stands on each page, by page id.
       questions: training questions; reading uses the pages of their documents.
-      spread: encoder pixels by which an edge of a crop may lie outside the body;
-        inside it, a quarter of that.
+      margin: most encoder pixels that a crop shows around a body.
+      jitter: encoder pixels by which each edge of a crop is moved at most.
     """
 
     def __init__(
@@ -42,7 +42,8 @@ class PretrainingExercises:
         store: PageStore,
         layouts: Mapping[str, PageSpec],
         questions: Sequence[Question],
-        spread: float = 8.0,
+        margin: float = 3.0,
+        jitter: float = 0.5,
     ):
         self._world = world
         self._store = store
@@ -50,7 +51,8 @@ class PretrainingExercises:
         documents = {question.extra['document'] for question in questions}
         self._pages = [page for page in layouts.values() if page.document in documents]
         self._expert = ScriptedExpert(layouts, STYLES['careful'])
-        self._spread = spread
+        self._margin = margin
+        self._jitter = jitter
 
     def sample(self, rng: random.Random, reads: int, locates: int) -> list[TokenSequence]:
         """Returns exercises of both kinds.
@@ -93,12 +95,11 @@ class PretrainingExercises:
         return episode, view, self._expert.act(question, ExpertState([view[1]], 1))
 
     def _loose_box(self, frame: Frame, body: Box, rng: random.Random) -> Box:
-        """A box around a body whose edges are off, mostly outwards."""
+        """A box around a body: a common margin, and each edge a little off."""
         x1, y1, x2, y2 = frame.from_page(body)
         width, height = frame.encoder_size
-
-        def off() -> float:
-            return self._spread * rng.random() ** 2 - self._spread / 8
-
-        return (max(0.0, x1 - off()), max(0.0, y1 - off()),
-                min(float(width), x2 + off()), min(float(height), y2 + off()))
+        margin = self._margin * rng.random() ** 2
+        left, top, right, bottom = (
+            margin + rng.uniform(-self._jitter, self._jitter) for _ in range(4))
+        return (max(0.0, x1 - left), max(0.0, y1 - top),
+                min(float(width), x2 + right), min(float(height), y2 + bottom))

@@ -1,6 +1,7 @@
 """A learner: packs sequences, accumulates gradients, takes optimiser steps."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,10 +14,14 @@ from vrag_jax.data.sequences import ProcessedImage, TokenSequence
 from vrag_jax.learner.batch import Batch, BatchLayout, micro_batches
 from vrag_jax.learner.optimizer import OptimizerConfig, make_optimizer
 from vrag_jax.learner.steps import LossFn, StepConfig, make_steps
-from vrag_jax.learner.train_state import TrainState, create_train_state
+from vrag_jax.learner.train_state import (
+    TrainState,
+    create_train_state,
+    train_state_shardings,
+)
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
-from vrag_jax.parallel.sharding import batch_sharding
+from vrag_jax.parallel.sharding import batch_sharding, tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache
 
 
@@ -52,7 +57,7 @@ class Learner:
 
     Args:
       graphdef: structure of the policy.
-      params: initial parameters by path, in the shardings they shall keep.
+      params: initial parameters by path; copied to the mesh by the sharding rules.
       model_config: sizes of the policy.
       config: settings.
       loss_fn: loss of a micro-batch.
@@ -78,12 +83,14 @@ class Learner:
         optimizer = make_optimizer(config, total_steps)
         step_config = StepConfig(temperature, config.vocab_chunk)
         self._steps = make_steps(graphdef, optimizer, loss_fn, step_config)
-        # The optimiser's moments are created under jit so that they are born
-        # with the shardings of the parameters they belong to. The parameters
+        # Under jit, so that nothing is ever whole on one device. The parameters
         # are copied: the steps donate them, and the caller keeps its own.
-        create = jax.jit(lambda p: create_train_state(p, optimizer, config.frozen))
-        self.state: TrainState = create(params)
-        self._accumulated = self._steps.zeros(self.state)
+        shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
+        create = lambda p: create_train_state(p, optimizer, config.frozen)  # noqa: E731
+        self.state: TrainState = jax.jit(create, out_shardings=shardings)(params)
+        zeros = functools.partial(jax.tree.map, jnp.zeros_like)
+        self._accumulated = jax.jit(zeros, out_shardings=shardings.trainable)(
+            self.state.trainable)
 
     @property
     def step(self) -> int:

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 
 KL_LIMIT = 10.0  # k3 is clamped to [-10, 10], as in the VRAG-RL code.
+# exp() of a larger log-ratio would overflow, and 0 * inf in its gradient is NaN;
+# k3 and the clipped ratio are far past their own limits there.
+LOG_RATIO_LIMIT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,7 +95,7 @@ def sft_loss(
     Returns:
       The scalar loss and the metrics, sums that are already divided by `total`.
     """
-    loss = -jnp.sum(logprobs * weights) / total
+    loss = -jnp.sum(_trained(logprobs, weights) * weights) / total
     return loss, {'loss': loss}
 
 
@@ -102,7 +105,7 @@ def k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
     `exp(ref - logp) - (ref - logp) - 1` (Schulman, "Approximating KL
     divergence", 2020), clamped to ±`KL_LIMIT`.
     """
-    log_ratio = ref_logprobs - logprobs
+    log_ratio = jnp.clip(ref_logprobs - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     return jnp.clip(jnp.exp(log_ratio) - log_ratio - 1.0, -KL_LIMIT, KL_LIMIT)
 
 
@@ -132,11 +135,11 @@ def grpo_loss(
       The scalar loss, and the metrics, whose sums over micro-batches are means
       over the mini-batch.
     """
-    mean = lambda x: jnp.sum(x * weights) / total  # noqa: E731
-    # Padding holds arbitrary log-probs: exp() of their difference must not
-    # overflow, because 0 * inf in the weighted sum would be NaN.
-    log_ratio = jnp.where(weights > 0, logprobs - old_logprobs, 0.0)
-    ref_logprobs = jnp.where(weights > 0, ref_logprobs, logprobs)
+    mean = lambda x: jnp.sum(_trained(x, weights) * weights) / total  # noqa: E731
+    logprobs, old_logprobs, ref_logprobs, advantages = (
+        _trained(x, weights) for x in (logprobs, old_logprobs, ref_logprobs, advantages)
+    )
+    log_ratio = jnp.clip(logprobs - old_logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
     ratio = jnp.exp(log_ratio)
     clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
     policy_loss = mean(-jnp.minimum(ratio * advantages, clipped * advantages))
@@ -154,3 +157,8 @@ def grpo_loss(
         loss = loss - config.entropy_coef * entropy
         metrics['entropy'] = entropy
     return loss, metrics | {'loss': loss}
+
+
+def _trained(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """Zeroes what stands on other tokens: it may be anything, and 0 * inf is NaN."""
+    return jnp.where(weights > 0, values, 0.0)

@@ -4,6 +4,8 @@ import dataclasses
 
 import optax
 
+from vrag_jax.models.parameters import Params
+
 SCHEDULES = ('constant', 'cosine', 'linear')
 
 
@@ -75,12 +77,6 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
     )
 
 
-def decay_mask(params) -> dict:
-    """True for kernels and embeddings, False for norms and biases."""
-
-    def walk(tree, name=''):
-        if isinstance(tree, dict):
-            return {key: walk(value, key) for key, value in tree.items()}
-        return name in ('kernel', 'embedding')
-
-    return walk(params)
+def decay_mask(params: Params) -> dict[str, bool]:
+    """True for kernels and embeddings, False for norms and biases, by path."""
+    return {path: path.rpartition('/')[2] in ('kernel', 'embedding') for path in params}

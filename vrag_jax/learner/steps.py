@@ -40,13 +40,11 @@ class Steps:
         (accumulated, metrics)`; `accumulated` is donated.
       apply: `(state, accumulated) -> (state, accumulated zeros, gradient norm)`;
         both arguments are donated.
-      zeros: `(state) -> accumulated`, a tree of zeros like the trainables.
     """
 
     logprobs: Callable
     gradients: Callable
     apply: Callable
-    zeros: Callable
 
 
 def supervised(logprobs, entropies, batch: Batch, total) -> tuple[jax.Array, Metrics]:
@@ -78,11 +76,17 @@ def make_steps(
     optimizer: optax.GradientTransformation,
     loss_fn: LossFn,
     config: StepConfig,
+    shardings: TrainState,
 ) -> Steps:
     """Builds the functions of a training phase.
 
-    Shardings follow the arguments: parameters, optimiser state and batch are
-    placed on the mesh by the caller, and GSPMD does the rest.
+    Args:
+      graphdef: structure of the policy.
+      optimizer: takes the accumulated gradients.
+      loss_fn: loss of a micro-batch.
+      config: static choices.
+      shardings: of the state. State and batch are placed on the mesh by the
+        caller, what comes out lies as it went in, and GSPMD does the rest.
     """
 
     def forward(params: Params, batch: Batch, features: jax.Array | None):
@@ -123,5 +127,4 @@ def make_steps(
         logprobs=logprobs,
         gradients=jax.jit(gradients, donate_argnums=1),
         apply=jax.jit(apply, donate_argnums=(0, 1)),
-        zeros=jax.jit(lambda state: jax.tree.map(jnp.zeros_like, state.trainable)),
     )

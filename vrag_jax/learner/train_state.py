@@ -6,8 +6,10 @@ import re
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import Mesh
 
 from vrag_jax.models.parameters import Params
+from vrag_jax.parallel.sharding import tree_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -64,3 +66,22 @@ def create_train_state(
     """Builds the state at step 0 from parameters (arrays or shapes under jit)."""
     trainable, frozen = partition(params, frozen_pattern)
     return TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+
+
+def train_state_shardings(
+    params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str, mesh: Mesh
+) -> TrainState:
+    """Returns the sharding of every array of the state, allocating nothing.
+
+    An optimiser's moments are spread like the parameters they belong to; left to
+    the compiler they would be whole on every device, because zeros depend on
+    nothing.
+
+    Args:
+      params: parameters by path, arrays or shapes.
+      optimizer: whose state it is.
+      frozen_pattern: see `partition`.
+      mesh: the devices.
+    """
+    create = lambda p: create_train_state(p, optimizer, frozen_pattern)  # noqa: E731
+    return tree_shardings(jax.eval_shape(create, dict(params)), mesh)

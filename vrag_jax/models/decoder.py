@@ -14,10 +14,14 @@ from vrag_jax.models.layers import (
     Numerics,
     SwiGLU,
     linear,
+    residual_scale,
     rms_norm,
+    scan_layers,
     stack_layers,
 )
 from vrag_jax.models.mrope import rotary_angles, rotate
+
+QUERY_BLOCK = 1024  # Queries whose scores exist at a time, see `causal_attention`.
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -53,13 +57,15 @@ class Decoder(nnx.Module):
             lambda rngs: DecoderLayer(text, numerics, rngs), text.num_hidden_layers, rngs)
         self.norm = rms_norm(text.hidden_size, text.rms_norm_eps, numerics, rngs)
 
-    def __call__(self, x: jax.Array, position_ids: jax.Array, mask: jax.Array) -> jax.Array:
+    def __call__(
+        self, x: jax.Array, position_ids: jax.Array, segment_ids: jax.Array
+    ) -> jax.Array:
         """Runs whole sequences.
 
         Args:
           x: `[B, T, D]` embeddings.
           position_ids: `[3, B, T]` int32.
-          mask: `[B, T, T]` bool, whether a query (row) sees a key (column).
+          segment_ids: `[B, T]` int32, 0 on padding.
 
         Returns:
           `[B, T, D]` after the final norm.
@@ -68,13 +74,12 @@ class Decoder(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def attend(q, k, v):
-            return grouped_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), mask)
+            return causal_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), segment_ids)
 
         def body(x, params):
-            return nnx.merge(graphdef, params)(x, angles, attend), None
+            return nnx.merge(graphdef, params)(x, angles, attend)
 
-        x, _ = jax.lax.scan(self.numerics.checkpoint(body), x, stacked)
-        return self.norm(x)
+        return self.norm(scan_layers(body, x, stacked, self.numerics))
 
     def extend(
         self,
@@ -141,7 +146,8 @@ class DecoderLayer(nnx.Module):
         self.input_layernorm = rms_norm(size, config.rms_norm_eps, numerics, rngs)
         self.attention = Attention(config, numerics, rngs)
         self.post_attention_layernorm = rms_norm(size, config.rms_norm_eps, numerics, rngs)
-        self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=False)
+        self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=False,
+                          out_scale=residual_scale(config.num_hidden_layers))
 
     def __call__(
         self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend
@@ -159,7 +165,8 @@ class Attention(nnx.Module):
         self.q_proj = linear(size, size, numerics, rngs, bias=True)
         self.k_proj = linear(size, kv_size, numerics, rngs, bias=True)
         self.v_proj = linear(size, kv_size, numerics, rngs, bias=True)
-        self.o_proj = linear(size, size, numerics, rngs, bias=False)
+        self.o_proj = linear(size, size, numerics, rngs, bias=False,
+                             init_scale=residual_scale(config.num_hidden_layers))
 
     def __call__(
         self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend
@@ -167,6 +174,49 @@ class Attention(nnx.Module):
         heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)
         q, k = rotate(heads(self.q_proj(x)), *angles), rotate(heads(self.k_proj(x)), *angles)
         return self.o_proj(attend(q, k, heads(self.v_proj(x))).reshape(x.shape))
+
+
+def causal_attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
+) -> jax.Array:
+    """Grouped-query attention to earlier tokens of the same segment.
+
+    Long sequences are done `QUERY_BLOCK` queries at a time, and a block's scores
+    are computed again in the backward pass: a `[T, T]` array of them would not
+    fit for the published models.
+
+    Args:
+      q: `[B, T, H, head_dim]`; heads of a group are consecutive.
+      k: `[B, KVH, T, head_dim]`.
+      v: `[B, KVH, T, head_dim]`.
+      segment_ids: `[B, T]` int32, 0 on padding.
+
+    Returns:
+      `[B, T, H, head_dim]`.
+    """
+    length = q.shape[1]
+    steps = jnp.arange(length)
+    # Segments 1 1 2 0 see:   1 0 0 0
+    #                         1 1 0 0
+    #                         0 0 1 0
+    #                         0 0 0 0
+    def attend(q, own_segment, own_step):
+        same = own_segment[:, :, None] == segment_ids[:, None, :]
+        causal = own_step[:, None] >= steps
+        return grouped_attention(q, k, v, same & causal & (segment_ids > 0)[:, None, :])
+
+    if length <= QUERY_BLOCK:
+        return attend(q, segment_ids, steps)
+
+    def blocks(x, axis):
+        widths = [(0, 0)] * x.ndim
+        widths[axis] = (0, -length % QUERY_BLOCK)
+        shape = (*x.shape[:axis], -1, QUERY_BLOCK, *x.shape[axis + 1:])
+        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
+
+    block = jax.checkpoint(lambda args: attend(*args), prevent_cse=False)
+    out = jax.lax.map(block, (blocks(q, 1), blocks(segment_ids, 1), blocks(steps, 0)))
+    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
 
 
 def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
@@ -190,10 +240,16 @@ def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array)
 
 def _attend(q, k, v, mask) -> jax.Array:
     """q `[B, T, KVH, G, d]`, k and v `[B, KVH, S, d]`, mask `[B, T, S]`; returns q's shape."""
-    scores = jnp.einsum('btkgd,bksd->bkgts', q, k, preferred_element_type=jnp.float32)
-    scores = jnp.where(mask[:, None, None], scores * q.shape[-1] ** -0.5, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.einsum('bkgts,bksd->btkgd', weights, v)
+    batch, steps, kv_heads, group, size = q.shape
+    # The queries of a group are the rows of one product with their head's keys:
+    # plain batched products, three times as fast on a CPU as with five axes.
+    rows = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * steps, size)
+    scores = jnp.einsum('bkqd,bksd->bkqs', rows, k, preferred_element_type=jnp.float32)
+    scores = scores.reshape(batch, kv_heads, group, steps, -1) * size**-0.5
+    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
+    weights = weights.astype(v.dtype).reshape(batch, kv_heads, group * steps, -1)
+    out = jnp.einsum('bkqs,bksd->bkqd', weights, v)
+    return out.reshape(batch, kv_heads, group, steps, size).transpose(0, 3, 1, 2, 4)
 
 
 def _attend_one_as_sums(q, k, v, mask) -> jax.Array:

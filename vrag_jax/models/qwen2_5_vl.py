@@ -78,13 +78,10 @@ class Qwen2_5_VL(nnx.Module):
         Returns:
           `[B, T, D]` after the final norm.
         """
-        steps = jnp.arange(tokens.shape[1])
-        mask = (steps[:, None] >= steps)[None]
-        if segment_ids is not None:
-            same = segment_ids[:, :, None] == segment_ids[:, None, :]
-            mask = mask & same & (segment_ids > 0)[:, None, :]
+        if segment_ids is None:
+            segment_ids = jnp.ones_like(tokens)
         x = self._embed(tokens, image_features, image_index)
-        return self.language_model(x, position_ids, mask)
+        return self.language_model(x, position_ids, segment_ids)
 
     def extend(
         self,

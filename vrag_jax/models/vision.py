@@ -8,7 +8,16 @@ import numpy as np
 from flax import nnx
 
 from vrag_jax.models.config import VisionConfig
-from vrag_jax.models.layers import MASKED, Numerics, SwiGLU, linear, rms_norm, stack_layers
+from vrag_jax.models.layers import (
+    MASKED,
+    Numerics,
+    SwiGLU,
+    linear,
+    residual_scale,
+    rms_norm,
+    scan_layers,
+    stack_layers,
+)
 from vrag_jax.models.mrope import rotate
 from vrag_jax.models.packing import PatchBatch
 
@@ -46,9 +55,9 @@ class VisionTower(nnx.Module):
 
         def body(x, layer):
             params, full = layer
-            return nnx.merge(graphdef, params)(x, angles, batch, full), None
+            return nnx.merge(graphdef, params)(x, angles, batch, full)
 
-        x, _ = jax.lax.scan(self.numerics.checkpoint(body), x, (stacked, jnp.asarray(is_full)))
+        x = scan_layers(body, x, (stacked, jnp.asarray(is_full)), self.numerics)
         merged = self.merger(x)
         order = jnp.asarray(batch.order)
         return jnp.where(order[:, None] >= 0, merged[jnp.maximum(order, 0)], 0)
@@ -62,7 +71,8 @@ class VisionBlock(nnx.Module):
         self.norm1 = rms_norm(size, NORM_EPSILON, numerics, rngs)
         self.attention = VisionAttention(config, numerics, rngs)
         self.norm2 = rms_norm(size, NORM_EPSILON, numerics, rngs)
-        self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=True)
+        self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=True,
+                          out_scale=residual_scale(config.depth))
 
     def __call__(self, x, angles, batch: PatchBatch, full: jax.Array) -> jax.Array:
         x = x + self.attention(self.norm1(x), angles, batch, full)
@@ -76,7 +86,8 @@ class VisionAttention(nnx.Module):
         size = config.hidden_size
         self.heads = config.num_heads
         self.qkv = linear(size, 3 * size, numerics, rngs, bias=True)
-        self.proj = linear(size, size, numerics, rngs, bias=True)
+        self.proj = linear(size, size, numerics, rngs, bias=True,
+                           init_scale=residual_scale(config.depth))
 
     def __call__(
         self,

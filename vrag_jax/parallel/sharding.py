@@ -33,6 +33,12 @@ BATCH_RULES: tuple[Rule, ...] = (
     (r'', (BATCH_AXES,)),
 )
 
+# Slots of the sampler; the cache has the layer first and its heads third.
+SLOT_RULES: tuple[Rule, ...] = (
+    (r'cache/[kv]$', (None, BATCH_AXES, 'tensor')),
+    (r'', (BATCH_AXES,)),
+)
+
 
 def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[Rule] = QWEN2_5_VL_RULES) -> Any:
     """Gives every array of a tree its sharding.

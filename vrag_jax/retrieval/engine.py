@@ -98,13 +98,18 @@ class SearchEngine:
         except (KeyError, TypeError) as error:
             raise ArtifactError(f'{directory}: fields of the manifest: {error!r}') from error
         encoder = read_encoder(kind, folder / 'encoder', encoder_fields)
-        return cls(store, encoder, ScannIndex.from_files(folder / 'index', index_fields))
+        engine = cls(store, encoder, ScannIndex.from_files(folder / 'index', index_fields))
+        if fields.get('pages') != store.fingerprint:
+            raise ArtifactError(f'{directory}: made for pages of the same ids, of which something '
+                                f'else (file, size, text, order) has changed in {store.folder}')
+        return engine
 
     def _write_files(self, folder: Path) -> dict[str, Any]:
         (folder / 'encoder').mkdir()
         (folder / 'index').mkdir()
         encoder_fields = self.encoder.write_files(folder / 'encoder')
-        return {'encoder': {'kind': self.encoder.kind, **encoder_fields},
+        return {'pages': self.store.fingerprint,
+                'encoder': {'kind': self.encoder.kind, **encoder_fields},
                 'index': self.index.write_files(folder / 'index')}
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:

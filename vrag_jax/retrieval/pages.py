@@ -1,6 +1,7 @@
 """Pages of a corpus: a manifest of explicit page ids over image files."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import threading
@@ -57,6 +58,7 @@ class PageStore:
         if len(self._pages) != len(pages):
             raise ValueError(f'{len(pages)} pages with {len(self._pages)} different ids')
         self.ids: tuple[str, ...] = tuple(self._pages)
+        self._numbers = {(page.document, page.page): page.page_id for page in pages}
         self._images = _ImageCache(cache_bytes)
 
     @classmethod
@@ -133,6 +135,16 @@ class PageStore:
         if page_id not in self._pages:
             raise KeyError(f'no page {page_id!r} in {self.folder}')
         return self._pages[page_id]
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of all that the manifest says of the pages, in order."""
+        fields = [dataclasses.astuple(page) for page in self]
+        return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
+
+    def find(self, document: str, page: int) -> str | None:
+        """Returns the id of a document's page number (from 1); None if it is not there."""
+        return self._numbers.get((document, page))
 
     def path(self, page_id: str) -> Path:
         """Returns the page's image file."""

@@ -15,10 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl import KVCache, init_cache
+from vrag_jax.parallel.sharding import SLOT_RULES, tree_shardings
 from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig, draw
 
@@ -129,8 +131,8 @@ class Sampler:
       stop_table: automaton that ends a turn at its action's closing tag.
       end_ids: token ids that end a turn by themselves.
       base_seed: seed that is combined with each episode's.
-      sharding: sharding of the slots (leading axis of lengths and logits), and
-        of the cache; None leaves everything on the default device.
+      mesh: over which the slots are spread; None leaves them on the default
+        device.
     """
 
     def __init__(
@@ -141,7 +143,7 @@ class Sampler:
         stop_table: StopTable,
         end_ids: Sequence[int],
         base_seed: int = 0,
-        sharding: SlotState | None = None,
+        mesh: Mesh | None = None,
     ):
         self.config = config
         self._transitions = jnp.asarray(stop_table.transitions)
@@ -150,7 +152,9 @@ class Sampler:
         self._key = jax.random.key(base_seed)
         self._prefill, self._decode = _make_functions(graphdef, stop_table.initial, config)
         init = functools.partial(init_slots, model_config, config)
-        self._state = jax.jit(init, out_shardings=sharding)()
+        shardings = None if mesh is None else jax.tree.map(
+            lambda x: x.sharding, abstract_slots(model_config, config, mesh))
+        self._state = jax.jit(init, out_shardings=shardings)()
         self._lengths = np.zeros(config.slots, np.int64)
         self.tokens_decoded = 0
         self.tokens_prefilled = 0
@@ -252,6 +256,14 @@ def init_slots(model_config: ModelConfig, config: SamplerConfig) -> SlotState:
         lengths=jnp.zeros(config.slots, jnp.int32),
         logits=jnp.zeros((config.slots, model_config.text.vocab_size), jnp.float32),
     )
+
+
+def abstract_slots(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> SlotState:
+    """Returns shapes and shardings of the slots: spread over data axes and key heads."""
+    shapes = jax.eval_shape(functools.partial(init_slots, model_config, config))
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        shapes, tree_shardings(shapes, mesh, SLOT_RULES))
 
 
 def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:

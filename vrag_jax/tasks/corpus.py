@@ -79,7 +79,7 @@ def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
 def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
     """Reads the question files; each stands in for the other where one is not given."""
     read = {
-        name: load_questions(path, store.ids)
+        name: load_questions(path, store)
         for name, path in (('train', config.data.train_questions),
                            ('test', config.data.eval_questions)) if path
     }
@@ -95,7 +95,9 @@ def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEng
     directory = workdir / 'index'
     if directory.exists():
         try:
-            return SearchEngine.open(directory, store)
+            engine = SearchEngine.open(directory, store)
+            if getattr(engine.encoder, 'config', None) == config.retrieval.encoder:
+                return engine
         except ArtifactError as error:
             logging.warning('the index is built anew: %s', error)
     reader = OcrReader(workdir / 'ocr') if config.retrieval.ocr else None

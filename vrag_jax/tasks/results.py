@@ -1,6 +1,7 @@
 """What a finished run leaves behind: results, trajectories, report, policy."""
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 
@@ -51,6 +52,8 @@ def write_results(
 def export_policy(space: Workspace, params: Params) -> None:
     """Writes the policy as a HF checkpoint directory, `workdir/policy`."""
     directory = space.workdir / 'policy'
+    if directory.exists():
+        shutil.rmtree(directory)
     hf_checkpoint.save(merge(space.graphdef, params), directory)
     space.tokenizer.save_pretrained(directory)
     space.image_processor.save_pretrained(directory)

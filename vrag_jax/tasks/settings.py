@@ -14,7 +14,7 @@ from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.sampler import SamplerConfig
 
-TASKS = ('loop', 'build_index', 'sample_experts', 'sft', 'grpo', 'evaluate')
+TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan')
 DTYPES = ('float32', 'bfloat16', 'float16')
 REMAT = ('none', 'full', 'dots')
 
@@ -134,14 +134,16 @@ class PretrainConfig:
     Attributes:
       steps: optimiser steps.
       sequences: sequences a step.
-      read: share of the exercises in which a crop is transcribed; in the others
-        a panel is found on a page.
+      read_steps: first steps, in which there is nothing but reading.
+      read: share of the exercises in which a crop is transcribed, after that; in
+        the others a panel is found on a page.
       learner: optimiser and shapes.
       save_every: steps between checkpoints.
     """
 
     steps: int = 0
     sequences: int = 64
+    read_steps: int = 0
     read: float = 0.5
     learner: LearnerConfig = LearnerConfig(lr=1e-3)
     save_every: int = 200
@@ -156,7 +158,8 @@ class SftConfig:
     """Supervised fine-tuning on expert trajectories.
 
     Attributes:
-      steps: optimiser steps.
+      steps: optimiser steps; 0 leaves it to `epochs`.
+      epochs: passes over the trajectories.
       sequences: trajectories a step.
       trajectories: how many expert trajectories are sampled.
       careful, loose, hasty: shares of the experts' habits; must sum to 1.
@@ -165,6 +168,7 @@ class SftConfig:
     """
 
     steps: int = 0
+    epochs: int = 0
     sequences: int = 32
     trajectories: int = 3000
     careful: float = 0.25
@@ -189,7 +193,8 @@ class GrpoConfig:
     """Group-relative policy optimisation.
 
     Attributes:
-      steps: iterations of rollout and update.
+      steps: iterations of rollout and update; 0 leaves it to `epochs`.
+      epochs: passes over the training questions.
       prompts: questions an iteration.
       group_size: trajectories a question.
       mini_batches: optimiser steps an iteration.
@@ -200,6 +205,7 @@ class GrpoConfig:
     """
 
     steps: int = 0
+    epochs: int = 0
     prompts: int = 32
     group_size: int = 5
     mini_batches: int = 2
@@ -286,7 +292,7 @@ class RunConfig:
                 re.compile(section.frozen)
             except re.error as error:
                 raise ConfigError(f'learner.frozen: not a regular expression: {error}') from error
-        if self.grpo.steps and self.learner.length < self.sampler.max_length:
+        if (self.grpo.steps or self.grpo.epochs) and self.learner.length < self.sampler.max_length:
             raise ConfigError(
                 f'config.learner.length: {self.learner.length} is shorter than '
                 f'config.sampler.max_length = {self.sampler.max_length}: trajectories would not fit'

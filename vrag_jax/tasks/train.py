@@ -37,10 +37,11 @@ def pretrain(space: Workspace, params: Params) -> Params:
     exercises = PretrainingExercises(
         space.world(), space.corpus.store, space.corpus.layouts,
         space.corpus.questions['train'])
-    reads = round(config.read * config.sequences)
 
     def prepare(step: int) -> list[TokenSequence]:
         rng = random.Random(f'{space.config.seed}/pretrain/{step}')
+        share = 1.0 if step < config.read_steps else config.read
+        reads = round(share * config.sequences)
         return exercises.sample(rng, reads, config.sequences - reads)
 
     learner = _learner(space, params, config.learner, steps.supervised, config.steps)
@@ -107,7 +108,8 @@ def finetune(space: Workspace, params: Params, name: str,
       The weights after the last step.
     """
     config = space.config.sft
-    learner = _learner(space, params, config.learner, steps.supervised, config.steps)
+    total = total_steps(config.steps, config.epochs, config.sequences, len(sequences))
+    learner = _learner(space, params, config.learner, steps.supervised, total)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
 
@@ -116,7 +118,7 @@ def finetune(space: Workspace, params: Params, name: str,
             len(sequences), config.sequences, step, space.config.seed, name)]
 
     run_phase(
-        name, learner, _directory(space, name), space.config.seed, config.steps, prepare,
+        name, learner, _directory(space, name), space.config.seed, total, prepare,
         lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
         on_save=space.features.clear)
     return learner.state.params
@@ -137,12 +139,12 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
       The weights after the last iteration.
     """
     config = space.config.grpo
-    total = config.steps * config.mini_batches
-    learner = _learner(space, params, space.config.learner, steps.grpo(config.loss), total,
-                       config.sampling.temperature)
+    questions = space.corpus.questions['train']
+    total = total_steps(config.steps, config.epochs, config.prompts, len(questions))
+    learner = _learner(space, params, space.config.learner, steps.grpo(config.loss),
+                       total * config.mini_batches, config.sampling.temperature)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
-    questions = space.corpus.questions['train']
 
     def prepare(step: int) -> list[Question]:
         return [questions[i] for i in _epoch_slice(
@@ -164,13 +166,14 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
         for part in np.array_split(order, config.mini_batches):
             values = learner.update([sequences[i] for i in part], features)
             for key, value in values.items():
-                metrics[key] = metrics.get(key, 0.0) + value / config.mini_batches
+                share = 1 if key == 'tokens' else 1 / config.mini_batches
+                metrics[key] = metrics.get(key, 0.0) + value * share
             if features is None:
                 space.features.clear()
         return metrics | rollout_metrics(trajectories)
 
     run_phase(
-        name, learner, _directory(space, name), space.config.seed, config.steps, prepare,
+        name, learner, _directory(space, name), space.config.seed, total, prepare,
         iterate, space.metrics, config.save_every, updates_per_step=config.mini_batches,
         on_save=space.features.clear)
     return learner.state.params
@@ -204,6 +207,18 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         'crops': float(np.mean([a.kind.name == 'BBOX' for a in actions])),
         'tokens_sampled': float(sum(t.loss_mask.sum() for t in trajectories)),
     }
+
+
+def total_steps(steps: int, epochs: int, size: int, count: int) -> int:
+    """Steps of a phase: as given, or as many as `epochs` over `count` items take.
+
+    Args:
+      steps: what the config gives; 0 leaves it to the epochs.
+      epochs: passes over the items.
+      size: items a step.
+      count: items.
+    """
+    return steps or -(-epochs * count // size)
 
 
 def _learner(space: Workspace, params: Params, config: LearnerConfig, loss, total: int,

@@ -119,7 +119,7 @@ class Workspace:
         table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
         ends = {self.chat.end_of_turn_id, self.tokenizer.convert_tokens_to_ids('<|endoftext|>')}
         return Sampler(self.graphdef, self.model_config, self.config.sampler, table,
-                       sorted(ends), self.config.seed)
+                       sorted(ends), self.config.seed, self.mesh)
 
     @functools.cached_property
     def features(self) -> ImageFeatureCache:

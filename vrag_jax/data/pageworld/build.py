@@ -85,8 +85,7 @@ def load(out_dir: str | os.PathLike) -> PageWorld:
             raise FileNotFoundError(f'{out} holds no PageWorld: {name} is missing')
     specs = map(PageSpec.from_json, (out / 'layout.jsonl').read_text().splitlines())
     layouts = {spec.page_id: spec for spec in specs}
-    questions = {
-        split: load_questions(out / f'questions_{split}.json', layouts) for split in SPLITS}
+    questions = {split: load_questions(out / f'questions_{split}.json') for split in SPLITS}
     return PageWorld(out / 'pages.jsonl', layouts, questions)
 
 

@@ -66,11 +66,9 @@ class PageWorldConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.type is int and field.name not in ('seed', 'panel_jitter', 'grain') and value < 1:
-                raise ValueError(f'{field.name} must be positive, got {value}')
-        for name in ('panel_jitter', 'grain'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+            least = 0 if field.name in ('panel_jitter', 'grain') else 1
+            if field.type is int and field.name != 'seed' and value < least:
+                raise ValueError(f'{field.name} must be at least {least}, got {value}')
         if not 0 <= self.body_jitter <= 1:
             raise ValueError(f'body_jitter must lie in [0, 1], got {self.body_jitter}')
         letters = self.heading_letters

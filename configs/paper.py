@@ -1,0 +1,121 @@
+"""What the runs with the paper's settings share (VRAG-RL, arXiv 2505.22019).
+
+Not a run: `sft_3b.py`, `sft_7b.py`, `grpo_3b.py` and `grpo_7b.py` are. What the
+paper leaves to the machine is laid out for eight accelerators with 80 GB each;
+`--config.task=plan` prints what each of them will hold.
+"""
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+INSTRUCTION = """\
+Answer a question about a collection of document pages. You see a page only after searching for it.
+
+In every turn, first think inside <think> and </think>: what is known, what is missing, and where \
+it may stand. Then do exactly one of these:
+- <search>words to look for</search> shows the best page that you have not seen yet.
+- <bbox>[x1, y1, x2, y2]</bbox> cuts a region out of the last image and shows it larger; the \
+corners are in pixels of that image.
+- <answer>the answer, as short as it can be</answer> ends the task.
+Look closer before you read off small print, and answer once you are sure.
+
+Question: {question}"""
+
+LARGEST_IMAGE = 512 * 28 * 28  # Pixels; 512 tokens.
+
+
+def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
+    """Returns what SFT and GRPO share.
+
+    Args:
+      task: 'sft' or 'grpo'.
+      preset: sizes of the policy, for a plan without its checkpoint.
+      mesh: devices along each axis. `tensor` divides the heads that keys have
+        (2 in 3B, 4 in 7B), because the scores of a long row are the largest array.
+    """
+    config = ConfigDict()
+    config.task = task
+    config.seed = 0
+    config.instruction = INSTRUCTION
+    config.mesh = ConfigDict({'data': 1, **mesh})
+    config.policy = ConfigDict({
+        'preset': preset, 'checkpoint': '',
+        'dtype': 'bfloat16', 'param_dtype': 'float32', 'remat': 'full',
+    })
+    config.data = ConfigDict({
+        'source': 'files', 'manifest': '', 'train_questions': '', 'eval_questions': '',
+        'trajectories': '',
+    })
+    config.retrieval = ConfigDict({'ocr': True})
+    config.environment = ConfigDict({
+        # Four turns and the closing one, which is asked for the answer.
+        'max_turns': 5, 'search_results': 10,
+        'min_pixels': 256 * 28 * 28, 'max_pixels': LARGEST_IMAGE,
+        'padding': 0, 'allow_crop': True, 'allow_image_index': False,
+    })
+    # 512 tokens take at most 64 attention windows: as a strip of 2 x 256 tokens.
+    config.feature_windows = 256
+    config.feature_span = 64
+    config.judge = ConfigDict({
+        'base_url': '', 'model': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
+        'concurrency': 16,
+    })
+    return config
+
+
+def sft_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
+    """Returns supervised fine-tuning of the language model, the vision tower frozen.
+
+    Args:
+      preset, mesh: see `paper_config`.
+      rows: packed rows a micro-batch, a multiple of `data * fsdp`.
+    """
+    config = paper_config('sft', preset, mesh)
+    config.feature_rows = 131072
+    config.sft = ConfigDict({
+        # 32 conversations a step: 16 and two accumulation steps, in the paper's terms.
+        'epochs': 3, 'steps': 0, 'sequences': 32, 'save_every': 50,
+        'learner': {
+            'lr': 1e-5, 'schedule': 'cosine', 'warmup_fraction': 0.1, 'weight_decay': 0.0,
+            'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows, 'length': 16384,
+            'vocab_chunk': 2048,
+        },
+    })
+    return config
+
+
+def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
+    """Returns GRPO: 32 questions, five trajectories each.
+
+    Args:
+      preset, mesh, rows: see `sft_config`.
+    """
+    config = paper_config('grpo', preset, mesh)
+    prompts, group_size = 32, 5
+    trajectories = prompts * group_size
+    # Every trajectory of an iteration, each with an image in all turns but the last.
+    config.feature_rows = trajectories * (config.environment.max_turns - 1) * 512
+    config.sampler = ConfigDict({
+        # 8192 tokens of prompt and observations, 2048 of a reply.
+        'slots': trajectories, 'max_length': 8192 + 2048, 'max_new_tokens': 2048,
+        'prefill_lengths': (64, 256, 640), 'attend_lengths': (2048, 4096, 6144),
+        'cache_dtype': 'bfloat16',
+    })
+    config.grpo = ConfigDict({
+        # Mini-batches of 32 trajectories: 4 a device.
+        'epochs': 1, 'steps': 0, 'prompts': prompts, 'group_size': group_size,
+        'mini_batches': 5, 'save_every': 10, 'sampling': {'temperature': 1.0},
+        'loss': {'clip_low': 0.2, 'clip_high': 0.2, 'kl_coef': 0.01, 'entropy_coef': 0.0},
+    })
+    config.learner = ConfigDict({
+        'lr': 1e-6, 'schedule': 'constant', 'warmup_steps': 5, 'weight_decay': 0.01,
+        'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows, 'length': 8192 + 2048,
+        'vocab_chunk': 2048,
+    })
+    config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1, 'pattern_gate': True})
+    config.evaluation = ConfigDict({
+        'questions': 0, 'sampling': {'temperature': 0.0}, 'vanilla_pages': 1,
+        'report_trajectories': 12,
+    })
+    return config
