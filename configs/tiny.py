@@ -53,7 +53,8 @@ def get_config() -> ConfigDict:
     }
     config.pretrain = ConfigDict({
         'steps': 1300, 'sequences': 64, 'read_steps': 300, 'read': 0.25, 'save_every': 300,
-        'learner': {**learner, 'lr': 2e-3, 'rows': 18, 'length': 384, 'windows': 64, 'span': 1},
+        'learner': {**learner, 'lr': 2e-3, 'rows': 56, 'fewer_rows': (24,),
+                    'length': 112, 'windows': 64, 'span': 1},
     })
     config.sft = ConfigDict({
         'steps': 300, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,

@@ -36,7 +36,8 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
         value that the dataclass refuses.
     """
     hints = typing.get_type_hints(cls)
-    names = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    fields = dataclasses.fields(typing.cast(Any, cls))
+    names = {f.name: f for f in fields if f.init}
     for name in values:
         if name not in names:
             raise ConfigError(f'{path}.{name}: no such field; there are {sorted(names)}')

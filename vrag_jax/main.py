@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     except ConfigError as error:
         raise app.UsageError(str(error)) from error
     logging.set_verbosity(logging.INFO)
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(str(_WORKDIR.value))
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'config.json').write_text(_CONFIG.value.to_json_best_effort(indent=1) + '\n')
     registry.TASKS[config.task](config, workdir)

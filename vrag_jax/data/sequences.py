@@ -52,7 +52,7 @@ class ImagePreprocessor:
         # The sizes were chosen by perception, so the processor must not resize:
         # the boxes' frames would no longer be those of the image that is encoded.
         output = self._processor(images=list(images), do_resize=False, return_tensors='np')
-        grids = [tuple(int(v) for v in grid) for grid in output['image_grid_thw']]
+        grids = [(int(t), int(h), int(w)) for t, h, w in output['image_grid_thw']]
         ends = np.cumsum([t * h * w for t, h, w in grids])
         values = np.split(np.asarray(output['pixel_values'], np.float32), ends[:-1])
         return [

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,6 +12,8 @@ from vrag_jax.data.sequences import ProcessedImage, TokenSequence, global_rows
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.packing import PatchBatch, count_windows, pack_images
 
+Array = Any  # numpy on the host, jax on the devices and under jit
+
 
 @dataclasses.dataclass(frozen=True)
 class BatchLayout:
@@ -18,6 +21,8 @@ class BatchLayout:
 
     Attributes:
       rows: rows a micro-batch (a multiple of the devices that share the batch).
+      fewer_rows: smaller numbers of rows that a micro-batch may have instead, so
+        that a small one costs less; one compilation each.
       length: tokens a row; a longer sequence is refused.
       windows: attention windows for the images of a micro-batch, used where the
         vision tower runs inside the step (otherwise features come from a cache).
@@ -28,11 +33,18 @@ class BatchLayout:
     length: int = 1024
     windows: int = 64
     span: int = 1
+    fewer_rows: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ('rows', 'length', 'windows', 'span'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+        if any(not 0 < n < self.rows for n in self.fewer_rows):
+            raise ValueError(f'fewer_rows {self.fewer_rows} must lie between 0 and {self.rows}')
+
+    def rows_for(self, count: int) -> int:
+        """Returns the smallest allowed number of rows that holds `count`."""
+        return min((n for n in self.fewer_rows if n >= count), default=self.rows)
 
 
 @jax.tree_util.register_dataclass
@@ -56,15 +68,15 @@ class Batch:
       images: packed patches, or None where features are given from a cache.
     """
 
-    tokens: np.ndarray
-    position_ids: np.ndarray
-    segment_ids: np.ndarray
-    image_index: np.ndarray
-    targets: np.ndarray
-    weights: np.ndarray
-    advantages: np.ndarray
-    old_logprobs: np.ndarray
-    ref_logprobs: np.ndarray
+    tokens: Array
+    position_ids: Array
+    segment_ids: Array
+    image_index: Array
+    targets: Array
+    weights: Array
+    advantages: Array
+    old_logprobs: Array
+    ref_logprobs: Array
     images: PatchBatch | None = None
 
 
@@ -154,7 +166,7 @@ def micro_batches(
 
 def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch:
     """Writes rows of sequence indices into the arrays of a `Batch`."""
-    shape = (layout.rows, layout.length)
+    shape = (layout.rows_for(len(group)), layout.length)
     ints = {name: np.zeros(shape, np.int32) for name in ('tokens', 'segment_ids', 'targets')}
     floats = {
         name: np.zeros(shape, np.float32)

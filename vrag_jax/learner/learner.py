@@ -21,6 +21,7 @@ from vrag_jax.learner.train_state import (
 )
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.sharding import batch_sharding, tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache
 
@@ -33,6 +34,7 @@ class LearnerConfig(OptimizerConfig):
       frozen: regular expression searched in parameter paths; what matches is
         not trained. With '^visual/' image features come from a cache.
       rows: packed rows a micro-batch.
+      fewer_rows: smaller numbers of rows that a micro-batch may have instead.
       length: tokens a row.
       windows: attention windows for images a micro-batch, where the vision
         tower is trained.
@@ -45,11 +47,12 @@ class LearnerConfig(OptimizerConfig):
     length: int = 1024
     windows: int = 64
     span: int = 1
+    fewer_rows: tuple[int, ...] = ()
     vocab_chunk: int = 0
 
     @property
     def layout(self) -> BatchLayout:
-        return BatchLayout(self.rows, self.length, self.windows, self.span)
+        return BatchLayout(self.rows, self.length, self.windows, self.span, self.fewer_rows)
 
 
 class Learner:
@@ -68,7 +71,7 @@ class Learner:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef,
+        graphdef: nnx.GraphDef[Qwen2_5_VL],
         params: Params,
         model_config: ModelConfig,
         config: LearnerConfig,
@@ -82,10 +85,10 @@ class Learner:
         self._mesh = mesh
         optimizer = make_optimizer(config, total_steps)
         step_config = StepConfig(temperature, config.vocab_chunk)
-        self._steps = make_steps(graphdef, optimizer, loss_fn, step_config)
+        shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
+        self._steps = make_steps(graphdef, optimizer, loss_fn, step_config, shardings)
         # Under jit, so that nothing is ever whole on one device. The parameters
         # are copied: the steps donate them, and the caller keeps its own.
-        shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
         create = lambda p: create_train_state(p, optimizer, config.frozen)  # noqa: E731
         self.state: TrainState = jax.jit(create, out_shardings=shardings)(params)
         zeros = functools.partial(jax.tree.map, jnp.zeros_like)

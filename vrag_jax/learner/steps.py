@@ -12,6 +12,7 @@ from vrag_jax.learner import losses
 from vrag_jax.learner.batch import Batch
 from vrag_jax.learner.train_state import TrainState
 from vrag_jax.models.parameters import Params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 Metrics = dict[str, jax.Array]
 LossFn = Callable[[jax.Array, jax.Array, Batch, jax.Array], tuple[jax.Array, Metrics]]
@@ -72,7 +73,7 @@ def grpo(config: losses.GrpoLossConfig) -> LossFn:
 
 
 def make_steps(
-    graphdef: nnx.GraphDef,
+    graphdef: nnx.GraphDef[Qwen2_5_VL],
     optimizer: optax.GradientTransformation,
     loss_fn: LossFn,
     config: StepConfig,
@@ -125,6 +126,12 @@ def make_steps(
 
     return Steps(
         logprobs=logprobs,
-        gradients=jax.jit(gradients, donate_argnums=1),
-        apply=jax.jit(apply, donate_argnums=(0, 1)),
+        # Left to the compiler, shardings could change from call to call, and each
+        # change would compile again.
+        gradients=jax.jit(
+            gradients, donate_argnums=1, out_shardings=(shardings.trainable, None)
+        ),
+        apply=jax.jit(
+            apply, donate_argnums=(0, 1), out_shardings=(shardings, shardings.trainable, None)
+        ),
     )

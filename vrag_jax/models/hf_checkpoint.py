@@ -119,7 +119,7 @@ def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) 
     partial = path.with_name(path.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
     partial.mkdir(parents=True)
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, pieces in enumerate(shards, start=1):
         file = SINGLE_FILE
         if len(shards) > 1:

@@ -169,7 +169,7 @@ class Environment:
     def _crop(self, episode: Episode, action: Action) -> Observation:
         if not self.config.allow_crop:
             return self._invalid(action, 'zooming is not available')
-        if not episode.images:
+        if not episode.images or action.box is None:
             return self._invalid(action, 'there is no image yet')
         if action.image is not None and action.image > len(episode.images):
             return self._invalid(action, f'there is no image {action.image}')

@@ -51,7 +51,10 @@ class Episode:
         return self._length
 
     def append_text(
-        self, ids: Sequence[int], logprobs: np.ndarray | None = None, sampled: bool = False
+        self,
+        ids: Sequence[int] | np.ndarray,
+        logprobs: np.ndarray | None = None,
+        sampled: bool = False,
     ) -> None:
         """Appends text tokens.
 
@@ -84,8 +87,8 @@ class Episode:
         Raises:
           ValueError: if the placeholders are not as many as the image has tokens.
         """
-        ids = np.asarray(ids, np.int32)
-        places = np.flatnonzero(ids == self._image_token_id)
+        tokens = np.asarray(ids, np.int32)
+        places = np.flatnonzero(tokens == self._image_token_id)
         expected = shown[2].tokens if shown else 0
         if len(places) != expected:
             raise ValueError(
@@ -93,17 +96,17 @@ class Episode:
                 f'but its image has {expected} tokens'
             )
         if shown is None:
-            self.append_text(ids)
+            self.append_text(tokens)
             return
         image, frame, processed = shown
         first, n = int(places[0]), processed.tokens
-        self.append_text(ids[:first])
+        self.append_text(tokens[:first])
         view = ImageView(processed.key, image, frame, len(self))
         positions, next_position = image_positions(
             self.next_position, processed.grid_thw, self._merge_size
         )
         self._append(
-            ids[first : first + n],
+            tokens[first : first + n],
             np.zeros(n, bool),
             positions,
             np.zeros(n, np.float32),
@@ -113,7 +116,7 @@ class Episode:
         self._feature_count += n
         self.images.append(view)
         self.processed.append(processed)
-        self.append_text(ids[first + n :])
+        self.append_text(tokens[first + n :])
 
     def _append(self, tokens, mask, positions, logprobs, image_index) -> None:
         self._tokens.append(tokens)

@@ -11,6 +11,7 @@ from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.packing import count_windows, pack_images
 from vrag_jax.models.parameters import Params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 
 class ImageFeatureCache:
@@ -118,7 +119,7 @@ class ImageFeatureCache:
         self.images_encoded += len(group)
 
 
-def make_encoder(graphdef: nnx.GraphDef) -> Callable:
+def make_encoder(graphdef: nnx.GraphDef[Qwen2_5_VL]) -> Callable:
     """Returns the jitted `(params, PatchBatch, buffer [F, D], rows [M]) -> buffer`."""
 
     def encode(params, batch, buffer, destination):

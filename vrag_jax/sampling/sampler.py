@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl import KVCache, init_cache
+from vrag_jax.models.qwen2_5_vl import KVCache, Qwen2_5_VL, init_cache
 from vrag_jax.parallel.sharding import SLOT_RULES, tree_shardings
 from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig, draw
@@ -137,7 +137,7 @@ class Sampler:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef,
+        graphdef: nnx.GraphDef[Qwen2_5_VL],
         model_config: ModelConfig,
         config: SamplerConfig,
         stop_table: StopTable,
@@ -272,7 +272,7 @@ def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
     )
 
 
-def _make_functions(graphdef: nnx.GraphDef, initial: int, config: SamplerConfig):
+def _make_functions(graphdef: nnx.GraphDef[Qwen2_5_VL], initial: int, config: SamplerConfig):
     """Builds the jitted prefill and decode; the slot state is donated to both."""
 
     def prefill(

@@ -42,7 +42,9 @@ def check_paths(config: RunConfig) -> None:
     """Raises a `ConfigError` that says what to pass where a file is not given or not there."""
     paths = {'policy.checkpoint': (config.policy.checkpoint, False)}
     if config.data.source == 'files':
-        paths['data.manifest'] = (config.data.manifest, True)
+        # Fine-tuning on conversations meets no pages but those in them.
+        paths['data.manifest'] = (
+            config.data.manifest, config.task != 'sft' or not config.policy.checkpoint)
         paths['data.train_questions'] = (config.data.train_questions, config.task == 'grpo')
         paths['data.eval_questions'] = (config.data.eval_questions, config.task == 'evaluate')
     paths['data.trajectories'] = (
@@ -50,11 +52,15 @@ def check_paths(config: RunConfig) -> None:
     if config.policy.preset != 'tiny':
         paths['policy.checkpoint'] = (config.policy.checkpoint, True)
     for name, (value, required) in paths.items():
-        if required and not value:
+        if required and not value and config.task != 'plan':
             raise ConfigError(f'config.{name}: not given; pass --config.{name}=PATH')
         if value and not Path(value).exists():
             raise ConfigError(f'config.{name}: {value} does not exist; '
                               f'pass an existing path with --config.{name}=PATH')
+    checkpoint = config.policy.checkpoint
+    if checkpoint and not (Path(checkpoint) / 'config.json').is_file():
+        raise ConfigError(f'config.policy.checkpoint: {checkpoint} holds no config.json; '
+                          'pass a checkpoint directory with --config.policy.checkpoint=PATH')
 
 
 def build_corpus(config: RunConfig, workdir: Path) -> Corpus:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vrag_jax.tasks import files, loop
+from vrag_jax.tasks import files, loop, plan
 from vrag_jax.tasks.corpus import build_corpus
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
@@ -23,4 +23,5 @@ TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {
     'sft': _in_workspace(files.run_sft),
     'grpo': _in_workspace(files.run_grpo),
     'evaluate': _in_workspace(files.run_evaluate),
+    'plan': plan.run,
 }

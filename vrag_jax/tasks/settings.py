@@ -7,6 +7,7 @@ from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
+from vrag_jax.models.config import PRESETS
 from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
@@ -54,7 +55,8 @@ class PolicyConfig:
     tokenizer_vocab: int = 400
 
     def __post_init__(self):
-        for name, allowed in (('dtype', DTYPES), ('param_dtype', DTYPES), ('remat', REMAT)):
+        choices = {'preset': PRESETS, 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT}
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
 
@@ -201,7 +203,6 @@ class GrpoConfig:
       sampling: how training trajectories are drawn.
       loss: clip bounds and coefficients.
       save_every: iterations between checkpoints.
-      eval_every: iterations between evaluations on validation questions; 0 never.
     """
 
     steps: int = 0
@@ -212,7 +213,6 @@ class GrpoConfig:
     sampling: SamplingConfig = SamplingConfig()
     loss: GrpoLossConfig = GrpoLossConfig()
     save_every: int = 10
-    eval_every: int = 0
 
     def __post_init__(self):
         if self.group_size < 2:

@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -67,7 +68,7 @@ class Workspace:
         return policy_config(self.config, self.tokenizer)
 
     @functools.cached_property
-    def graphdef(self) -> nnx.GraphDef:
+    def graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
         return abstract_policy(self.config, self.model_config)[0]
 
     def initial_params(self) -> Params:
@@ -157,7 +158,8 @@ def _build(config: RunConfig, model_config: ModelConfig) -> Qwen2_5_VL:
 
 def abstract_policy(
     config: RunConfig, model_config: ModelConfig
-) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+) -> tuple[nnx.GraphDef[Qwen2_5_VL], dict[str, jax.ShapeDtypeStruct]]:
     """Returns the policy's graph definition and its parameters' shapes, allocating nothing."""
     model = nnx.eval_shape(lambda: _build(config, model_config))
-    return flat_params(model)
+    graphdef, shapes = flat_params(model)
+    return graphdef, cast(dict[str, jax.ShapeDtypeStruct], shapes)

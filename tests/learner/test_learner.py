@@ -1,0 +1,216 @@
+"""Updates do not depend on micro-batches, devices or where images are encoded."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from vrag_jax.learner.learner import Learner, LearnerConfig
+from vrag_jax.learner.losses import GrpoLossConfig
+from vrag_jax.learner.steps import grpo, supervised
+from vrag_jax.metrics import compilations
+from vrag_jax.models.parameters import merge
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
+
+# A large eps makes Adam's steps smooth in the gradient, so that rounding noise in
+# a gradient that is nearly zero does not become a step of full size.
+SETTINGS = dict(lr=0.05, eps=1e-3, rows=8, length=80, windows=16, span=2)
+MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
+          'all': {'data': 2, 'fsdp': 2, 'tensor': 2}}
+
+
+@pytest.fixture(scope='module')
+def make_learner(policy, model_config):
+    """Returns a function that makes a learner on one device, or on a mesh."""
+    graphdef, params = policy
+
+    def make(shape=None, loss=None, **settings):
+        mesh = make_mesh(shape) if shape else make_mesh({}, devices=jax.devices()[:1])
+        placed = jax.device_put(params, tree_shardings(params, mesh))
+        loss = loss or grpo(GrpoLossConfig(kl_coef=0.1, entropy_coef=0.01))
+        return Learner(graphdef, placed, model_config, LearnerConfig(**SETTINGS | settings),
+                       loss, 10, mesh)
+
+    return make
+
+
+def two_updates(learner, sequences, features=None):
+    """Metrics of two updates, the weights after each, and what each compiled."""
+    metrics, weights, compiled = [], [], []
+    for _ in range(2):
+        before = compilations()
+        metrics.append(learner.update(sequences, features))
+        compiled.append(compilations() - before)
+        weights.append(jax.device_get(learner.state.params))
+    return metrics, weights, compiled
+
+
+@pytest.fixture(scope='module')
+def reference(make_learner, sequences):
+    """Two updates on one device, each in a single micro-batch."""
+    return two_updates(make_learner(), sequences)
+
+
+def assert_same(got, want, tolerance=1e-5):
+    for (metrics, weights), (want_metrics, want_weights) in zip(got, want, strict=True):
+        assert metrics == pytest.approx(want_metrics, rel=tolerance, abs=tolerance)
+        for path, value in want_weights.items():
+            np.testing.assert_allclose(weights[path], value, atol=tolerance, err_msg=path)
+
+
+def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
+    metrics, weights, _ = reference
+    assert metrics[0]['tokens'] == sum(s.loss_mask[1:].sum() for s in sequences)
+    assert {'loss', 'policy_loss', 'kl', 'ratio', 'clip_fraction', 'entropy', 'grad_norm'} <= set(
+        metrics[0])
+    for path, value in policy[1].items():
+        assert np.abs(weights[0][path] - value).max() > 1e-6, path
+    assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=1e-3)
+
+
+def test_later_updates_compile_nothing(reference):
+    assert reference[2][0] > 0
+    assert reference[2][1] == 0
+
+
+def test_the_callers_parameters_are_kept(reference, policy):
+    assert all(np.isfinite(value).all() for value in policy[1].values())
+
+
+def test_micro_batches_add_up_to_the_mini_batch(make_learner, sequences, reference):
+    # Two rows a micro-batch, and windows for two images at most.
+    learner = make_learner(rows=2, windows=4)
+    metrics, weights, _ = two_updates(learner, sequences)
+    assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
+
+
+def test_chunks_of_the_vocabulary_projection_change_nothing(make_learner, sequences, reference):
+    metrics, weights, _ = two_updates(make_learner(vocab_chunk=32), sequences)
+    assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
+
+
+@pytest.mark.parametrize('shape', MESHES.values(), ids=MESHES)
+def test_eight_devices_compute_what_one_does(make_learner, sequences, reference, shape):
+    learner = make_learner(shape)
+    metrics, weights, compiled = two_updates(learner, sequences)
+    assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
+    assert compiled[1] == 0
+
+
+def test_state_lies_in_shards_before_and_after_an_update(make_learner, sequences):
+    learner = make_learner(MESHES['fsdp and tensor'])
+    kernel = 'language_model/layers/mlp/gate_proj/kernel'
+    shape = learner.state.params[kernel].shape
+
+    def shards():
+        adam = learner.state.opt_state[1][0]
+        return [tree[kernel].addressable_shards[0].data.shape
+                for tree in (learner.state.trainable, adam.mu, adam.nu)]
+
+    expected = [(shape[0], shape[1] // 4, shape[2] // 2)] * 3
+    assert shards() == expected
+    learner.update(sequences)
+    assert shards() == expected
+
+
+@pytest.fixture(scope='module')
+def frozen_vision(make_learner, sequences):
+    learner = make_learner(frozen='^visual/', loss=supervised)
+    return learner, *two_updates(learner, sequences)
+
+
+def test_frozen_parameters_stay_as_they_are_to_the_bit(frozen_vision, policy):
+    learner, _, weights, _ = frozen_vision
+    assert learner.vision_is_frozen
+    for path, value in policy[1].items():
+        same = np.array_equal(weights[1][path], value)
+        assert same == path.startswith('visual/'), path
+
+
+def test_trainable_vision_is_not_called_frozen(make_learner):
+    assert not make_learner().vision_is_frozen
+    assert not make_learner(frozen='^visual/blocks').vision_is_frozen
+
+
+@pytest.mark.parametrize('pattern', ['^no_such_tower/', '.'])
+def test_patterns_that_freeze_nothing_or_everything_are_refused(make_learner, pattern):
+    with pytest.raises(ValueError, match='frozen pattern'):
+        make_learner(frozen=pattern)
+
+
+def make_cache(policy, model_config):
+    return ImageFeatureCache(make_encoder(policy[0]), model_config, rows=64, windows=4, span=2)
+
+
+def test_cached_features_give_what_encoding_in_the_step_gives(
+        make_learner, sequences, frozen_vision, policy, model_config):
+    _, want_metrics, want_weights, _ = frozen_vision
+    features = make_cache(policy, model_config)
+    learner = make_learner(frozen='^visual/', loss=supervised)
+    metrics, weights, compiled = two_updates(learner, sequences, features)
+    assert_same(zip(metrics, weights, strict=True), zip(want_metrics, want_weights, strict=True))
+    # Each image was encoded once, for both updates.
+    assert features.images_encoded == 3
+    assert compiled[1] == 0
+
+
+def test_cached_features_on_eight_devices(
+        make_learner, sequences, frozen_vision, policy, model_config):
+    _, want_metrics, want_weights, _ = frozen_vision
+    learner = make_learner(MESHES['all'], frozen='^visual/', loss=supervised)
+    features = make_cache(policy, model_config)
+    metrics, weights, compiled = two_updates(learner, sequences, features)
+    assert_same(zip(metrics, weights, strict=True), zip(want_metrics, want_weights, strict=True))
+    assert compiled[1] == 0
+
+
+def test_logprobs_are_those_of_each_sequence_alone(
+        make_learner, sequences, policy, model_config, images):
+    graphdef, params = policy
+    cache = make_cache(policy, model_config)
+    first = cache.rows_of(params, images)
+    got = make_learner().logprobs(params, sequences, cache)
+
+    @jax.jit
+    def alone(params, tokens, positions, features, index):
+        model = merge(graphdef, params)
+        return jax.nn.log_softmax(model.logits(model.hidden_states(
+            tokens, positions, image_features=features, image_index=index)))
+
+    for sequence, values in zip(sequences, got, strict=True):
+        table = np.concatenate([np.zeros(0, int), *(
+            first[i.key] + np.arange(i.tokens) for i in sequence.images)]).astype(np.int32)
+        index = np.where(sequence.image_index < 0, -1,
+                         np.append(table, 0)[sequence.image_index]).astype(np.int32)
+        width = ((0, 80 - len(sequence)),)
+        log_p = alone(
+            params, np.pad(sequence.tokens, width)[None],
+            np.pad(sequence.position_ids, ((0, 0), *width))[:, None], cache.buffer,
+            np.pad(index, width, constant_values=-1)[None])[0]
+        want = [0.0, *(float(log_p[i, t]) for i, t in enumerate(sequence.tokens[1:]))]
+        np.testing.assert_allclose(values, np.array(want) * sequence.loss_mask, atol=1e-5)
+
+
+def test_the_temperature_divides_the_logits(policy, model_config, sequences):
+    graphdef, params = policy
+    mesh = make_mesh({}, devices=jax.devices()[:1])
+    settings = LearnerConfig(**SETTINGS)
+    cold, hot = (Learner(graphdef, params, model_config, settings, supervised, 1, mesh,
+                         temperature=t).logprobs(params, sequences[:2]) for t in (0.01, 1e6))
+    trained = sequences[0].loss_mask > 0
+    np.testing.assert_allclose(hot[0][trained], -np.log(64), atol=1e-3)
+    assert cold[0][trained].min() < -20
+
+
+def test_a_mini_batch_without_trained_tokens_is_refused(make_learner, make_sequence):
+    sequence = make_sequence(0, (), text=4)
+    assert sequence.loss_mask.sum() == 0
+    with pytest.raises(ValueError, match='no token'):
+        make_learner().update([sequence])
+
+
+def test_the_step_counts_updates(frozen_vision):
+    assert frozen_vision[0].step == 2
+    assert frozen_vision[0].state.step.dtype == jnp.int32

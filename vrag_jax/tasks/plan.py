@@ -1,0 +1,215 @@
+"""A run up to, and not including, the allocation of its weights: shapes, shardings, bytes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.learner import steps
+from vrag_jax.learner.batch import Batch, micro_batches
+from vrag_jax.learner.learner import LearnerConfig
+from vrag_jax.learner.optimizer import make_optimizer
+from vrag_jax.learner.train_state import (
+    TrainState,
+    create_train_state,
+    train_state_shardings,
+)
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.parameters import Params
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.sharding import BATCH_AXES, batch_sharding, tree_shardings
+from vrag_jax.sampling.sampler import SlotState, abstract_slots
+from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.tasks.workspace import abstract_policy, policy_config
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedPhase:
+    """What a training phase will hold; every leaf has a shape, a dtype and a sharding.
+
+    Attributes:
+      state: parameters, optimiser state, step.
+      gradients: the accumulator, like the trainable parameters.
+      batch: a micro-batch.
+      scores: attention scores of one layer of the decoder, `[R, H, T, T]`: the
+        largest array that a step makes on its way.
+      metrics: names of what a step reports.
+    """
+
+    state: TrainState
+    gradients: Params
+    batch: Batch
+    scores: jax.ShapeDtypeStruct
+    metrics: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run without a byte of its weights.
+
+    Attributes:
+      task: what was asked for.
+      model_config: sizes of the policy.
+      mesh: the devices.
+      params: the policy's parameters by path; a phase starts from them, and they
+        stay while it runs: as the reference of the KL term, and to start another.
+      phases: training phases by name.
+      slots: the sampler's cache, or None where nothing is sampled.
+      features: the buffer of image features, `[rows, D]`.
+    """
+
+    task: str
+    model_config: ModelConfig
+    mesh: Mesh
+    params: Params
+    phases: Mapping[str, PlannedPhase]
+    slots: SlotState | None
+    features: jax.ShapeDtypeStruct
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the policy."""
+        return sum(math.prod(leaf.shape) for leaf in self.params.values())
+
+    def parts(self) -> dict[str, Any]:
+        """Returns the trees of arrays that the run will hold, by what they are."""
+        out: dict[str, Any] = {'parameters, as they were at first': self.params}
+        for name, phase in self.phases.items():
+            out[f'{name}: parameters'] = phase.state.params
+            out[f'{name}: optimiser'] = phase.state.opt_state
+            out[f'{name}: gradients'] = phase.gradients
+            out[f'{name}: micro-batch'] = phase.batch
+            out[f'{name}: attention scores'] = phase.scores
+        if self.slots is not None:
+            out['sampler: key-value cache'] = self.slots.cache
+            out['sampler: logits'] = self.slots.logits
+        return out | {'image features': self.features}
+
+    def __str__(self) -> str:
+        """A table of what the devices hold, and of one activation, the largest."""
+        shape = ', '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items())
+        lines = [f'{self.parameter_count / 1e9:.3f}B parameters on {self.mesh.size} devices '
+                 f'({shape})', f'{"":34}{"all devices":>14}{"a device":>14}']
+        for name, tree in self.parts().items():
+            lines.append(f'{name:34}{total_bytes(tree) / GIB:10.3f} GiB'
+                         f'{device_bytes(tree) / GIB:10.3f} GiB')
+        return '\n'.join(lines)
+
+
+def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
+    """Builds a run up to the allocation of its weights.
+
+    Phases are those with steps or epochs; the sampler is planned unless the only
+    phase is SFT.
+
+    Args:
+      config: a checked config.
+      tokenizer: of the tiny policy, see `policy_config`.
+
+    Returns:
+      Shapes, dtypes and shardings, as the tasks will make them.
+
+    Raises:
+      ValueError: where parts do not fit together; names them.
+    """
+    mesh = make_mesh(config.mesh.sizes())
+    model_config = policy_config(config, tokenizer)
+    graphdef, shapes = abstract_policy(config, model_config)
+    params = _placed(shapes, tree_shardings(shapes, mesh))
+    features = jax.ShapeDtypeStruct(
+        (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),
+        sharding=NamedSharding(mesh, PartitionSpec()))
+    sections = {
+        'pretrain': (config.pretrain.steps, config.pretrain.learner, steps.supervised, 1.0),
+        'sft': (config.sft.steps or config.sft.epochs, config.sft.learner, steps.supervised, 1.0),
+        'grpo': (config.grpo.steps or config.grpo.epochs, config.learner,
+                 steps.grpo(config.grpo.loss), config.grpo.sampling.temperature),
+    }
+    phases = {
+        name: _phase(graphdef, params, features, model_config, learner, loss, temperature, mesh)
+        for name, (length, learner, loss, temperature) in sections.items() if length
+    }
+    slots = (None if list(phases) == ['sft']
+             else abstract_slots(model_config, config.sampler, mesh))
+    return Plan(config.task, model_config, mesh, params, phases, slots, features)
+
+
+def run(config: RunConfig, workdir: Path) -> None:
+    """Prints the plan of a config, and writes it to `workdir/plan.txt`."""
+    text = str(plan(config))
+    (workdir / 'plan.txt').write_text(text + '\n')
+    print(text)
+
+
+def total_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, each counted once."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+               for x in jax.tree.leaves(tree))
+
+
+def _phase(
+    graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params, features: jax.ShapeDtypeStruct,
+    model_config: ModelConfig, config: LearnerConfig, loss: steps.LossFn, temperature: float,
+    mesh: Mesh,
+) -> PlannedPhase:
+    """Plans a phase as `Learner` builds it, and traces a step."""
+    optimizer = make_optimizer(config, total_steps=1)
+    shapes = jax.eval_shape(
+        lambda p: create_train_state(p, optimizer, config.frozen), dict(params))
+    shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
+    state = _placed(shapes, shardings)
+    vision_is_frozen = not any(path.startswith('visual/') for path in state.trainable)
+    batch = _batch(config, model_config, vision_is_frozen)
+    batch = _placed(batch, batch_sharding(mesh, batch))
+    functions = steps.make_steps(
+        graphdef, optimizer, loss, steps.StepConfig(temperature, config.vocab_chunk), shardings)
+    total = jax.ShapeDtypeStruct((), jnp.float32)
+    gradients, metrics = jax.eval_shape(
+        functions.gradients, state, state.trainable, batch,
+        features if vision_is_frozen else None, total)
+    gradients = _placed(gradients, shardings.trainable)
+    scores = _scores(config, model_config, mesh)
+    return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)))
+
+
+def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: bool) -> Batch:
+    """A micro-batch as the packer makes it, of one short sequence."""
+    sequence = TokenSequence(
+        tokens=np.zeros(2, np.int32), position_ids=np.zeros((3, 2), np.int32),
+        loss_mask=np.ones(2, bool), image_index=np.full(2, -1, np.int32), images=())
+    rows = {} if vision_is_frozen else None
+    return next(micro_batches([sequence], config.layout, model_config, rows)).batch
+
+
+def _scores(config: LearnerConfig, model_config: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
+    """Attention scores of a layer: rows over the data axes, heads over `tensor`."""
+    text = model_config.text
+    # A group of heads stays with the key head that it shares.
+    split = text.num_key_value_heads % mesh.shape['tensor'] == 0
+    spec = PartitionSpec(BATCH_AXES, 'tensor' if split else None)
+    return jax.ShapeDtypeStruct(
+        (config.rows, text.num_attention_heads, config.length, config.length), jnp.float32,
+        sharding=NamedSharding(mesh, spec))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree with shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree, shardings)
