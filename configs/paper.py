@@ -31,14 +31,15 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     Args:
       task: 'sft' or 'grpo'.
       preset: sizes of the policy, for a plan without its checkpoint.
-      mesh: devices along each axis. `tensor` divides the heads that keys have
-        (2 in 3B, 4 in 7B), because the scores of a long row are the largest array.
+      mesh: devices along `fsdp` and `tensor`; the rest are `data`. `tensor` is the
+        number of key heads (2 in 3B, 4 in 7B): it splits the attention scores of a
+        long row, the largest array of a step.
     """
     config = ConfigDict()
     config.task = task
     config.seed = 0
     config.instruction = INSTRUCTION
-    config.mesh = ConfigDict({'data': 1, **mesh})
+    config.mesh = ConfigDict({'data': -1, **mesh})
     config.policy = ConfigDict({
         'preset': preset, 'checkpoint': '',
         'dtype': 'bfloat16', 'param_dtype': 'float32', 'remat': 'full',

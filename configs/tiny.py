@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
 
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
     config.policy = ConfigDict({
-        'preset': 'tiny', 'checkpoint': '', 'tokenizer_vocab': 448,
+        'preset': 'tiny', 'checkpoint': '', 'tokenizer_vocab': 640,
         'dtype': 'float32', 'param_dtype': 'float32', 'remat': 'none',
     })
 
@@ -52,8 +52,8 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'steps': 1300, 'sequences': 64, 'read_steps': 300, 'read': 0.25, 'save_every': 300,
-        'learner': {**learner, 'lr': 2e-3, 'rows': 56, 'fewer_rows': (24,),
+        'stages': ((350, 64, 0, 0, 0), (350, 0, 32, 32, 0), (600, 0, 12, 8, 40)), 'save_every': 300,
+        'learner': {**learner, 'lr': 1e-3, 'rows': 44, 'fewer_rows': (24,),
                     'length': 112, 'windows': 64, 'span': 1},
     })
     config.sft = ConfigDict({

@@ -1,5 +1,6 @@
 """Runs the task of a config: `python -m vrag_jax.main --config=FILE --workdir=DIR`."""
 
+import logging as stdlib_logging
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -22,7 +23,8 @@ def main(argv: list[str]) -> None:
         check.check(config)
     except ConfigError as error:
         raise app.UsageError(str(error)) from error
-    logging.set_verbosity(logging.INFO)
+    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes.
+    stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     workdir = Path(str(_WORKDIR.value))
     workdir.mkdir(parents=True, exist_ok=True)
     (workdir / 'config.json').write_text(_CONFIG.value.to_json_best_effort(indent=1) + '\n')

@@ -9,8 +9,9 @@ import json
 
 import numpy as np
 import torch
-from tests.models.golden_cases import CASES, GOLDENS, Case, gradient_sample, weight
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+
+from tests.models.golden_cases import CASES, GOLDENS, Case, gradient_sample, weight
 
 
 def published(name: str) -> str:

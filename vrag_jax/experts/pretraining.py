@@ -3,21 +3,23 @@
 Each exercise is a piece of an episode as the careful expert would play it, so
 that what is learned here is what supervised fine-tuning builds on:
 
-- read: a crop of a panel's body, cut loosely -> its values, alone;
-- locate: a question, the search for its page and the page -> the headings in
-  reading order, which of them is meant and where, and the box.
+- numbers and crops: a panel's body, cut loosely -> its values, alone;
+- headings: a page -> its headings in reading order;
+- panels: a question, the search for its page and the page -> the headings,
+  which of them is meant and where, and the box.
 
-Reading is learned from single small crops, because a policy of a million
+Reading is learned from single images first, because a policy of a million
 parameters does not begin to learn it from long sequences.
 """
 
 import random
 from collections.abc import Mapping, Sequence
 
-from vrag_jax.data.pageworld.layout import PageSpec
+from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
+from vrag_jax.data.pageworld.transcripts import read_headings, read_panel
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import TokenSequence
-from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert, read_panel
+from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.perception.image_ops import crop_and_zoom
 from vrag_jax.retrieval.pages import PageStore
@@ -42,28 +44,37 @@ class PretrainingExercises:
         store: PageStore,
         layouts: Mapping[str, PageSpec],
         questions: Sequence[Question],
-        margin: float = 3.0,
+        margin: float = 1.0,
         jitter: float = 0.5,
     ):
         self._world = world
         self._store = store
         self._questions = questions
         documents = {question.extra['document'] for question in questions}
-        self._pages = [page for page in layouts.values() if page.document in documents]
+        self._panels = [
+            (page, panel) for page in layouts.values() if page.document in documents
+            for panel in page.panels]
+        self._numbers = [(page, panel) for page, panel in self._panels if panel.kind == 'text']
         self._expert = ScriptedExpert(layouts, STYLES['careful'])
         self._margin = margin
         self._jitter = jitter
 
-    def sample(self, rng: random.Random, reads: int, locates: int) -> list[TokenSequence]:
-        """Returns exercises of both kinds.
+    def sample(
+        self, rng: random.Random, numbers: int, crops: int, headings: int, panels: int
+    ) -> list[TokenSequence]:
+        """Returns exercises.
 
         Args:
           rng: what they are drawn with.
-          reads: how many crops to read.
-          locates: how many pages to find a panel on.
+          numbers: how many crops of plain numbers, the easiest to read.
+          crops: how many crops of panels of all kinds.
+          headings: how many pages whose headings are transcribed.
+          panels: how many questions whose panel is found on its page.
         """
-        episodes = [self._read(rng) for _ in range(reads)]
-        episodes += [self._locate(rng.choice(self._questions)) for _ in range(locates)]
+        episodes = [self._crop(rng, *rng.choice(self._numbers)) for _ in range(numbers)]
+        episodes += [self._crop(rng, *rng.choice(self._panels)) for _ in range(crops)]
+        episodes += [self._headings(rng.choice(self._panels)[0]) for _ in range(headings)]
+        episodes += [self._panel(rng.choice(self._questions)) for _ in range(panels)]
         shown = [view for _, view, _ in episodes]
         processed = self._world.preprocess([image for image, _ in shown])
         chat = self._world.chat
@@ -75,17 +86,20 @@ class PretrainingExercises:
             sequences.append(episode.finish().sequence())
         return sequences
 
-    def _read(self, rng: random.Random):
+    def _crop(self, rng: random.Random, page: PageSpec, panel: PanelSpec):
         """An observation without a past: a crop, and what it says."""
-        page = rng.choice(self._pages)
-        panel = rng.choice(page.panels)
         _, frame = self._world.environment.page_view(page.page_id)
         box = self._loose_box(frame, panel.body_box, rng)
         image = self._store.image(page.page_id)
         view = crop_and_zoom(image, frame, box, self._world.environment.config.limits)
         return self._world.blank(), view, f'<think>{read_panel(panel)}</think>'
 
-    def _locate(self, question: Question):
+    def _headings(self, page: PageSpec):
+        """An observation without a past: a page, and its headings."""
+        view = self._world.environment.page_view(page.page_id)
+        return self._world.blank(), view, f'<think>{read_headings(page)}</think>'
+
+    def _panel(self, question: Question):
         """The first two turns of an episode, the page being the right one."""
         episode = self._world.start(question)
         search = self._expert.act(question, ExpertState())

@@ -50,6 +50,12 @@ class LearnerConfig(OptimizerConfig):
     fewer_rows: tuple[int, ...] = ()
     vocab_chunk: int = 0
 
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vocab_chunk < 0:
+            raise ValueError(f'vocab_chunk must not be negative, got {self.vocab_chunk}')
+        _ = self.layout  # Raises where the shape cannot work.
+
     @property
     def layout(self) -> BatchLayout:
         return BatchLayout(self.rows, self.length, self.windows, self.span, self.fewer_rows)

@@ -171,7 +171,9 @@ class Attention(nnx.Module):
     def __call__(
         self, x: jax.Array, angles: tuple[jax.Array, jax.Array], attend: Attend
     ) -> jax.Array:
-        heads = lambda y: y.reshape(*y.shape[:2], -1, self.head_dim)
+        def heads(y: jax.Array) -> jax.Array:
+            return y.reshape(*y.shape[:2], -1, self.head_dim)
+
         q, k = rotate(heads(self.q_proj(x)), *angles), rotate(heads(self.k_proj(x)), *angles)
         return self.o_proj(attend(q, k, heads(self.v_proj(x))).reshape(x.shape))
 

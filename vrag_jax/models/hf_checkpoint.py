@@ -245,14 +245,11 @@ def _read_parameter(
     stacked = layers[0][1] is not None
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        if not stacked:
-            return _read_tensor(tensors.slice(layers[0][0]), key, index).astype(leaf.dtype)
-        wanted = layers[index[0]]
-        first = _read_tensor(tensors.slice(wanted[0][0]), key, index[1:])
-        out = np.empty((len(wanted), *first.shape), leaf.dtype)
-        out[0] = first
-        for row, (name, _) in enumerate(wanted[1:], start=1):
-            out[row] = _read_tensor(tensors.slice(name), key, index[1:])
+        shape = [len(range(*part.indices(n))) for part, n in zip(index, leaf.shape, strict=True)]
+        out = np.empty(shape, leaf.dtype)
+        wanted, within = (layers[index[0]], index[1:]) if stacked else (layers, index)
+        for place, (name, _) in zip(out if stacked else out[None], wanted, strict=True):
+            _read_tensor(tensors.slice(name), key, within, place)
         return out
 
     return jax.make_array_from_callback(leaf.shape, sharding, _once(read))
@@ -271,21 +268,40 @@ def _once(read):
     return cached
 
 
-def _read_tensor(tensor: Any, key: str, index: tuple[slice, ...]) -> np.ndarray:
+def _read_tensor(tensor: Any, key: str, index: tuple[slice, ...], out: np.ndarray) -> None:
     """Reads a slice of a parameter (without the layer axis) out of its tensor."""
+    if not _is_kernel(key):
+        out[...] = tensor[index]
+        return
+    rows, columns = index
     if key == 'visual/patch_embed/kernel':
-        rows, columns = index
         whole = tensor[columns]
-        return whole.reshape(len(whole), -1).T[rows]
-    return tensor[index[::-1]].T if _is_kernel(key) else tensor[index]
+        _transpose(whole.reshape(len(whole), -1)[:, rows], out)
+    else:
+        _transpose(tensor[columns, rows], out)
+
+
+def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
+    """Writes the transposed matrix, in blocks that stay in the CPU's cache.
+
+    Six times as fast as numpy's own copy of a transposed `[8192, 2048]` array of
+    bfloat16; kernels are nearly all of a checkpoint.
+    """
+    block = 64
+    for start in range(0, len(matrix), block):
+        out[:, start : start + block] = matrix[start : start + block].T
 
 
 def _to_hf(value: jax.Array, key: str, layer: int | None, config: ModelConfig) -> np.ndarray:
     """One tensor of a checkpoint, from its parameter."""
     array = np.asarray(value if layer is None else value[layer])
     shape = _hf_shape(key, array.shape, config)
+    if _is_kernel(key):
+        out = np.empty(array.shape[::-1], array.dtype)
+        _transpose(array, out)
+        array = out
     # Strides are not stored: the bytes must be in the order of the shape.
-    return np.ascontiguousarray(array.T if _is_kernel(key) else array).reshape(shape)
+    return np.ascontiguousarray(array).reshape(shape)
 
 
 def _plan_shards(params: Mapping[str, jax.Array], limit: int) -> list[list[tuple]]:

@@ -195,7 +195,10 @@ def image_attention(q, k, v, image_ids: jax.Array, first_window: jax.Array, span
     # Groups are strided over the windows, so that a sharded window axis stays
     # sharded: the loop runs over the other factor.
     parallel = math.gcd(windows, PARALLEL_WINDOWS)
-    split = lambda x: jnp.moveaxis(x.reshape(parallel, -1, *x.shape[1:]), 1, 0)
+
+    def split(x: jax.Array) -> jax.Array:
+        return jnp.moveaxis(x.reshape(parallel, -1, *x.shape[1:]), 1, 0)
+
     numbers = jnp.max(image_ids, axis=1)
     out = jax.lax.map(
         jax.checkpoint(lambda args: jax.vmap(one)(*args), prevent_cse=False),

@@ -14,11 +14,14 @@ from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.ngram_encoder import NgramEncoder
 from vrag_jax.retrieval.ocr import OcrReader
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.text import page_texts
 from vrag_jax.tasks.settings import RunConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,11 +107,22 @@ def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEng
             engine = SearchEngine.open(directory, store)
             if getattr(engine.encoder, 'config', None) == config.retrieval.encoder:
                 return engine
-        except ArtifactError as error:
-            logging.warning('the index is built anew: %s', error)
+        except (ArtifactError, FileNotFoundError) as error:
+            _LOG.warning('the index is built anew: %s', error)
     reader = OcrReader(workdir / 'ocr') if config.retrieval.ocr else None
     encoder = NgramEncoder(config.retrieval.encoder)
     return SearchEngine.build(store, page_texts(store, reader), encoder, directory)
+
+
+def report_retrieval(corpus: Corpus) -> dict[str, float]:
+    """Prints and returns the retrieval quality on the test questions, `{}` without any."""
+    questions = [q for q in corpus.questions['test'] if q.page_ids]
+    if not questions:
+        return {}
+    quality = evaluate_retrieval(corpus.engine, questions)
+    figures = ', '.join(f'{name} {value:.3f}' for name, value in quality.items())
+    print(f'retrieval over {len(corpus.store)} pages, {len(questions)} questions: {figures}')
+    return quality
 
 
 def tokenizer_texts(corpus: Corpus, limits: PixelLimits, count: int = 1500) -> Iterator[str]:

@@ -40,6 +40,8 @@ def evaluate(
         environment = world.environment.with_config(max_turns=vanilla_pages + 1)
         world = dataclasses.replace(world, environment=environment)
         opening = ('<search>{question}</search>',) * vanilla_pages
+    # The buffer may hold features of another policy's vision tower.
+    space.features.clear()
     seeds = [episode_seed(space.config.seed, 'evaluate', q.uid) for q in questions]
     trajectories = run_policy(
         world, space.sampler, space.features, params, questions,

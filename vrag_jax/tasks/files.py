@@ -6,6 +6,7 @@ from pathlib import Path
 from vrag_jax.data.records import load_sharegpt
 from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.parameters import Params
+from vrag_jax.tasks.corpus import report_retrieval
 from vrag_jax.tasks.evaluate import evaluate, test_questions
 from vrag_jax.tasks.results import export_policy, write_results
 from vrag_jax.tasks.train import expert_trajectories, finetune, grpo
@@ -29,13 +30,14 @@ def run_sft(space: Workspace) -> None:
 def run_grpo(space: Workspace) -> None:
     """Trains with GRPO, evaluates before and after, writes the report and the policy."""
     started = time.monotonic()
+    quality = report_retrieval(space.corpus)
     world, questions = space.world(), test_questions(space)
     before = space.initial_params()
     after = grpo(space, before, 'grpo', world, space.config.reward)
     write_results(space, {
         'before': evaluate(space, before, world, questions),
         'grpo': evaluate(space, after, world, questions),
-    }, started, 'vrag_jax: GRPO')
+    }, started, 'vrag_jax: GRPO', quality)
     export_policy(space, after)
 
 

@@ -29,7 +29,7 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import BATCH_AXES, batch_sharding, tree_shardings
 from vrag_jax.sampling.sampler import SlotState, abstract_slots
 from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import abstract_policy, policy_config
+from vrag_jax.tasks.workspace import Workspace, abstract_policy, policy_config
 
 GIB = 2**30
 
@@ -130,16 +130,14 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
     features = jax.ShapeDtypeStruct(
         (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),
         sharding=NamedSharding(mesh, PartitionSpec()))
-    sections = {
-        'pretrain': (config.pretrain.steps, config.pretrain.learner, steps.supervised, 1.0),
-        'sft': (config.sft.steps or config.sft.epochs, config.sft.learner, steps.supervised, 1.0),
-        'grpo': (config.grpo.steps or config.grpo.epochs, config.learner,
-                 steps.grpo(config.grpo.loss), config.grpo.sampling.temperature),
-    }
-    phases = {
-        name: _phase(graphdef, params, features, model_config, learner, loss, temperature, mesh)
-        for name, (length, learner, loss, temperature) in sections.items() if length
-    }
+    phases = {}
+    for field, learner in config.learners.items():
+        name, loss, temperature = field.removesuffix('.learner'), steps.supervised, 1.0
+        if field == 'learner':
+            name, loss = 'grpo', steps.grpo(config.grpo.loss)
+            temperature = config.grpo.sampling.temperature
+        phases[name] = _phase(
+            graphdef, params, features, model_config, learner, loss, temperature, mesh)
     slots = (None if list(phases) == ['sft']
              else abstract_slots(model_config, config.sampler, mesh))
     return Plan(config.task, model_config, mesh, params, phases, slots, features)
@@ -147,7 +145,8 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
 
 def run(config: RunConfig, workdir: Path) -> None:
     """Prints the plan of a config, and writes it to `workdir/plan.txt`."""
-    text = str(plan(config))
+    from_scratch = config.policy.preset == 'tiny' and not config.policy.checkpoint
+    text = str(plan(config, Workspace(config, workdir).tokenizer if from_scratch else None))
     (workdir / 'plan.txt').write_text(text + '\n')
     print(text)
 

@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vrag_jax.tasks import files, loop, plan
-from vrag_jax.tasks.corpus import build_corpus
+from vrag_jax.tasks.corpus import build_corpus, report_retrieval
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
 
 def _build_index(config: RunConfig, workdir: Path) -> None:
-    build_corpus(config, workdir)
+    report_retrieval(build_corpus(config, workdir))
 
 
 def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Path], None]:

@@ -17,7 +17,8 @@ from vrag_jax.tasks.workspace import Workspace
 
 
 def write_results(
-    space: Workspace, methods: Mapping[str, Sequence[Trajectory]], started: float, title: str
+    space: Workspace, methods: Mapping[str, Sequence[Trajectory]], started: float, title: str,
+    facts: Mapping[str, float] | None = None,
 ) -> None:
     """Writes `results.json`, the drawn trajectories and `report.html`.
 
@@ -26,6 +27,7 @@ def write_results(
       methods: scored trajectories of each method; those of the last are drawn.
       started: `time.monotonic()` of the run's start.
       title: heading of the report.
+      facts: further facts about the run.
     """
     config = space.config
     save_results(
@@ -41,6 +43,7 @@ def write_results(
             'seconds': round(time.monotonic() - started),
             'compilations': compilations(),
             'peak_memory_gb': round(peak_memory_gb(), 2),
+            **(facts or {}),
         },
     )
     name, trajectories = list(methods.items())[-1]

@@ -131,28 +131,39 @@ class JudgeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PretrainConfig:
-    """Pretraining of a policy that has no checkpoint, on PageWorld.
+    """Pretraining of a policy that has no checkpoint, on PageWorld, easy to hard.
 
     Attributes:
-      steps: optimiser steps.
-      sequences: sequences a step.
-      read_steps: first steps, in which there is nothing but reading.
-      read: share of the exercises in which a crop is transcribed, after that; in
-        the others a panel is found on a page.
+      stages: one after the other, `(steps, numbers, crops, headings, panels)`: how
+        many steps, and how many exercises of each kind a step: crops of plain
+        numbers, crops of all kinds, pages whose headings are transcribed, and
+        questions whose panel is found on its page.
       learner: optimiser and shapes.
       save_every: steps between checkpoints.
     """
 
-    steps: int = 0
-    sequences: int = 64
-    read_steps: int = 0
-    read: float = 0.5
+    stages: tuple[tuple[int, int, int, int, int], ...] = ()
     learner: LearnerConfig = LearnerConfig(lr=1e-3)
     save_every: int = 200
 
     def __post_init__(self):
-        if not 0 <= self.read <= 1:
-            raise ValueError(f'read must be in [0, 1], got {self.read}')
+        for stage in self.stages:
+            if min(stage) < 0 or not stage[0] or not sum(stage[1:]):
+                raise ValueError(f'stages: {stage} must have steps and exercises')
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage[0] for stage in self.stages)
+
+    def exercises(self, step: int) -> tuple[int, int, int, int]:
+        """Returns how many numbers, crops, headings and panels a step takes."""
+        for steps, *counts in self.stages:
+            if step < steps:
+                numbers, crops, headings, panels = counts
+                return numbers, crops, headings, panels
+            step -= steps
+        raise ValueError(f'pretraining has only {self.steps} steps')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,11 +293,21 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
+    @property
+    def learners(self) -> dict[str, LearnerConfig]:
+        """Settings of the learners of the phases that have steps or epochs, by field."""
+        lengths = {
+            'pretrain.learner': (self.pretrain.steps, self.pretrain.learner),
+            'sft.learner': (self.sft.steps or self.sft.epochs, self.sft.learner),
+            'learner': (self.grpo.steps or self.grpo.epochs, self.learner),
+        }
+        return {name: learner for name, (length, learner) in lengths.items() if length}
+
     def __post_init__(self):
         if self.task not in TASKS:
             raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
-        if '{question}' not in self.instruction:
-            raise ConfigError("config.instruction: must hold '{question}'")
+        if self.instruction.count('{question}') != 1:
+            raise ConfigError("config.instruction: must hold '{question}' once")
         for section in (self.learner, self.sft.learner, self.pretrain.learner):
             try:
                 re.compile(section.frozen)

@@ -22,6 +22,8 @@ from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.tasks.phase import host_rng, run_phase
 from vrag_jax.tasks.workspace import Workspace
 
+_LOG = logging.getLogger(__name__)
+
 
 def pretrain(space: Workspace, params: Params) -> Params:
     """Teaches a policy with random weights to read crops and to find panels.
@@ -40,9 +42,7 @@ def pretrain(space: Workspace, params: Params) -> Params:
 
     def prepare(step: int) -> list[TokenSequence]:
         rng = random.Random(f'{space.config.seed}/pretrain/{step}')
-        share = 1.0 if step < config.read_steps else config.read
-        reads = round(share * config.sequences)
-        return exercises.sample(rng, reads, config.sequences - reads)
+        return exercises.sample(rng, *config.exercises(step))
 
     learner = _learner(space, params, config.learner, steps.supervised, config.steps)
     run_phase(
@@ -81,7 +81,7 @@ def expert_trajectories(
             space.config.sampler.max_length)
         score(trajectories, space.config.reward, space.judge)
         right = [t for t in trajectories if t.rewards['answer'] == 1.0]
-        logging.info('expert %s: %d of %d trajectories are right', style, len(right), len(mine))
+        _LOG.info('expert %s: %d of %d trajectories are right', style, len(right), len(mine))
         kept += right
     rng.shuffle(kept)  # type: ignore[arg-type]
     return kept

@@ -54,9 +54,12 @@ class Workspace:
         if policy.checkpoint:
             return load_tokenizer(policy.checkpoint)
         directory = self.workdir / 'tokenizer'
-        if not (directory / 'tokenizer.json').is_file():
+        if not directory.is_dir():
+            # Under its name only when it is whole, should the run be killed here.
+            partial = directory.with_name('tokenizer.partial')
             texts = tokenizer_texts(self.corpus, self.config.environment.limits)
-            train_tiny_tokenizer(texts, policy.tokenizer_vocab, directory)
+            train_tiny_tokenizer(texts, policy.tokenizer_vocab, partial)
+            partial.replace(directory)
         return load_tokenizer(directory)
 
     @functools.cached_property

@@ -39,7 +39,7 @@ def _draw_panel(
     _draw_glyph(image, panel.heading, config.heading_height, *_center(panel.heading_box))
     x1, y1, x2, y2 = panel.body_box
     image.paste(_body_paper(panel, config), (x1, y1))
-    draw.rectangle((x1, y1, x2 - 1, y2 - 1), None, (110, 110, 110), 2)
+    draw.rectangle((x1, y1, x2 - 1, y2 - 1), None, _GREY)
     # Positions of the values vary a little, from the panel's own facts alone.
     rng = random.Random(f'{panel.body_box}{panel.cells}')
     _BODIES[panel.kind](image, draw, panel, config, rng)

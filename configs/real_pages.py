@@ -1,0 +1,42 @@
+"""The loop over real slide pages: index, rollouts with crops, two GRPO updates, report.
+
+Shows the whole path on pages of up to 5334 x 3000 pixels with the tiny policy
+that `make run` has trained (its pages look different, so its answers are no
+measure of anything). Prints the retrieval quality on the questions. Needs the
+extra `ocr`, because the pages have no text, and a few minutes for reading them
+once.
+
+    python -m vrag_jax.main --config=configs/real_pages.py --workdir=runs/real_pages \\
+        --config.data.manifest=PAGES.jsonl --config.data.train_questions=QUESTIONS.json
+
+The paths default to data that lies beside the repository, in `../shared`.
+"""
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from configs import tiny
+
+_PAGES = Path(__file__).resolve().parents[2] / 'shared' / 'real_pages'
+
+
+def get_config() -> ConfigDict:
+    config = tiny.get_config()
+    config.task = 'grpo'
+    config.policy.checkpoint = 'runs/tiny/policy'
+
+    config.data = ConfigDict({
+        'source': 'files',
+        'manifest': str(_PAGES / 'pages.jsonl'),
+        'train_questions': str(_PAGES / 'questions.json'),
+        'eval_questions': '',
+    })
+    config.retrieval = ConfigDict({'ocr': True})
+
+    # A question of 30 Chinese characters takes 90 tokens of the tiny tokenizer.
+    config.sampler.update({'slots': 40, 'max_length': 640, 'attend_lengths': (256, 384, 512)})
+    config.grpo.update({'steps': 2, 'prompts': 8, 'mini_batches': 1, 'save_every': 1})
+    config.learner.update({'rows': 16, 'length': 640})
+    config.evaluation.update({'questions': 40})
+    return config

@@ -1,0 +1,168 @@
+"""The paper's configs are built on eight devices without a byte of their weights."""
+
+import math
+
+import jax
+import pytest
+from jax.sharding import PartitionSpec as P
+from ml_collections import ConfigDict
+
+from configs import grpo_3b, grpo_7b, sft_3b, sft_7b
+from vrag_jax.config import ConfigError, parse
+from vrag_jax.tasks.check import check
+from vrag_jax.tasks.plan import Plan, device_bytes, plan, total_bytes
+from vrag_jax.tasks.settings import RunConfig
+
+CONFIGS = {'sft_3b': sft_3b, 'sft_7b': sft_7b, 'grpo_3b': grpo_3b, 'grpo_7b': grpo_7b}
+# Numbers in the published checkpoints, and in Qwen2.5-3B and -7B, their language models.
+PARAMETERS = {'3b': (3_754_622_976, 3_085_938_688), '7b': (8_292_166_656, 7_615_616_512)}
+SHAPES = {  # layers, hidden size, vocabulary, key heads
+    '3b': (36, 2048, 151936, 2), '7b': (28, 3584, 152064, 4)}
+MESHES = {'3b': {'data': 1, 'fsdp': 4, 'tensor': 2}, '7b': {'data': 1, 'fsdp': 2, 'tensor': 4}}
+UP_PROJ = 'language_model/layers/mlp/up_proj/kernel'
+GIB = 2**30
+
+
+def config_of(name: str, **overrides) -> ConfigDict:
+    """A config with dotted overrides."""
+    config = CONFIGS[name].get_config()
+    config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in overrides.items()})
+    return config
+
+
+@pytest.fixture(scope='module')
+def plans() -> dict[str, Plan]:
+    """The four plans; making them leaves nothing on any device."""
+    before = sum(x.nbytes for x in jax.live_arrays())
+    made = {name: plan(parse(RunConfig, config_of(name))) for name in CONFIGS}
+    assert sum(x.nbytes for x in jax.live_arrays()) - before < 2**20
+    return made
+
+
+@pytest.fixture(params=CONFIGS)
+def named(request, plans) -> tuple[str, str, Plan]:
+    """Name of a config, '3b' or '7b', and its plan."""
+    return request.param, request.param[-2:], plans[request.param]
+
+
+def test_the_policy_has_the_published_size(named):
+    _, size, made = named
+    assert made.parameter_count == PARAMETERS[size][0]
+
+
+def test_the_mesh_takes_all_devices(named):
+    _, size, made = named
+    assert dict(made.mesh.shape) == MESHES[size]
+
+
+def test_only_the_language_model_is_trained(named):
+    name, size, made = named
+    assert list(made.phases) == [name.partition('_')[0]]
+    phase = next(iter(made.phases.values()))
+    _, trained = PARAMETERS[size]
+    assert all(path.startswith('visual/') for path in phase.state.frozen)
+    assert sum(math.prod(x.shape) for x in phase.state.trainable.values()) == trained
+    # Two float32 moments a trained parameter, one float32 gradient.
+    assert total_bytes(phase.state.opt_state) == pytest.approx(8 * trained, rel=1e-6)
+    assert total_bytes(phase.gradients) == 4 * trained
+
+
+def test_moments_and_gradients_are_spread_like_their_parameters(named):
+    _, _, made = named
+    phase = next(iter(made.phases.values()))
+    adam = next(s for s in jax.tree.leaves(
+        phase.state.opt_state, is_leaf=lambda x: hasattr(x, 'mu')) if hasattr(s, 'mu'))
+    for tree in (made.params, phase.state.trainable, adam.mu, adam.nu, phase.gradients):
+        assert tree[UP_PROJ].sharding.spec == P(None, 'fsdp', 'tensor')
+        # What is not split over all eight devices is small change.
+        assert device_bytes(tree) < 1.03 * total_bytes(tree) / 8
+
+
+def test_embeddings_and_heads(plans):
+    assert 'lm_head/kernel' not in plans['sft_3b'].params  # Tied.
+    big = plans['grpo_7b'].params
+    assert big['lm_head/kernel'].sharding.spec == P('fsdp', 'tensor')
+    embedding = big['language_model/embed_tokens/embedding']
+    assert embedding.sharding.spec == P('tensor', 'fsdp')
+    assert embedding.sharding.shard_shape(embedding.shape) == (152064 // 4, 3584 // 2)
+
+
+def test_a_micro_batch_has_a_row_for_each_data_shard(named):
+    name, size, made = named
+    rows, length = MESHES[size]['fsdp'], 16384 if name.startswith('sft') else 10240
+    phase = next(iter(made.phases.values()))
+    for array in (phase.batch.tokens, phase.batch.weights, phase.batch.image_index):
+        assert array.shape == (rows, length)
+        assert array.sharding.shard_shape(array.shape) == (1, length)
+    assert phase.batch.position_ids.shape == (3, rows, length)
+    assert phase.batch.images is None  # The vision tower is frozen: features are cached.
+    assert {'loss'} <= set(phase.metrics)
+
+
+def test_the_sampler_holds_an_iteration(plans):
+    assert plans['sft_3b'].slots is None and plans['sft_7b'].slots is None
+    for size in ('3b', '7b'):
+        layers, hidden, vocabulary, key_heads = SHAPES[size]
+        made = plans[f'grpo_{size}']
+        assert made.slots.cache.k.shape == (layers, 32 * 5, key_heads, 8192 + 2048, 128)
+        assert made.slots.logits.shape == (160, vocabulary)
+        assert device_bytes(made.slots.cache) * 8 == total_bytes(made.slots.cache)
+        # An image of 512 tokens in each of the four turns before the closing one.
+        assert made.features.shape == (160 * 4 * 512, hidden)
+
+
+def test_what_is_planned_fits_a_device_with_80_gb(named):
+    _, _, made = named
+    # A backward pass holds a few arrays as large as the scores at the same time.
+    scores = sum(device_bytes(phase.scores) for phase in made.phases.values())
+    assert device_bytes(made.parts()) + 3 * scores < 70 * GIB
+
+
+def test_the_summary_names_every_part(plans):
+    text = str(plans['grpo_7b'])
+    assert text.startswith('8.292B parameters on 8 devices (data 1, fsdp 2, tensor 4)')
+    lines = {line[:34].strip(): line[34:].split() for line in text.splitlines()[2:]}
+    assert lines['sampler: key-value cache'] == ['87.500', 'GiB', '10.938', 'GiB']
+    assert set(lines) == set(plans['grpo_7b'].parts())
+
+
+@pytest.mark.parametrize('name,field', [
+    ('sft_3b', 'policy.checkpoint'), ('sft_7b', 'policy.checkpoint'),
+    ('grpo_3b', 'policy.checkpoint'), ('grpo_7b', 'policy.checkpoint')])
+def test_a_missing_checkpoint_says_what_to_pass(name, field):
+    with pytest.raises(ConfigError, match=f'{field}: not given; pass --config.{field}=PATH'):
+        check(parse(RunConfig, config_of(name)))
+
+
+@pytest.mark.parametrize('name,field', [
+    ('sft_7b', 'data.trajectories'), ('grpo_7b', 'data.manifest')])
+def test_a_missing_corpus_says_what_to_pass(name, field, tmp_path):
+    (tmp_path / 'config.json').write_text('{}')
+    config = config_of(name, policy__checkpoint=str(tmp_path))
+    with pytest.raises(ConfigError, match=f'{field}: not given; pass --config.{field}=PATH'):
+        check(parse(RunConfig, config))
+    config = config_of(name, policy__checkpoint=str(tmp_path),
+                       **{field.replace('.', '__'): '/nowhere/at/all'})
+    with pytest.raises(ConfigError, match=f'{field}: /nowhere/at/all does not exist'):
+        check(parse(RunConfig, config))
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_the_papers_settings(name):
+    config = parse(RunConfig, config_of(name))
+    environment = config.environment
+    assert (environment.min_pixels, environment.max_pixels) == (256 * 28**2, 512 * 28**2)
+    assert environment.max_turns == 4 + 1
+    assert (config.policy.dtype, config.policy.remat) == ('bfloat16', 'full')
+    if config.task == 'sft':
+        sft = config.sft
+        assert (sft.epochs, sft.sequences, sft.learner.length) == (3, 16 * 2, 16384)
+        assert (sft.learner.lr, sft.learner.schedule) == (1e-5, 'cosine')
+        assert sft.learner.warmup_fraction == 0.1
+    else:
+        grpo, reward = config.grpo, config.reward
+        assert (grpo.prompts, grpo.group_size, grpo.epochs) == (32, 5, 1)
+        assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.kl_coef) == (0.2, 0.2, 0.01)
+        assert (reward.alpha, reward.beta, reward.gamma) == (0.2, 0.7, 0.1)
+        assert (config.learner.lr, config.learner.warmup_steps) == (1e-6, 5)
+        assert config.sampler.max_length == config.learner.length == 8192 + 2048

@@ -1,0 +1,74 @@
+"""A run that is killed again and again ends with the weights of one that never was."""
+
+import json
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.tasks.conftest import SMALL_LOOP, finish, start
+
+# Where the run is killed: once so many steps of a phase are in its metrics.
+KILLS = (('pretrain', 3), ('sft', 1), ('grpo', 3))
+PHASES = ('pretrain', 'sft', 'grpo', 'sft_no_crop', 'grpo_no_crop')
+# What depends on the machine and on how often a run was started.
+NOT_COMPARED = {'seconds', 'compilations', 'peak_memory_gb', 'tokens_per_s'}
+
+
+def rows(workdir: Path) -> list[dict]:
+    """Whole lines of `metrics.jsonl`."""
+    path = workdir / 'metrics.jsonl'
+    text = path.read_text() if path.exists() else ''
+    return [json.loads(line) for line in text.splitlines(keepends=True) if line.endswith('\n')]
+
+
+def kill_at(workdir: Path, phase: str, step: int) -> None:
+    """Runs the loop until a step of a phase is done, and kills it without warning."""
+    process = start(SMALL_LOOP, workdir)
+    while not any(row['phase'] == phase and row['step'] >= step for row in rows(workdir)):
+        assert process.poll() is None, Path(f'{workdir}.log').read_text()[-3000:]
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+
+
+@pytest.fixture(scope='module')
+def killed_run(finished_run) -> Path:
+    """Folder of a run that was killed in three phases before it came to its end.
+
+    It comes after the run it is compared with, which filled the compile cache.
+    """
+    workdir = finished_run.with_name('killed')
+    for phase, step in KILLS:
+        kill_at(workdir, phase, step)
+    finish(start(SMALL_LOOP, workdir), workdir)
+    return workdir
+
+
+def test_the_final_weights_are_the_same_bits(finished_run, killed_run):
+    name = 'policy/model.safetensors'
+    assert (killed_run / name).read_bytes() == (finished_run / name).read_bytes()
+
+
+def test_every_step_stands_once_and_in_order(finished_run, killed_run):
+    for workdir in (finished_run, killed_run):
+        steps = [(row['phase'], row['step']) for row in rows(workdir)]
+        assert steps == [(phase, step) for phase in PHASES for step in range(1, 6)]
+
+
+def test_every_step_did_the_same(finished_run, killed_run):
+    for one, other in zip(rows(finished_run), rows(killed_run), strict=True):
+        for name in one['values'].keys() - NOT_COMPARED:
+            assert one['values'][name] == other['values'][name], (one['phase'], one['step'], name)
+
+
+def test_every_phase_moved_the_weights(finished_run):
+    # Without this, equal weights would say nothing.
+    assert all(row['values']['grad_norm'] > 0 for row in rows(finished_run))
+
+
+def test_the_results_are_the_same(finished_run, killed_run):
+    one, other = (json.loads((workdir / 'results.json').read_text())['methods']
+                  for workdir in (finished_run, killed_run))
+    assert one == other
