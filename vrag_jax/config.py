@@ -64,9 +64,11 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
                 raise ConfigError(f'{path}: must not be None')
             return None
         return _convert(options[0], value, path)
-    if dataclasses.is_dataclass(hint):
+    is_mapping = origin is not None and issubclass(origin, Mapping)
+    if dataclasses.is_dataclass(hint) or is_mapping:
         if not isinstance(value, Mapping) and not hasattr(value, 'to_dict'):
             raise ConfigError(f'{path}: expected a section, got {value!r}')
+    if dataclasses.is_dataclass(hint):
         return parse(typing.cast(type, hint), value, path)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (tuple, list)):
@@ -80,7 +82,7 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             _convert(k, v, f'{path}[{i}]')
             for i, (k, v) in enumerate(zip(kinds, value, strict=True))
         )
-    if origin is not None and issubclass(origin, Mapping):
+    if is_mapping:
         kind = typing.get_args(hint)[1]
         return {key: _convert(kind, value[key], f'{path}.{key}') for key in value}
     if hint is float and isinstance(value, int) and not isinstance(value, bool):

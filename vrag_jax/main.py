@@ -1,6 +1,7 @@
 """Runs the task of a config: `python -m vrag_jax.main --config=FILE --workdir=DIR`."""
 
 import logging as stdlib_logging
+import sys
 from pathlib import Path
 
 from absl import app, flags, logging
@@ -15,14 +16,42 @@ _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps its files.'
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
+def parse_flags(argv: list[str]) -> list[str]:
+    """Parses the command line; what is wrong with it ends the process with one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, OSError) as error:
+        sys.exit(str(error))
+    except (AttributeError, KeyError, TypeError):
+        reason = unknown_override(argv)
+        if not reason:
+            raise
+        sys.exit(reason)
+
+
+def unknown_override(argv: list[str]) -> str:
+    """Says which `--config.FIELD=VALUE` names a field that the config file does not set."""
+    for argument in argv:
+        if not argument.startswith('--config.'):
+            continue
+        section, path = flags.FLAGS['config'].value, 'config'
+        for name in argument.removeprefix('--config.').partition('=')[0].split('.'):
+            if not hasattr(section, 'keys') or name not in section:
+                there = sorted(section) if hasattr(section, 'keys') else 'none below it'
+                return (f'{path}.{name}: the config file sets no such field, so it cannot be '
+                        f'overridden; there are {there}')
+            section, path = section[name], f'{path}.{name}'
+    return ''
+
+
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
-        raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+        sys.exit(f'unexpected arguments: {argv[1:]}')
     try:
         config = parse(RunConfig, _CONFIG.value)
         check.check(config)
     except ConfigError as error:
-        raise app.UsageError(str(error)) from error
+        sys.exit(str(error))
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes.
     stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     workdir = Path(str(_WORKDIR.value))
@@ -32,4 +61,4 @@ def main(argv: list[str]) -> None:
 
 
 if __name__ == '__main__':
-    app.run(main)
+    app.run(main, flags_parser=parse_flags)

@@ -68,7 +68,8 @@ def test_frequencies(config, expected):
 
 @pytest.mark.parametrize(('config', 'temperature'), [
     (SamplingConfig(), 1.0), (SamplingConfig(temperature=0.7), 0.7),
-    (SamplingConfig(temperature=0.7, top_k=2, top_p=0.5), 0.7), (SamplingConfig(temperature=0), 1.0)])
+    (SamplingConfig(temperature=0.7, top_k=2, top_p=0.5), 0.7),
+    (SamplingConfig(temperature=0), 1.0)])
 def test_log_probs_are_those_before_truncation(config, temperature):
     tokens, logprobs = draw(jnp.tile(LOGITS, (50, 1)), keys(50), config)
     powers = PROBS ** (1 / temperature)

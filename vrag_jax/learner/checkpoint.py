@@ -10,6 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vrag_jax.learner.train_state import TrainState
+from vrag_jax.parallel.sharding import leaf_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +80,7 @@ class Checkpointer:
         if step is None:
             raise FileNotFoundError(f'no checkpoint in {self._manager.directory}')
         target = {'state': _as_dict(like), 'device_key': np.zeros(2, np.uint32)}
+        self._check_shapes(step, target)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         restored = self._manager.restore(
             step,
@@ -90,6 +92,18 @@ class Checkpointer:
         state = dataclasses.replace(like, **{name: arrays['state'][name] for name in _FIELDS})
         return Restored(state, np.asarray(arrays['device_key']), restored['host'])
 
+    def _check_shapes(self, step: int, target: dict[str, Any]) -> None:
+        """Names the first array that the checkpoint holds otherwise: orbax does not."""
+        arrays = Path(self._manager.directory) / str(step) / 'arrays'
+        stored = _shapes(ocp.StandardCheckpointHandler().metadata(arrays).tree)
+        wanted = _shapes(target)
+        for path in sorted(stored.keys() | wanted.keys()):
+            if stored.get(path) != wanted.get(path):
+                raise ValueError(
+                    f'{arrays}: {path} has shape {stored.get(path, "(missing)")} in the '
+                    f'checkpoint, but {wanted.get(path, "(missing)")} here'
+                )
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
@@ -100,3 +114,8 @@ _FIELDS = ('trainable', 'frozen', 'opt_state', 'step')
 
 def _as_dict(state: TrainState) -> dict[str, Any]:
     return {name: getattr(state, name) for name in _FIELDS}
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {leaf_path(path): tuple(leaf.shape) for path, leaf in leaves}

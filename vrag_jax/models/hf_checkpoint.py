@@ -1,5 +1,6 @@
 """HF checkpoints in and out, one tensor at a time."""
 
+import itertools
 import json
 import re
 import shutil
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.parameters import Params, flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 SINGLE_FILE = 'model.safetensors'
@@ -119,16 +120,16 @@ def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) 
     partial = path.with_name(path.name + '.partial')
     shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
     partial.mkdir(parents=True)
+    tensors = hf_tensors(params, model.config)
     weight_map: dict[str, str] = {}
-    for number, pieces in enumerate(shards, start=1):
+    for number, count in enumerate(shards, start=1):
         file = SINGLE_FILE
         if len(shards) > 1:
             file = f'model-{number:05}-of-{len(shards):05}.safetensors'
-        tensors = {name: _to_hf(params[key], key, layer, model.config)
-                   for name, key, layer in pieces}
-        weight_map |= dict.fromkeys(tensors, file)
+        held = dict(itertools.islice(tensors, count))
+        weight_map |= dict.fromkeys(held, file)
         # transformers refuses files whose metadata does not name a framework.
-        save_file(tensors, partial / file, metadata={'format': 'pt'})
+        save_file(held, partial / file, metadata={'format': 'pt'})
     if len(shards) > 1:
         size = sum(value.nbytes for value in params.values())
         index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
@@ -137,6 +138,25 @@ def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) 
     hf_config = {**model.config.to_hf(), 'torch_dtype': dtype}
     (partial / 'config.json').write_text(json.dumps(hf_config, indent=2))
     partial.replace(path)
+
+
+def hf_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a checkpoint by their published names, one at a time.
+
+    Args:
+      params: parameters, or anything of their shapes such as gradients, by path.
+      config: sizes.
+    """
+    for key, value in params.items():
+        for name, layer in _layers(key, value.shape):
+            array = np.asarray(value if layer is None else value[layer])
+            shape = _hf_shape(key, array.shape, config)
+            if _is_kernel(key):
+                transposed = np.empty(array.shape[::-1], array.dtype)
+                _transpose(array, transposed)
+                array = transposed
+            # Strides are not stored: the bytes must be in the order of the shape.
+            yield name, np.ascontiguousarray(array).reshape(shape)
 
 
 class _Tensors:
@@ -292,29 +312,16 @@ def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
         out[:, start : start + block] = matrix[start : start + block].T
 
 
-def _to_hf(value: jax.Array, key: str, layer: int | None, config: ModelConfig) -> np.ndarray:
-    """One tensor of a checkpoint, from its parameter."""
-    array = np.asarray(value if layer is None else value[layer])
-    shape = _hf_shape(key, array.shape, config)
-    if _is_kernel(key):
-        out = np.empty(array.shape[::-1], array.dtype)
-        _transpose(array, out)
-        array = out
-    # Strides are not stored: the bytes must be in the order of the shape.
-    return np.ascontiguousarray(array).reshape(shape)
-
-
-def _plan_shards(params: Mapping[str, jax.Array], limit: int) -> list[list[tuple]]:
-    """Splits `(name, path, layer)` of all tensors into files of at most `limit` bytes."""
-    shards: list[list[tuple]] = [[]]
-    used = 0
+def _plan_shards(params: Params, limit: int) -> list[int]:
+    """How many tensors, in order, go into each file of at most `limit` bytes."""
+    shards, used = [0], 0
     for key, value in params.items():
         layers = _layers(key, value.shape)
         size = value.nbytes // len(layers)
-        for name, layer in layers:
+        for _ in layers:
             if shards[-1] and used + size > limit:
-                shards.append([])
+                shards.append(0)
                 used = 0
-            shards[-1].append((name, key, layer))
+            shards[-1] += 1
             used += size
     return shards

@@ -1,0 +1,151 @@
+"""The command line: overrides are taken, and what cannot work is refused in one line."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# Every case is a forked process, so that the imports are paid for once. Tasks are
+# replaced: what gets as far as running one has been accepted.
+PROGRAM = """
+import contextlib, dataclasses, json, os, sys
+from pathlib import Path
+from absl import app
+from vrag_jax import main
+from vrag_jax.tasks import registry
+
+def accept(config, workdir):
+    Path(workdir, 'accepted.json').write_text(json.dumps(dataclasses.asdict(config)))
+
+registry.TASKS = dict.fromkeys(registry.TASKS, accept)
+codes = {}
+for name, (folder, arguments) in json.load(sys.stdin).items():
+    child = os.fork()
+    if not child:
+        sys.argv = ['vrag_jax.main', f'--workdir={folder}/workdir', *arguments]
+        output = os.open(f'{folder}/output', os.O_CREAT | os.O_WRONLY)
+        os.dup2(output, 1), os.dup2(output, 2)
+        app.run(main.main, flags_parser=main.parse_flags)
+    codes[name] = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+print(json.dumps(codes))
+"""
+
+TINY, GRPO = '--config=configs/tiny.py', '--config=configs/grpo_7b.py'
+SFT = '--config=configs/sft_7b.py'
+
+ACCEPTED = {
+    'as it is': [TINY],
+    'a number': [TINY, '--config.learner.lr=2e-6'],
+    'a whole number for a real one': [TINY, '--config.learner.lr=1'],
+    'a tuple': [TINY, '--config.sampler.prefill_lengths=(16,32)'],
+    'a text': [TINY, '--config.task=build_index'],
+    'a plan without a checkpoint': [GRPO, '--config.task=plan'],
+}
+# Arguments, and what the one line must hold.
+REFUSED = {
+    'no config': ([], '--config'),
+    'missing config file': (['--config=configs/nowhere.py'], 'configs/nowhere.py'),
+    'unknown field': ([TINY, '--config.learner.lrr=1.0'], 'config.learner.lrr: the config file'),
+    'unknown section': ([TINY, '--config.lerner.lr=1.0'], 'config.lerner: the config file'),
+    'field that the file leaves to its default':
+        ([TINY, '--config.judge.model=x'], 'config.judge: the config file sets no such field'),
+    'field below a number': ([TINY, '--config.seed.x=1'], 'config.seed.x: the config file'),
+    'text for a number': ([TINY, '--config.learner.lr=fast'], 'config.learner.lr=fast'),
+    'fraction for a whole number': ([TINY, '--config.grpo.steps=1.5'], 'config.grpo.steps=1.5'),
+    'unknown task': ([TINY, '--config.task=dance'], 'config.task: must be one of'),
+    'unknown preset': ([TINY, '--config.policy.preset=huge'], 'config.policy: preset must be'),
+    'group of one': ([TINY, '--config.grpo.group_size=1'], 'config.grpo: group_size'),
+    'rewards that do not sum':
+        ([TINY, '--config.reward.alpha=0.5'], 'config.reward: alpha + beta + gamma must be 1'),
+    'experts that do not sum':
+        ([TINY, '--config.sft.careful=0.9'], 'config.sft: careful + loose + hasty must be 1'),
+    'question types that do not sum':
+        ([TINY, '--config.data.pageworld.text_share=0.9'], 'config.data.pageworld'),
+    'mini-batches that do not divide':
+        ([TINY, '--config.grpo.mini_batches=7'], 'config.grpo: mini_batches = 7'),
+    'two questions in the instruction':
+        ([TINY, '--config.instruction={question} {question}'], 'config.instruction'),
+    'mesh that does not fit': ([TINY, '--config.mesh.fsdp=3'], 'config.mesh.data: 8 devices'),
+    'mesh that is too small':
+        ([TINY, '--config.mesh.data=2', '--config.mesh.fsdp=2'], 'config.mesh.'),
+    'rows that do not split': ([TINY, '--config.learner.rows=12'], 'config.learner.rows: (12,)'),
+    'slots that do not split': ([TINY, '--config.sampler.slots=12'], 'config.sampler.slots: 12'),
+    'trajectories longer than rows':
+        ([TINY, '--config.learner.length=64'], 'config.learner.length: 64 is shorter'),
+    'no checkpoint': ([GRPO], 'pass --config.policy.checkpoint=PATH'),
+    'missing checkpoint':
+        ([GRPO, '--config.policy.checkpoint=/nowhere'],
+         'config.policy.checkpoint: /nowhere does not exist'),
+    'checkpoint without config':
+        ([GRPO, '--config.policy.checkpoint=configs'],
+         'config.policy.checkpoint: configs holds no config.json'),
+    'no conversations':
+        ([SFT, '--config.policy.checkpoint=CHECKPOINT'], 'pass --config.data.trajectories=PATH'),
+    'no pages':
+        ([GRPO, '--config.policy.checkpoint=CHECKPOINT'], 'pass --config.data.manifest=PATH'),
+    'leftover arguments': ([TINY, 'configs/tiny.py'], 'unexpected arguments'),
+}
+
+
+@pytest.fixture(scope='module')
+def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
+    """Exit code, output and folder of every case."""
+    root = tmp_path_factory.mktemp('main')
+    checkpoint = root / 'checkpoint'
+    checkpoint.mkdir()
+    (checkpoint / 'config.json').write_text('{}')
+    cases = {}
+    for name, arguments in {**ACCEPTED, **{k: v[0] for k, v in REFUSED.items()}}.items():
+        folder = root / name
+        folder.mkdir()
+        cases[name] = (str(folder),
+                       [a.replace('CHECKPOINT', str(checkpoint)) for a in arguments])
+    done = subprocess.run(
+        [sys.executable, '-W', 'ignore', '-c', PROGRAM], input=json.dumps(cases), cwd=ROOT,
+        env=os.environ | {'PYTHONPATH': str(ROOT)}, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    codes = json.loads(done.stdout.splitlines()[-1])
+    return {name: (codes[name], (root / name / 'output').read_text(), root / name)
+            for name in cases}
+
+
+@pytest.fixture(scope='module')
+def accepted(outcomes):
+    """Returns a function from a case to the config that its task was given."""
+    def read(name: str) -> dict:
+        code, output, folder = outcomes[name]
+        assert code == 0, output
+        return json.loads((folder / 'workdir' / 'accepted.json').read_text())
+    return read
+
+
+def test_overrides_reach_the_task(accepted):
+    assert accepted('as it is')['learner']['lr'] != 2e-6
+    assert accepted('a number')['learner']['lr'] == 2e-6
+    assert accepted('a whole number for a real one')['learner']['lr'] == 1.0
+    assert accepted('a tuple')['sampler']['prefill_lengths'] == [16, 32]
+    assert accepted('a text')['task'] == 'build_index'
+    assert accepted('a plan without a checkpoint')['policy']['checkpoint'] == ''
+
+
+def test_the_config_is_kept_with_the_run(outcomes):
+    _, _, folder = outcomes['a number']
+    kept = json.loads((folder / 'workdir' / 'config.json').read_text())
+    assert kept['learner']['lr'] == 2e-6
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_work_is_refused_in_one_line(outcomes, name):
+    code, output, folder = outcomes[name]
+    lines = [line for line in output.splitlines() if line.strip()]
+    assert code != 0
+    assert 'Traceback' not in output
+    assert len(lines) == 1, output
+    assert REFUSED[name][1] in lines[0]
+    # Nothing was begun.
+    assert not (folder / 'workdir').exists()
