@@ -5,8 +5,6 @@ paper leaves to the machine is laid out for eight accelerators with 80 GB each;
 `--config.task=plan` prints what each of them will hold.
 """
 
-from typing import Any
-
 from ml_collections import ConfigDict
 
 INSTRUCTION = """\

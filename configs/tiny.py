@@ -52,9 +52,10 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'stages': ((350, 64, 0, 0, 0), (350, 0, 32, 32, 0), (600, 0, 12, 8, 40)), 'save_every': 300,
-        'learner': {**learner, 'lr': 1e-3, 'rows': 44, 'fewer_rows': (24,),
-                    'length': 112, 'windows': 64, 'span': 1},
+        'stages': (
+            (250, 48, 48, 0, 0, 0), (400, 48, 0, 36, 16, 0), (500, 0, 0, 20, 4, 36)),
+        'save_every': 200,
+        'learner': {**learner, 'lr': 1e-3, 'rows': 40, 'length': 112, 'windows': 60, 'span': 1},
     })
     config.sft = ConfigDict({
         'steps': 300, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,

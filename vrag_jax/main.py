@@ -20,7 +20,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     """Parses the command line; what is wrong with it ends the process with one line."""
     try:
         return flags.FLAGS(argv)
-    except (flags.Error, OSError) as error:
+    except flags.Error as error:
         sys.exit(str(error))
     except (AttributeError, KeyError, TypeError):
         reason = unknown_override(argv)
@@ -31,16 +31,18 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def unknown_override(argv: list[str]) -> str:
     """Says which `--config.FIELD=VALUE` names a field that the config file does not set."""
+    file = next((a.partition('=')[2] for a in argv if a.startswith('--config=')), '')
+    config = config_flags.ConfigFileFlagParser('config').parse(file)
     for argument in argv:
-        if not argument.startswith('--config.'):
-            continue
-        section, path = flags.FLAGS['config'].value, 'config'
-        for name in argument.removeprefix('--config.').partition('=')[0].split('.'):
-            if not hasattr(section, 'keys') or name not in section:
-                there = sorted(section) if hasattr(section, 'keys') else 'none below it'
-                return (f'{path}.{name}: the config file sets no such field, so it cannot be '
-                        f'overridden; there are {there}')
-            section, path = section[name], f'{path}.{name}'
+        section, path = config, 'config'
+        name, _, rest = argument.partition('=')[0].partition('.')
+        while name == '--config' and rest:
+            field, _, rest = rest.partition('.')
+            if not hasattr(section, 'keys') or field not in section:
+                there = sorted(section) if hasattr(section, 'keys') else 'no fields'
+                return (f'{path}.{field}: {file} sets no such field, so it cannot be '
+                        f'overridden; in {path} there are {there}')
+            section, path = section[field], f'{path}.{field}'
     return ''
 
 
@@ -50,8 +52,8 @@ def main(argv: list[str]) -> None:
     try:
         config = parse(RunConfig, _CONFIG.value)
         check.check(config)
-    except ConfigError as error:
-        sys.exit(str(error))
+    except (ConfigError, OSError) as error:  # OSError: there is no such config file.
+        sys.exit(' '.join(str(error).split()))
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes.
     stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     workdir = Path(str(_WORKDIR.value))

@@ -16,7 +16,7 @@ from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 
 # A large eps makes Adam's steps smooth in the gradient, so that rounding noise in
 # a gradient that is nearly zero does not become a step of full size.
-SETTINGS = dict(lr=0.05, eps=1e-3, rows=8, length=80, windows=16, span=2)
+SETTINGS = dict(lr=0.02, eps=1e-3, rows=8, length=80, windows=16, span=2)
 MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
           'all': {'data': 2, 'fsdp': 2, 'tensor': 2}}
 
@@ -55,6 +55,9 @@ def reference(make_learner, sequences):
 
 def assert_same(got, want, tolerance=1e-5):
     for (metrics, weights), (want_metrics, want_weights) in zip(got, want, strict=True):
+        # The norm is dominated by a few large gradients, and follows their rounding.
+        assert metrics.pop('grad_norm') == pytest.approx(want_metrics['grad_norm'], rel=1e-4)
+        want_metrics = {k: v for k, v in want_metrics.items() if k != 'grad_norm'}
         assert metrics == pytest.approx(want_metrics, rel=tolerance, abs=tolerance)
         for path, value in want_weights.items():
             np.testing.assert_allclose(weights[path], value, atol=tolerance, err_msg=path)

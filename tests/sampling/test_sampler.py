@@ -13,6 +13,8 @@ from vrag_jax.models.config import preset
 from vrag_jax.models.mrope import rope_index
 from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.perception.stopping import build_stop_table
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.sampler import Chunk, DecodeRequest, Sampler, SamplerConfig
@@ -31,13 +33,12 @@ LENGTHS = (40, 13, 21, 5)
 
 @pytest.fixture(scope='module')
 def policy():
-    """Graph definition and parameters, with sharper attention and logits than at random."""
+    """Graph definition and random parameters."""
     create = lambda: flat_params(Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0)))  # noqa: E731
     graphdef, _ = nnx.eval_shape(create)
-    scale = {'q_proj/kernel': 4, 'k_proj/kernel': 4, 'norm/scale': 1, 'embedding': 1}
-    params = jax.jit(lambda: create()[1])()
-    return graphdef, {path: value * next((s for end, s in scale.items() if path.endswith(end)), 1)
-                      for path, value in params.items()}
+    # Random queries and keys of the usual size make attention nearly uniform.
+    return graphdef, {path: value * 4 if re.search('[qk]_proj/kernel$', path) else value
+                      for path, value in jax.jit(lambda: create()[1])().items()}
 
 
 @pytest.fixture(scope='module')
@@ -64,9 +65,9 @@ def request(chunk, seed=0, budget=16):
     return DecodeRequest(seed, int(chunk.position_ids.max()) + 1, budget)
 
 
-def new_sampler(policy, **sizes):
+def new_sampler(policy, mesh=None, **sizes):
     return Sampler(policy[0], CONFIG, SamplerConfig(**SIZES | sizes), build_stop_table(BYTES),
-                   [END], base_seed=1)
+                   [END], base_seed=1, mesh=mesh)
 
 
 @pytest.fixture(scope='module')
@@ -246,7 +247,7 @@ def test_the_budget_is_each_slots_own(sampler, policy, chunks, features):
 
 
 def test_attending_to_less_of_the_cache_changes_nothing(
-        sampler, policy, chunks, features, monkeypatch):
+        sampler, policy, chunks, features):
     short = {row: chunks[row] for row in (1, 3)}
     want = sample(sampler, policy, short, features, DRAWN)
     shorter = new_sampler(policy, attend_lengths=(16, 32))
@@ -263,6 +264,20 @@ def test_later_turns_compile_nothing(sampler, policy, chunks, features):
     sample(sampler, policy, chunks, features, DRAWN)
     before = compilations()
     sample(sampler, policy, chunks, features, DRAWN, seeds=(9, 8, 7, 6))
+    assert compilations() == before
+
+
+def test_eight_devices_sample_what_one_does(sampler, policy, chunks, features):
+    want = sample(sampler, policy, chunks, features, DRAWN)
+    mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+    graphdef, params = policy
+    spread = graphdef, jax.device_put(params, tree_shardings(params, mesh))
+    on_mesh = new_sampler(policy, mesh=mesh, prefill_lengths=(64,))
+    cache = on_mesh._state.cache.k
+    assert cache.addressable_shards[0].data.shape[1:3] == (cache.shape[1] // 4, cache.shape[2] // 2)
+    assert_same_turns(sample(on_mesh, spread, chunks, features, DRAWN), want)
+    before = compilations()
+    assert_same_turns(sample(on_mesh, spread, chunks, features, DRAWN), want)
     assert compilations() == before
 
 

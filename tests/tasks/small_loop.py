@@ -4,8 +4,9 @@ It learns nothing. The entropy bonus makes GRPO move the weights although every
 reward is equal.
 """
 
-from configs import tiny
 from ml_collections import ConfigDict
+
+from configs import tiny
 
 
 def get_config() -> ConfigDict:
@@ -16,7 +17,7 @@ def get_config() -> ConfigDict:
     })
     config.sampler.update({
         'slots': 8, 'max_new_tokens': 24, 'prefill_lengths': (128,), 'attend_lengths': ()})
-    config.pretrain.update({'stages': ((2, 4, 0, 0, 0), (3, 0, 3, 2, 3)), 'save_every': 2})
+    config.pretrain.update({'stages': ((2, 2, 4, 0, 0, 0), (3, 0, 0, 3, 2, 3)), 'save_every': 2})
     config.sft.update({'steps': 5, 'sequences': 8, 'trajectories': 24, 'save_every': 2})
     config.grpo.update({
         'steps': 5, 'prompts': 4, 'group_size': 2, 'mini_batches': 2, 'save_every': 2})

@@ -3,6 +3,7 @@
 Each exercise is a piece of an episode as the careful expert would play it, so
 that what is learned here is what supervised fine-tuning builds on:
 
+- queries: a question -> the search for its page;
 - numbers and crops: a panel's body, cut loosely -> its values, alone;
 - headings: a page -> its headings in reading order;
 - panels: a question, the search for its page and the page -> the headings,
@@ -24,6 +25,7 @@ from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.perception.image_ops import crop_and_zoom
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.driver import World
+from vrag_jax.rollout.episode import Episode
 
 
 class PretrainingExercises:
@@ -60,12 +62,14 @@ class PretrainingExercises:
         self._jitter = jitter
 
     def sample(
-        self, rng: random.Random, numbers: int, crops: int, headings: int, panels: int
+        self, rng: random.Random, queries: int, numbers: int, crops: int, headings: int,
+        panels: int,
     ) -> list[TokenSequence]:
         """Returns exercises.
 
         Args:
           rng: what they are drawn with.
+          queries: how many questions whose search is written.
           numbers: how many crops of plain numbers, the easiest to read.
           crops: how many crops of panels of all kinds.
           headings: how many pages whose headings are transcribed.
@@ -84,7 +88,8 @@ class PretrainingExercises:
             episode.append_observation(ids, (*view, patches))
             episode.append_text(chat.encode(text), sampled=True)
             sequences.append(episode.finish().sequence())
-        return sequences
+        asked = [self._search(rng.choice(self._questions)) for _ in range(queries)]
+        return sequences + [episode.finish().sequence() for episode in asked]
 
     def _crop(self, rng: random.Random, page: PageSpec, panel: PanelSpec):
         """An observation without a past: a crop, and what it says."""
@@ -101,12 +106,17 @@ class PretrainingExercises:
 
     def _panel(self, question: Question):
         """The first two turns of an episode, the page being the right one."""
-        episode = self._world.start(question)
-        search = self._expert.act(question, ExpertState())
-        episode.append_text(self._world.chat.encode(search), sampled=True)
+        episode = self._search(question)
         page_id = question.page_ids[0]
         view = self._world.environment.page_view(page_id)
         return episode, view, self._expert.act(question, ExpertState([view[1]], 1))
+
+    def _search(self, question: Question) -> Episode:
+        """The first turn of an episode."""
+        episode = self._world.start(question)
+        search = self._expert.act(question, ExpertState())
+        episode.append_text(self._world.chat.encode(search), sampled=True)
+        return episode
 
     def _loose_box(self, frame: Frame, body: Box, rng: random.Random) -> Box:
         """A box around a body: a common margin, and each edge a little off."""

@@ -22,7 +22,7 @@ from vrag_jax.learner.train_state import (
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.sharding import batch_sharding, tree_shardings
+from vrag_jax.parallel.sharding import batch_sharding
 from vrag_jax.sampling.image_features import ImageFeatureCache
 
 

@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -275,11 +275,11 @@ def _read_parameter(
     return jax.make_array_from_callback(leaf.shape, sharding, _once(read))
 
 
-def _once(read):
+def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable:
     """Remembers the last slice: devices that hold the same one ask in a row."""
     last: dict[str, np.ndarray] = {}
 
-    def cached(index):
+    def cached(index: tuple[slice, ...]) -> np.ndarray:
         if str(index) not in last:
             last.clear()
             last[str(index)] = read(index)

@@ -193,13 +193,14 @@ def _run_wave(
                 f'rollout.max_length is {config.max_length}'
             )
     for template in opening:
-        texts = [template.format(question=e.question.query) for e in episodes]
-        for episode, text in zip(episodes, texts, strict=True):
+        begun = [episode for episode in episodes if not episode.done]
+        texts = [template.format(question=e.question.query) for e in begun]
+        for episode, text in zip(begun, texts, strict=True):
             episode.append_text(world.chat.encode(text))
-        world.advance(episodes, texts, [False] * len(episodes), config.max_length)
+        world.advance(begun, texts, [False] * len(begun), config.max_length)
     sampler.reset()
     sent = [0] * len(episodes)
-    running = list(range(len(episodes)))
+    running = [row for row, episode in enumerate(episodes) if not episode.done]
     while running:
         images = [image for row in running for image in episodes[row].processed]
         rows = features.rows_of(params, images)

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.models.config import ModelConfig
@@ -28,6 +29,8 @@ class ImageFeatureCache:
       windows: attention windows encoded at a time (one compilation).
       span: windows that the largest image may take.
       dtype: dtype of the features.
+      mesh: of the parameters; every device has the whole buffer. None leaves it on
+        the default device.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class ImageFeatureCache:
         windows: int,
         span: int,
         dtype: jnp.dtype = jnp.float32,
+        mesh: Mesh | None = None,
     ):
         self._encode = encode
         self._config = config
@@ -46,7 +50,8 @@ class ImageFeatureCache:
         self._rows = rows
         self._first_row: dict[str, int] = {}
         self._next = 0
-        self.buffer = jnp.zeros((rows, config.text.hidden_size), dtype)
+        self.buffer = jnp.zeros(
+            (rows, config.text.hidden_size), dtype, device=_replicated(mesh))
         self.images_encoded = 0
         self.images_requested = 0
 
@@ -119,11 +124,21 @@ class ImageFeatureCache:
         self.images_encoded += len(group)
 
 
-def make_encoder(graphdef: nnx.GraphDef[Qwen2_5_VL]) -> Callable:
-    """Returns the jitted `(params, PatchBatch, buffer [F, D], rows [M]) -> buffer`."""
+def make_encoder(graphdef: nnx.GraphDef[Qwen2_5_VL], mesh: Mesh | None = None) -> Callable:
+    """Returns the jitted `(params, PatchBatch, buffer [F, D], rows [M]) -> buffer`.
+
+    Args:
+      graphdef: structure of the policy.
+      mesh: of the buffer, see `ImageFeatureCache`. What uses the buffer compiles
+        again if it moves, as it does with None where the parameters are on a mesh.
+    """
 
     def encode(params, batch, buffer, destination):
         features = merge(graphdef, params).encode_images(batch)
         return buffer.at[destination].set(features.astype(buffer.dtype), mode='drop')
 
-    return jax.jit(encode, donate_argnums=2)
+    return jax.jit(encode, donate_argnums=2, out_shardings=_replicated(mesh))
+
+
+def _replicated(mesh: Mesh | None) -> NamedSharding | None:
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -150,11 +150,12 @@ class Sampler:
         self._accepting = jnp.asarray(stop_table.accepting)
         self._end_ids = jnp.asarray(list(end_ids), jnp.int32)
         self._key = jax.random.key(base_seed)
-        self._prefill, self._decode = _make_functions(graphdef, stop_table.initial, config)
         init = functools.partial(init_slots, model_config, config)
         shardings = None if mesh is None else jax.tree.map(
             lambda x: x.sharding, abstract_slots(model_config, config, mesh))
         self._state = jax.jit(init, out_shardings=shardings)()
+        self._prefill, self._decode = _make_functions(
+            graphdef, stop_table.initial, config, shardings)
         self._lengths = np.zeros(config.slots, np.int64)
         self.tokens_decoded = 0
         self.tokens_prefilled = 0
@@ -272,8 +273,17 @@ def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
     )
 
 
-def _make_functions(graphdef: nnx.GraphDef[Qwen2_5_VL], initial: int, config: SamplerConfig):
-    """Builds the jitted prefill and decode; the slot state is donated to both."""
+def _make_functions(
+    graphdef: nnx.GraphDef[Qwen2_5_VL],
+    initial: int,
+    config: SamplerConfig,
+    shardings: SlotState | None,
+):
+    """Builds the jitted prefill and decode; the slot state is donated to both.
+
+    It comes back in the shardings in which it went in: others would compile the
+    next call again.
+    """
 
     def prefill(
         params, state: SlotState, tokens, positions, counts, features, image_index, attend: int
@@ -359,6 +369,11 @@ def _make_functions(graphdef: nnx.GraphDef[Qwen2_5_VL], initial: int, config: Sa
         return state, tokens, logprobs, counts, stops
 
     return (
-        jax.jit(prefill, donate_argnums=1, static_argnames='attend'),
-        jax.jit(decode, donate_argnums=1, static_argnames=('sampling', 'attend')),
+        jax.jit(prefill, donate_argnums=1, static_argnames='attend', out_shardings=shardings),
+        jax.jit(
+            decode,
+            donate_argnums=1,
+            static_argnames=('sampling', 'attend'),
+            out_shardings=(shardings, None, None, None, None),
+        ),
     )

@@ -132,7 +132,8 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
         sharding=NamedSharding(mesh, PartitionSpec()))
     phases = {}
     for field, learner in config.learners.items():
-        name, loss, temperature = field.removesuffix('.learner'), steps.supervised, 1.0
+        loss: steps.LossFn = steps.supervised
+        name, temperature = field.removesuffix('.learner'), 1.0
         if field == 'learner':
             name, loss = 'grpo', steps.grpo(config.grpo.loss)
             temperature = config.grpo.sampling.temperature
@@ -192,7 +193,7 @@ def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: b
     sequence = TokenSequence(
         tokens=np.zeros(2, np.int32), position_ids=np.zeros((3, 2), np.int32),
         loss_mask=np.ones(2, bool), image_index=np.full(2, -1, np.int32), images=())
-    rows = {} if vision_is_frozen else None
+    rows: dict[str, int] | None = {} if vision_is_frozen else None
     return next(micro_batches([sequence], config.layout, model_config, rows)).batch
 
 

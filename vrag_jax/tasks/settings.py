@@ -134,15 +134,15 @@ class PretrainConfig:
     """Pretraining of a policy that has no checkpoint, on PageWorld, easy to hard.
 
     Attributes:
-      stages: one after the other, `(steps, numbers, crops, headings, panels)`: how
-        many steps, and how many exercises of each kind a step: crops of plain
-        numbers, crops of all kinds, pages whose headings are transcribed, and
-        questions whose panel is found on its page.
+      stages: one after the other, `(steps, queries, numbers, crops, headings,
+        panels)`: how many steps, and how many exercises of each kind a step:
+        searches for a question, crops of plain numbers, crops of all kinds, pages
+        whose headings are transcribed, questions whose panel is found on a page.
       learner: optimiser and shapes.
       save_every: steps between checkpoints.
     """
 
-    stages: tuple[tuple[int, int, int, int, int], ...] = ()
+    stages: tuple[tuple[int, int, int, int, int, int], ...] = ()
     learner: LearnerConfig = LearnerConfig(lr=1e-3)
     save_every: int = 200
 
@@ -156,12 +156,11 @@ class PretrainConfig:
         """Optimiser steps of all stages."""
         return sum(stage[0] for stage in self.stages)
 
-    def exercises(self, step: int) -> tuple[int, int, int, int]:
-        """Returns how many numbers, crops, headings and panels a step takes."""
+    def exercises(self, step: int) -> tuple[int, ...]:
+        """Returns how many exercises of each kind a step takes."""
         for steps, *counts in self.stages:
             if step < steps:
-                numbers, crops, headings, panels = counts
-                return numbers, crops, headings, panels
+                return tuple(counts)
             step -= steps
         raise ValueError(f'pretraining has only {self.steps} steps')
 

@@ -1,0 +1,206 @@
+"""The rules of an episode: what each action shows, what is invalid, when it ends."""
+
+import pytest
+
+from vrag_jax.perception.actions import ActionKind
+from vrag_jax.retrieval.engine import Hit
+
+SEARCH = '<think>x</think><search>{}</search>'
+ANSWER = '<think>x</think><answer>42</answer>'
+
+
+class ListedHits:
+    """Finds the pages it was given, in their order, whatever the query."""
+
+    def __init__(self, page_ids):
+        self.page_ids = list(page_ids)
+        self.calls = []
+
+    def search(self, queries, k):
+        self.calls.append((list(queries), k))
+        return [[Hit(page_id, 1.0) for page_id in self.page_ids[:k]] for _ in queries]
+
+
+def box(*corners, image=''):
+    return f'<think>x</think><bbox{image}>[{", ".join(map(str, corners))}]</bbox>'
+
+
+def play(world, question, texts, max_length=10_000):
+    """An episode whose turns are the given texts."""
+    episode = world.start(question)
+    for text in texts:
+        episode.append_text(world.chat.encode(text), sampled=True)
+        world.advance([episode], [text], [False], max_length)
+    return episode
+
+
+@pytest.fixture
+def question(questions):
+    return questions[0]
+
+
+@pytest.fixture
+def found(store):
+    return ListedHits(store.ids[:2])
+
+
+@pytest.fixture
+def searching(make_world, found):
+    return make_world(found, max_turns=9)
+
+
+def test_a_search_shows_the_first_page_not_yet_seen(searching, question, found):
+    episode = play(searching, question, [SEARCH.format('a')] * 3)
+    first, second, third = episode.turns
+    assert (first.retrieved, second.retrieved) == ((found.page_ids[0],), (found.page_ids[1],))
+    assert [view.frame.page_id for view in episode.images] == found.page_ids
+    assert (first.image, second.image) == (0, 1)
+    assert third.retrieved == () and third.image is None
+    assert third.observation == searching.environment.messages.nothing_new
+    assert third.action.kind is ActionKind.SEARCH
+    assert episode.retrieved == found.page_ids
+
+
+def test_a_search_without_hits_finds_nothing_new(make_world, question):
+    world = make_world(ListedHits([]))
+    turn, = play(world, question, [SEARCH.format('a')]).turns
+    assert turn.observation == world.environment.messages.nothing_new
+
+
+def test_a_page_is_shown_whole_at_the_encoders_size(searching, question):
+    view, = play(searching, question, [SEARCH.format('a')]).images
+    assert view.frame.region == (0, 0, 448, 448)
+    assert view.frame.encoder_size == view.image.size == (112, 112)
+
+
+def test_searches_of_all_episodes_go_out_together(make_world, questions, found):
+    world = make_world(found, search_results=7)
+    episodes = [world.start(q) for q in questions[:3]]
+    world.advance(episodes, [SEARCH.format('a'), ANSWER, SEARCH.format('b')], [False] * 3, 10_000)
+    assert found.calls == [(['a', 'b'], 7)]
+    assert [e.done for e in episodes] == [False, True, False]
+    assert [len(e.images) for e in episodes] == [1, 0, 1]
+
+
+def test_only_so_many_results_are_looked_through(make_world, question, store):
+    world = make_world(ListedHits(store.ids), search_results=1)
+    episode = play(world, question, [SEARCH.format('a')] * 2)
+    assert episode.retrieved == [store.ids[0]]
+    assert episode.turns[1].observation == world.environment.messages.nothing_new
+
+
+def test_an_answer_ends_the_episode(searching, question):
+    trajectory = play(searching, question, [SEARCH.format('a'), ANSWER]).finish()
+    assert trajectory.answer == '42' and trajectory.finished and not trajectory.truncated
+    assert trajectory.turns[-1].observation == '' and trajectory.turns[-1].image is None
+
+
+def test_the_last_turn_is_asked_for_the_answer(make_world, question, found):
+    world = make_world(found, max_turns=3)
+    episode = play(world, question, [SEARCH.format('a')] * 3)
+    answer_now = world.environment.messages.answer_now
+    assert [answer_now in turn.observation for turn in episode.turns] == [False, True, False]
+    # It stands beside the image that the turn has found.
+    assert episode.turns[1].image == 1 and episode.turns[1].observation == answer_now
+    # The last turn was no answer: the episode is over, and nothing more is shown.
+    assert episode.done and len(episode.images) == 2
+    trajectory = episode.finish()
+    assert trajectory.answer is None and not trajectory.finished and not trajectory.truncated
+
+
+def test_the_request_for_the_answer_follows_other_texts(make_world, question):
+    world = make_world(ListedHits([]), max_turns=2)
+    turn, = play(world, question, [SEARCH.format('a')]).turns
+    messages = world.environment.messages
+    assert turn.observation == f'{messages.nothing_new} {messages.answer_now}'
+
+
+def test_turns_without_an_action_are_invalid_with_a_reason(searching, question):
+    turn, = play(searching, question, ['I do not know.']).turns
+    assert turn.action.kind is ActionKind.INVALID and turn.action.reason
+    assert turn.observation == searching.environment.messages.invalid.format(
+        reason=turn.action.reason)
+
+
+def assert_invalid(turn, reason):
+    assert turn.action.kind is ActionKind.INVALID
+    assert reason in turn.action.reason and reason in turn.observation
+    assert turn.image is None
+
+
+def test_a_box_before_any_image_is_invalid(searching, question):
+    turn, = play(searching, question, [box(0, 0, 50, 50)]).turns
+    assert_invalid(turn, 'no image yet')
+
+
+def test_a_box_is_cut_out_of_the_full_page(searching, question, store, found):
+    episode = play(searching, question, [SEARCH.format('a'), box(10, 20, 60, 70)])
+    # Four page pixels an encoder pixel.
+    assert episode.images[1].frame.region == (40, 80, 240, 280)
+    assert episode.images[1].frame.page_id == found.page_ids[0]
+    cut = store.image(found.page_ids[0]).crop((40, 80, 240, 280))
+    shown = cut.resize(episode.images[1].frame.encoder_size, 3)  # 3 is bicubic
+    assert shown.tobytes() == episode.images[1].image.tobytes()
+    assert episode.retrieved == found.page_ids[:1]
+
+
+def test_a_box_on_a_crop_is_in_the_crops_frame(searching, question):
+    episode = play(searching, question, [
+        SEARCH.format('a'), box(10, 20, 60, 70), box(56, 0, 112, 56)])
+    # The crop of 200 x 200 page pixels is shown at 112 x 112: its upper right quarter.
+    assert episode.images[1].frame.encoder_size == (112, 112)
+    assert episode.images[2].frame.region == (140, 80, 240, 180)
+
+
+def test_padding_widens_a_box_by_encoder_pixels(make_world, question, found):
+    world = make_world(found, padding=5)
+    episode = play(world, question, [SEARCH.format('a'), box(10, 20, 60, 70)])
+    assert episode.images[1].frame.region == (20, 60, 260, 300)
+
+
+@pytest.mark.parametrize(('corners', 'reason'), [
+    ((120, 10, 130, 20), 'outside the image'), ((10, 10, 400, 50), 'far outside'),
+    ((50, 50, 50, 90), ''), ((60, 10, 20, 50), '')])
+def test_boxes_that_cannot_be_cut_are_invalid(searching, question, corners, reason):
+    episode = play(searching, question, [SEARCH.format('a'), box(*corners)])
+    assert_invalid(episode.turns[1], reason)
+    assert len(episode.images) == 1 and not episode.done
+
+
+def test_without_the_crop_action_boxes_are_invalid(make_world, question, found):
+    world = make_world(found, allow_crop=False)
+    episode = play(world, question, [SEARCH.format('a'), box(10, 20, 60, 70)])
+    assert_invalid(episode.turns[1], 'zooming is not available')
+
+
+def test_rules_may_be_changed_over_the_same_pages(searching):
+    changed = searching.environment.with_config(allow_crop=False)
+    assert not changed.config.allow_crop and searching.environment.config.allow_crop
+    assert changed.config.max_turns == searching.environment.config.max_turns
+
+
+def test_a_box_may_name_an_earlier_image(make_world, question, found):
+    world = make_world(found, allow_image_index=True, max_turns=9)
+    episode = play(world, question, [
+        SEARCH.format('a'), SEARCH.format('b'), box(10, 20, 60, 70, image=' image="1"'),
+        box(0, 0, 56, 56, image=' image="3"'), box(0, 0, 9, 9, image=' image="5"')])
+    first, second = found.page_ids
+    assert [view.frame.page_id for view in episode.images] == [first, second, first, first]
+    assert episode.images[2].frame.region == (40, 80, 240, 280)
+    assert episode.images[3].frame.region == (40, 80, 140, 180)  # of the crop
+    assert_invalid(episode.turns[4], 'no image 5')
+
+
+def test_image_numbers_are_invalid_unless_allowed(searching, question):
+    episode = play(searching, question, [
+        SEARCH.format('a'), box(10, 20, 60, 70, image=' image="1"')])
+    assert_invalid(episode.turns[1], '')
+    assert len(episode.images) == 1
+
+
+@pytest.mark.parametrize(('field', 'rules'), [
+    ('max_turns', {'max_turns': 0}), ('search_results', {'search_results': 0}),
+    ('min_pixels', {'min_pixels': 112 * 112 + 1}), ('padding', {'padding': -1})])
+def test_impossible_rules_are_refused(make_world, field, rules):
+    with pytest.raises(ValueError, match=field):
+        make_world(**rules)

@@ -1,0 +1,117 @@
+"""What the learner computes of a trajectory is what the sampler computed while it was sampled.
+
+The importance ratio of GRPO is exp(learner - sampler): it must be 1 before the
+first update, for every sampled token, with images, crops and several turns.
+"""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+from vrag_jax.data.sequences import global_rows
+from vrag_jax.learner.learner import Learner, LearnerConfig
+from vrag_jax.learner.steps import supervised
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
+from vrag_jax.sampling.distribution import SamplingConfig
+from vrag_jax.sampling.sampler import Chunk
+
+TOLERANCE = 1e-4
+OPENING = ('<think>x</think><search>{question}</search>',
+           '<think>x</think><bbox>[10, 20, 60, 70]</bbox>')
+
+
+@pytest.fixture(scope='module')
+def learner(policy, model_config):
+    settings = LearnerConfig(frozen='^visual/', rows=2, length=400)
+    mesh = make_mesh({}, devices=jax.devices()[:1])
+    return Learner(*policy, model_config, settings, supervised, 1, mesh)
+
+
+@pytest.fixture(scope='module', params=[(), OPENING], ids=['no image', 'page and crop'])
+def sampled(request, world, sampler, features, policy, questions):
+    """Episodes of a random policy, some of them with images to begin with."""
+    seeds = [episode_seed(len(request.param), i) for i in range(4)]
+    return run_policy(world, sampler, features, policy[1], questions[:4], SamplingConfig(), seeds,
+                      request.param)
+
+
+def test_of_sampled_trajectories(sampled, learner, features, policy):
+    got = learner.logprobs(policy[1], [t.sequence() for t in sampled], features)
+    assert sum(t.loss_mask.sum() for t in sampled) > 60
+    for trajectory, values in zip(sampled, got, strict=True):
+        np.testing.assert_allclose(values, trajectory.logprobs, atol=TOLERANCE)
+
+
+@pytest.fixture(scope='module')
+def expert_trajectories(world, questions, pageworld):
+    """One trajectory of each number of images: pages, crops, several hops."""
+    from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
+    expert = ScriptedExpert(pageworld.layouts, STYLES['careful'])
+    played = run_expert(
+        world, questions,
+        lambda question, episode: expert.act(question, ExpertState(
+            [view.frame for view in episode.images], len(episode.turns))), 320)
+    chosen = {len(t.images): t for t in played}
+    assert max(chosen) >= 4
+    return [chosen[n] for n in sorted(chosen)][-4:]
+
+
+def cuts(trajectory):
+    """Where to compare: the first tokens of every turn, and its last."""
+    edges = np.flatnonzero(np.diff(np.append(trajectory.loss_mask.astype(int), 0)))
+    return sorted({at for a, b in edges.reshape(-1, 2) for at in (a + 1, a + 2, b)})
+
+
+def sampler_logprobs(sampler, params, features, trajectories):
+    """Log-probs of the tokens at `cuts`, from prefills that stop before each of them."""
+    rows = features.rows_of(params, [image for t in trajectories for image in t.processed])
+    index = [global_rows(t.image_index, t.processed, rows) for t in trajectories]
+    sampler.reset()
+    out, sent = [{} for _ in trajectories], [0] * len(trajectories)
+    for stops in _columns([cuts(t) for t in trajectories]):
+        chunks = {}
+        for slot, stop in stops.items():
+            t, here = trajectories[slot], slice(sent[slot], stop)
+            chunks[slot] = Chunk(t.tokens[here], t.position_ids[:, here], index[slot][here])
+            sent[slot] = stop
+        sampler.prefill(params, chunks, features.buffer)
+        log_p = np.asarray(jax.nn.log_softmax(sampler._state.logits))
+        for slot, stop in stops.items():
+            out[slot][stop] = log_p[slot, trajectories[slot].tokens[stop]]
+    return out
+
+
+def _columns(lists):
+    """The first items of lists of different lengths by list, then the second ones, ..."""
+    for i in range(max(map(len, lists))):
+        yield {row: items[i] for row, items in enumerate(lists) if i < len(items)}
+
+
+def test_of_expert_trajectories(
+        expert_trajectories, sampler, learner, features, policy, model_config):
+    params = policy[1]
+    by_sampler = sampler_logprobs(sampler, params, features, expert_trajectories)
+    by_learner = learner.logprobs(params, [t.sequence() for t in expert_trajectories], features)
+    for got, want in zip(by_learner, by_sampler, strict=True):
+        assert len(want) >= 6
+        for at, value in want.items():
+            assert got[at] == pytest.approx(value, abs=TOLERANCE)
+
+
+def test_they_depend_on_the_images_and_on_positions(
+        expert_trajectories, learner, features, policy):
+    """The agreement is not one of blind models: what breaks it is seen."""
+    params, trajectory = policy[1], expert_trajectories[-1]
+    sequence = trajectory.sequence()
+    other = expert_trajectories[0].processed[0]
+    shown = tuple(other if image.tokens == other.tokens else image for image in sequence.images)
+    assert shown != sequence.images
+    flat = np.tile(np.arange(len(sequence), dtype=np.int32), (3, 1))
+    right, blind, one_dimensional = learner.logprobs(params, [
+        sequence, dataclasses.replace(sequence, images=shown),
+        dataclasses.replace(sequence, position_ids=flat)], features)
+    assert np.abs(right - blind).max() > 100 * TOLERANCE
+    assert np.abs(right - one_dimensional).max() > 100 * TOLERANCE

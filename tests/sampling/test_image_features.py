@@ -1,0 +1,118 @@
+"""The cache holds what the vision tower makes of each image alone, within its bounds."""
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from vrag_jax.data.sequences import ProcessedImage
+from vrag_jax.metrics import compilations
+from vrag_jax.models.config import preset
+from vrag_jax.models.packing import pack_images
+from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
+
+CONFIG = preset('tiny', vocab_size=64)
+# The last takes two attention windows, the others one; 4, 3, 16 and 24 features.
+GRIDS = ((1, 4, 4), (1, 2, 6), (1, 8, 8), (1, 8, 12))
+
+
+@pytest.fixture(scope='module')
+def policy():
+    create = lambda: flat_params(Qwen2_5_VL(CONFIG, rngs=nnx.Rngs(0)))  # noqa: E731
+    graphdef, _ = nnx.eval_shape(create)
+    return graphdef, jax.jit(lambda: create()[1])()
+
+
+@pytest.fixture(scope='module')
+def images():
+    rng = np.random.default_rng(0)
+    return [ProcessedImage(f'image{i}', rng.normal(size=(h * w, CONFIG.vision.patch_dim)).astype(
+        np.float32), (t, h, w), h * w // 4) for i, (t, h, w) in enumerate(GRIDS)]
+
+
+@pytest.fixture(scope='module')
+def encoder(policy):
+    return make_encoder(policy[0])
+
+
+@pytest.fixture
+def new_cache(encoder):
+    return lambda rows=64: ImageFeatureCache(encoder, CONFIG, rows, windows=2, span=2)
+
+
+@pytest.fixture(scope='module')
+def alone(policy, images):
+    """Features of each image, encoded by itself."""
+    encode = jax.jit(lambda params, batch: merge(policy[0], params).encode_images(batch))
+    return {image.key: np.asarray(encode(policy[1], pack_images(
+        [(image.pixel_values, image.grid_thw)], CONFIG, windows=2, span=2)))[: image.tokens]
+        for image in images}
+
+
+def assert_holds(cache, first_rows, images, alone):
+    for image in images:
+        first = first_rows[image.key]
+        np.testing.assert_allclose(
+            cache.buffer[first : first + image.tokens], alone[image.key], atol=1e-5)
+    used = [set(range(first_rows[i.key], first_rows[i.key] + i.tokens)) for i in images]
+    assert len(set().union(*used)) == sum(map(len, used))
+
+
+def test_features_are_those_of_each_image_alone(new_cache, policy, images, alone):
+    cache = new_cache()
+    assert_holds(cache, cache.rows_of(policy[1], images), images, alone)
+    assert cache.images_encoded == cache.images_requested == 4
+
+
+def test_an_image_is_encoded_once(new_cache, policy, images, alone):
+    cache = new_cache()
+    cache.rows_of(policy[1], images[:2])
+    rows = cache.rows_of(policy[1], [*images[1:3], images[1]])
+    assert_holds(cache, rows, images[1:3], alone)
+    assert set(rows) == {'image1', 'image2'}
+    assert cache.images_encoded == 3 and cache.images_requested == 4
+
+
+def test_a_full_buffer_is_emptied_for_what_is_needed_now(new_cache, policy, images, alone):
+    cache = new_cache(rows=30)
+    cache.rows_of(policy[1], [images[0], images[2]])  # 20 rows
+    assert_holds(cache, cache.rows_of(policy[1], [images[0], images[3]]),
+                 [images[0], images[3]], alone)  # 4 + 24: image0 is encoded again
+    assert cache.images_encoded == 4
+
+
+def test_a_cleared_cache_encodes_again(new_cache, policy, images, alone):
+    cache = new_cache()
+    cache.rows_of(policy[1], images[:1])
+    cache.clear()
+    assert_holds(cache, cache.rows_of(policy[1], images[:1]), images[:1], alone)
+    assert cache.images_encoded == 2
+
+
+def test_images_that_cannot_be_held_together_are_refused(new_cache, policy, images):
+    with pytest.raises(ValueError, match='4 images need 47 feature rows at once.*holds 46'):
+        new_cache(rows=46).rows_of(policy[1], images)
+
+
+def test_no_image_is_no_work(new_cache, policy):
+    cache = new_cache()
+    assert cache.rows_of(policy[1], []) == {} and cache.images_encoded == 0
+
+
+def test_on_a_mesh_the_buffer_stays_where_it_is(policy, images, alone):
+    mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
+    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    cache = ImageFeatureCache(make_encoder(policy[0], mesh), CONFIG, 64, 2, 2, mesh=mesh)
+    places, compiled = [cache.buffer.sharding], []
+    for image in images[:2]:
+        before = compilations()
+        rows = cache.rows_of(params, [image])
+        compiled.append(compilations() - before)
+        places.append(cache.buffer.sharding)
+        assert_holds(cache, rows, [image], alone)
+    assert compiled[1] == 0
+    assert places[0] == places[1] == places[2] and places[0].is_fully_replicated
