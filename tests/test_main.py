@@ -66,8 +66,6 @@ REFUSED = {
         ([TINY, '--config.reward.alpha=0.5'], 'config.reward: alpha + beta + gamma must be 1'),
     'experts that do not sum':
         ([TINY, '--config.sft.careful=0.9'], 'config.sft: careful + loose + hasty must be 1'),
-    'question types that do not sum':
-        ([TINY, '--config.data.pageworld.text_share=0.9'], 'config.data.pageworld'),
     'mini-batches that do not divide':
         ([TINY, '--config.grpo.mini_batches=7'], 'config.grpo: mini_batches = 7'),
     'two questions in the instruction':

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from absl import app, flags, logging
 from ml_collections import config_flags
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.tasks import check, registry
@@ -32,7 +33,7 @@ def parse_flags(argv: list[str]) -> list[str]:
 def unknown_override(argv: list[str]) -> str:
     """Says which `--config.FIELD=VALUE` names a field that the config file does not set."""
     file = next((a.partition('=')[2] for a in argv if a.startswith('--config=')), '')
-    config = config_flags.ConfigFileFlagParser('config').parse(file)
+    config = ConfigFileFlagParser('config').parse(file)
     for argument in argv:
         section, path = config, 'config'
         name, _, rest = argument.partition('=')[0].partition('.')

@@ -140,6 +140,25 @@ def test_a_sequence_longer_than_a_row_is_refused(make_sequence, model_config):
     assert len(list(micro_batches([sequence], exact, model_config))) == 1
 
 
+def test_a_small_micro_batch_may_have_fewer_rows(make_sequence, model_config):
+    layout = BatchLayout(rows=8, length=20, windows=4, span=2, fewer_rows=(4, 2))
+    assert [layout.rows_for(n) for n in (1, 2, 3, 4, 5, 8)] == [2, 2, 4, 4, 8, 8]
+    # Each sequence fills a row: eleven make a full micro-batch and one of three rows.
+    full = [make_sequence(seed, (), text=20) for seed in range(11)]
+    batches = list(micro_batches(full, layout, model_config))
+    assert [micro.batch.tokens.shape for micro in batches] == [(8, 20), (4, 20)]
+    assert [micro.batch.position_ids.shape for micro in batches] == [(3, 8, 20), (3, 4, 20)]
+    for micro in batches:
+        for place in micro.placements:
+            brute_force(micro.batch, full[place.sequence], place.row, place.start)
+
+
+@pytest.mark.parametrize('fewer', [(8,), (0,), (2, 9)])
+def test_fewer_rows_are_fewer(fewer):
+    with pytest.raises(ValueError, match='fewer_rows'):
+        BatchLayout(rows=8, fewer_rows=fewer)
+
+
 @pytest.mark.parametrize('field', ['rows', 'length', 'windows', 'span'])
 def test_empty_layouts_are_refused(field):
     with pytest.raises(ValueError, match=field):

@@ -140,14 +140,6 @@ def test_cached_features_give_the_loss_of_encoding_in_the_step(frozen_vision, re
     assert compiled[1] == 0
 
 
-def test_cached_features_on_eight_devices(
-        make_learner, sequences, frozen_vision, policy, model_config):
-    learner = make_learner(MESHES['all'], frozen='^visual/')
-    metrics, weights, compiled = two_updates(learner, sequences, make_cache(policy, model_config))
-    assert_same(zip(metrics, weights, strict=True), zip(*frozen_vision[2:4], strict=True))
-    assert compiled[1] == 0
-
-
 def test_a_partly_frozen_vision_tower_is_not_called_frozen(make_learner):
     assert not make_learner(frozen='^visual/blocks').vision_is_frozen
 

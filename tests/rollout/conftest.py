@@ -130,4 +130,5 @@ def sampler(policy, world, tokenizer, model_config):
 
 @pytest.fixture(scope='session')
 def features(policy, model_config):
-    return ImageFeatureCache(make_encoder(policy[0]), model_config, rows=256, windows=8, span=1)
+    # A long crop, such as 140 x 84 pixels, takes two attention windows.
+    return ImageFeatureCache(make_encoder(policy[0]), model_config, rows=256, windows=8, span=2)

@@ -132,7 +132,8 @@ def test_sampled_trajectories_are_well_formed(sampled, questions, model_config):
     for trajectory in sampled:
         assert_well_formed(trajectory, model_config)
         assert len(trajectory.images) >= 2
-        assert len(trajectory.turns) == 5 or trajectory.finished
+        assert len(trajectory.turns) == 5 or trajectory.finished or trajectory.truncated
+        assert trajectory.loss_mask[-1]
 
 
 def test_given_turns_are_not_trained_on_and_sampled_ones_are(sampled, world):
@@ -163,7 +164,7 @@ def test_an_episode_depends_on_its_seed_not_on_its_company(
 
 
 def test_an_episode_that_its_given_turns_fill_is_truncated(
-        world, sampler, features, policy, questions, monkeypatch):
+        world, sampler, features, policy, questions):
     prompt = world.start(questions[0])
     room = len(prompt) + len(world.chat.encode(OPENING[0].format(question=questions[0].query)))
     long = 'a ' * (sampler.config.max_length - room + 4)

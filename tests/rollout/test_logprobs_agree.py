@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vrag_jax.data.sequences import global_rows
+from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.steps import supervised
 from vrag_jax.parallel.mesh import make_mesh
@@ -48,7 +49,6 @@ def test_of_sampled_trajectories(sampled, learner, features, policy):
 @pytest.fixture(scope='module')
 def expert_trajectories(world, questions, pageworld):
     """One trajectory of each number of images: pages, crops, several hops."""
-    from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
     expert = ScriptedExpert(pageworld.layouts, STYLES['careful'])
     played = run_expert(
         world, questions,

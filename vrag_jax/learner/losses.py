@@ -70,16 +70,18 @@ def target_logprobs(
 
     if chunk <= 0:
         return of((hidden, targets))
-    rows, length, width = hidden.shape
-    count = rows * length
-    padding = -count % chunk
-    flat = jnp.pad(hidden.reshape(count, width), ((0, padding), (0, 0)))
-    flat_targets = jnp.pad(targets.reshape(count), (0, padding))
-    logp, entropy = jax.lax.map(
-        jax.checkpoint(of), (flat.reshape(-1, chunk, width), flat_targets.reshape(-1, chunk))
-    )
-    unflatten = lambda x: x.reshape(-1)[:count].reshape(rows, length)  # noqa: E731
-    return unflatten(logp), unflatten(entropy)
+    # A chunk takes a few columns of every row: rows are spread over devices, and
+    # each device then works on its own part of every chunk.
+    rows, length = targets.shape
+    columns = max(1, chunk // rows)
+
+    def split(x):
+        padded = jnp.pad(x, ((0, 0), (0, -length % columns)) + ((0, 0),) * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(rows, -1, columns, *x.shape[2:]), 1, 0)
+
+    chunks = jax.lax.map(jax.checkpoint(of), (split(hidden), split(targets)))
+    logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length] for x in chunks)
+    return logp, entropy
 
 
 def sft_loss(
