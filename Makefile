@@ -18,6 +18,10 @@ DECLARED := pyproject.toml requirements.txt requirements-cuda.txt requirements-t
 # One stamp an accelerator: set-up is done once, and again when what is declared changes.
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 
+# Huge pages make the many large buffers of a step on a CPU cheaper by a third; glibc reads this
+# before Python starts.
+export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1
+
 .PHONY: run test test-slow install
 .DELETE_ON_ERROR:
 

@@ -53,17 +53,17 @@ def get_config() -> ConfigDict:
     }
     config.pretrain = ConfigDict({
         'stages': (
-            (250, 48, 48, 0, 0, 0), (400, 48, 0, 36, 16, 0), (500, 0, 0, 20, 4, 36)),
+            (300, 48, 48, 0, 0, 0), (500, 48, 0, 44, 12, 0), (800, 0, 0, 24, 2, 34)),
         'save_every': 200,
         'learner': {**learner, 'lr': 1e-3, 'rows': 40, 'length': 112, 'windows': 60, 'span': 1},
     })
     config.sft = ConfigDict({
-        'steps': 300, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
+        'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
         'careful': 0.3, 'loose': 0.3, 'hasty': 0.4,
         'learner': {**learner, 'lr': 1e-3, 'frozen': '^visual/', 'rows': 24, 'length': 384},
     })
     config.grpo = ConfigDict({
-        'steps': 60, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
+        'steps': 50, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
         'sampling': {'temperature': 1.0},
         'loss': {'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.01},
     })

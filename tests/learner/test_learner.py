@@ -14,9 +14,9 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 
-# A large eps makes Adam's steps smooth in the gradient, so that rounding noise in
-# a gradient that is nearly zero does not become a step of full size.
-SETTINGS = dict(lr=0.02, eps=1e-3, rows=8, length=80, windows=16, span=2)
+# A large eps makes Adam's steps smooth in each gradient: otherwise rounding noise in
+# one that is nearly zero becomes a step of full size.
+SETTINGS = dict(lr=0.02, eps=0.1, rows=8, length=80, windows=16, span=2)
 MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
           'all': {'data': 2, 'fsdp': 2, 'tensor': 2}}
 
@@ -55,12 +55,13 @@ def reference(make_learner, sequences):
 
 def assert_same(got, want, tolerance=1e-5):
     for (metrics, weights), (want_metrics, want_weights) in zip(got, want, strict=True):
-        # The norm is dominated by a few large gradients, and follows their rounding.
-        assert metrics.pop('grad_norm') == pytest.approx(want_metrics['grad_norm'], rel=1e-4)
-        want_metrics = {k: v for k, v in want_metrics.items() if k != 'grad_norm'}
-        assert metrics == pytest.approx(want_metrics, rel=tolerance, abs=tolerance)
+        losses = {k: v for k, v in metrics.items() if k != 'grad_norm'}
+        assert losses == pytest.approx(
+            {k: want_metrics[k] for k in losses}, rel=tolerance, abs=tolerance)
         for path, value in want_weights.items():
             np.testing.assert_allclose(weights[path], value, atol=tolerance, err_msg=path)
+        # The norm is dominated by a few large gradients, and follows their rounding.
+        assert metrics['grad_norm'] == pytest.approx(want_metrics['grad_norm'], rel=1e-3)
 
 
 def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
@@ -69,7 +70,9 @@ def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
     assert {'loss', 'policy_loss', 'kl', 'ratio', 'clip_fraction', 'entropy', 'grad_norm'} <= set(
         metrics[0])
     for path, value in policy[1].items():
-        assert np.abs(weights[0][path] - value).max() > 1e-6, path
+        assert not np.array_equal(weights[0][path], value), path
+    embedding = 'language_model/embed_tokens/embedding'
+    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 1e-3
     assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=1e-3)
 
 

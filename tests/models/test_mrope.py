@@ -1,5 +1,7 @@
 """M-RoPE positions by hand, and the angles' axes."""
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -58,9 +60,11 @@ def test_placeholders_that_do_not_fit_the_images_are_refused(tokens, grids):
 
 def test_each_frequency_follows_its_axis():
     """With mrope_section (4, 6, 6): frequencies 0-3 time, 4-9 height, 10-15 width."""
+    config = dataclasses.replace(
+        CONFIG, text=dataclasses.replace(CONFIG.text, rope_theta=10000.0))
     for axis, frequencies in enumerate((range(4), range(4, 10), range(10, 16))):
         positions = jnp.zeros((3, 1, 1), jnp.int32).at[axis].set(7)
-        cos, sin = rotary_angles(positions, CONFIG)
+        cos, sin = rotary_angles(positions, config)
         angles = np.zeros(16)
         for i in frequencies:
             angles[i] = 7 * 10000.0 ** (-i / 16)

@@ -54,16 +54,16 @@ def check_paths(config: RunConfig) -> None:
         config.data.trajectories, config.task == 'sft' and config.data.source == 'files')
     if config.policy.preset != 'tiny':
         paths['policy.checkpoint'] = (config.policy.checkpoint, True)
+    checkpoint = config.policy.checkpoint
+    if checkpoint and Path(checkpoint).exists() and not Path(checkpoint, 'config.json').is_file():
+        raise ConfigError(f'config.policy.checkpoint: {checkpoint} holds no config.json; '
+                          'pass a checkpoint directory with --config.policy.checkpoint=PATH')
     for name, (value, required) in paths.items():
         if required and not value and config.task != 'plan':
             raise ConfigError(f'config.{name}: not given; pass --config.{name}=PATH')
         if value and not Path(value).exists():
             raise ConfigError(f'config.{name}: {value} does not exist; '
                               f'pass an existing path with --config.{name}=PATH')
-    checkpoint = config.policy.checkpoint
-    if checkpoint and not (Path(checkpoint) / 'config.json').is_file():
-        raise ConfigError(f'config.policy.checkpoint: {checkpoint} holds no config.json; '
-                          'pass a checkpoint directory with --config.policy.checkpoint=PATH')
 
 
 def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
