@@ -16,7 +16,7 @@ from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 
 # A large eps makes Adam's steps smooth in each gradient: otherwise rounding noise in
 # one that is nearly zero becomes a step of full size.
-SETTINGS = dict(lr=0.02, eps=0.1, rows=8, length=80, windows=16, span=2)
+SETTINGS = dict(lr=0.01, eps=0.1, rows=8, length=80, windows=16, span=2)
 MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
           'all': {'data': 2, 'fsdp': 2, 'tensor': 2}}
 
@@ -72,7 +72,7 @@ def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
     for path, value in policy[1].items():
         assert not np.array_equal(weights[0][path], value), path
     embedding = 'language_model/embed_tokens/embedding'
-    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 1e-3
+    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 5e-4
     assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=1e-3)
 
 
