@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
     }
     config.pretrain = ConfigDict({
         'stages': (
-            (300, 48, 48, 0, 0, 0), (500, 48, 0, 44, 12, 0), (800, 0, 0, 24, 2, 34)),
+            (300, 48, 56, 0, 0, 0), (600, 40, 0, 48, 12, 0), (800, 0, 0, 30, 0, 30)),
         'save_every': 200,
         'learner': {**learner, 'lr': 1e-3, 'rows': 40, 'length': 112, 'windows': 60, 'span': 1},
     })
