@@ -25,6 +25,11 @@ def get_config() -> ConfigDict:
     config = tiny.get_config()
     config.task = 'grpo'
     config.policy.checkpoint = 'runs/tiny/policy'
+    # The questions come with evidence boxes: from them the policy learns to search
+    # with such questions and to zoom into such pages.
+    config.evidence_sft = True
+    config.sft.update({'steps': 60, 'sequences': 24, 'save_every': 60})
+    config.sft.learner.update({'rows': 16, 'length': 640})
 
     config.data = ConfigDict({
         'source': 'files',

@@ -9,7 +9,12 @@ from vrag_jax.models.parameters import Params
 from vrag_jax.tasks.corpus import report_retrieval
 from vrag_jax.tasks.evaluate import evaluate, test_questions
 from vrag_jax.tasks.results import export_policy, write_results
-from vrag_jax.tasks.train import expert_trajectories, finetune, grpo
+from vrag_jax.tasks.train import (
+    evidence_trajectories,
+    expert_trajectories,
+    finetune,
+    grpo,
+)
 from vrag_jax.tasks.workspace import Workspace
 
 
@@ -28,11 +33,17 @@ def run_sft(space: Workspace) -> None:
 
 
 def run_grpo(space: Workspace) -> None:
-    """Trains with GRPO, evaluates before and after, writes the report and the policy."""
+    """Trains with GRPO, evaluates before and after, writes the report and the policy.
+
+    With `evidence_sft` SFT on an expert that knows the evidence boxes comes first.
+    """
     started = time.monotonic()
     quality = report_retrieval(space.corpus)
     world, questions = space.world(), test_questions(space)
     before = space.initial_params()
+    if space.config.evidence_sft:
+        sequences = [t.sequence() for t in evidence_trajectories(space, world)]
+        before = finetune(space, before, 'sft', sequences)
     after = grpo(space, before, 'grpo', world, space.config.reward)
     write_results(space, {
         'before': evaluate(space, before, world, questions),

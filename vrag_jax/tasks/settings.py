@@ -268,6 +268,8 @@ class RunConfig:
       feature_rows: rows of the image feature buffer.
       feature_windows: attention windows encoded at a time.
       feature_span: attention windows that the largest image may take.
+      evidence_sft: whether GRPO on files is preceded by SFT on an expert that knows
+        the questions' evidence boxes (it searches, zooms into them, answers).
       instruction: text of the question's turn, with `{question}`.
     """
 
@@ -276,6 +278,7 @@ class RunConfig:
     feature_rows: int = 16384
     feature_windows: int = 64
     feature_span: int = 16
+    evidence_sft: bool = False
     instruction: str = '{question}'
     mesh: MeshConfig = MeshConfig()
     policy: PolicyConfig = PolicyConfig()

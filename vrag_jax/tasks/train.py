@@ -9,6 +9,7 @@ import numpy as np
 
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.experts.evidence import EvidenceExpert
 from vrag_jax.experts.pretraining import PretrainingExercises
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.learner import steps
@@ -74,17 +75,36 @@ def expert_trajectories(
     for style in shares:
         mine = [q for q, s in zip(order, styles, strict=True) if s == style]
         expert = ScriptedExpert(space.corpus.layouts, STYLES[style], space.config.seed)
-        trajectories = run_expert(
-            world, mine,
-            lambda q, e, expert=expert: expert.act(  # type: ignore[misc]
-                q, ExpertState([view.frame for view in e.images], len(e.turns))),
-            space.config.sampler.max_length)
-        score(trajectories, space.config.reward, space.judge)
-        right = [t for t in trajectories if t.rewards['answer'] == 1.0]
+        right = play(space, world, mine, expert)
         _LOG.info('expert %s: %d of %d trajectories are right', style, len(right), len(mine))
         kept += right
     rng.shuffle(kept)  # type: ignore[arg-type]
     return kept
+
+
+def evidence_trajectories(space: Workspace, world: World) -> list[Trajectory]:
+    """Plays the expert that knows the evidence boxes of the training questions.
+
+    Returns:
+      Trajectories with the right answer, in the order of the questions.
+    """
+    questions = [q for q in space.corpus.questions['train'] if q.evidence]
+    trajectories = play(space, world, questions, EvidenceExpert())
+    _LOG.info('evidence expert: %d of %d trajectories are right', len(trajectories),
+              len(questions))
+    return trajectories
+
+
+def play(space: Workspace, world: World, questions: Sequence[Question],
+         expert: ScriptedExpert | EvidenceExpert) -> list[Trajectory]:
+    """Lets an expert play one episode a question; returns those answered right."""
+    trajectories = run_expert(
+        world, questions,
+        lambda question, episode: expert.act(question, ExpertState(
+            [view.frame for view in episode.images], len(episode.turns))),
+        space.config.sampler.max_length)
+    score(trajectories, space.config.reward, space.judge)
+    return [t for t in trajectories if t.rewards['answer'] == 1.0]
 
 
 def sft(space: Workspace, params: Params, name: str, world: World,

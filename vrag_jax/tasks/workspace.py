@@ -148,6 +148,7 @@ def policy_config(config: RunConfig, tokenizer=None) -> ModelConfig:
     # A multiple of 64 splits evenly over a mesh axis and fills vector registers.
     ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(token) for name, token in (
         ('image', '<|image_pad|>'), ('video', '<|video_pad|>'),
+        ('bos', '<|endoftext|>'), ('eos', '<|im_end|>'),
         ('vision_start', '<|vision_start|>'), ('vision_end', '<|vision_end|>'))}
     return preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
 
