@@ -1,4 +1,4 @@
-"""The loop over real slide pages: index, rollouts with crops, two GRPO updates, report.
+"""The loop over real slide pages: index, SFT on evidence boxes, two GRPO updates, report.
 
 Shows the whole path on pages of up to 5334 x 3000 pixels with the tiny policy
 that `make run` has trained (its pages look different, so its answers are no
