@@ -42,6 +42,6 @@ def get_config() -> ConfigDict:
     # A question of 30 Chinese characters takes 90 tokens of the tiny tokenizer.
     config.sampler.update({'slots': 40, 'max_length': 640, 'attend_lengths': (256, 384, 512)})
     config.grpo.update({'steps': 2, 'prompts': 8, 'mini_batches': 1, 'save_every': 1})
-    config.learner.update({'rows': 16, 'length': 640})
+    config.learner.update({'rows': 16, 'fewer_rows': (), 'length': 640})
     config.evaluation.update({'questions': 40})
     return config

@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
     config.environment = ConfigDict({
         'max_turns': 6, 'search_results': 10,
         'min_pixels': 16 * 28 * 28, 'max_pixels': 16 * 28 * 28,
-        'padding': 0, 'allow_crop': True, 'allow_image_index': False,
+        'padding': 0, 'allow_crop': True, 'allow_image_index': False, 'page_cache': 4096,
     })
     config.messages = ConfigDict({
         'invalid': 'invalid', 'nothing_new': 'nothing new', 'answer_now': 'answer now',
@@ -52,15 +52,16 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'stages': (
-            (300, 48, 56, 0, 0, 0), (600, 40, 0, 48, 12, 0), (800, 0, 0, 30, 0, 30)),
+        'stages': ((300, 24, 56, 0, 0, 0), (300, 16, 0, 44, 16, 0), (900, 4, 0, 8, 0, 32)),
         'save_every': 200,
-        'learner': {**learner, 'lr': 1e-3, 'rows': 40, 'length': 112, 'windows': 60, 'span': 1},
+        'learner': {
+            **learner, 'lr': 1e-3, 'length': 384, 'span': 1, 'rows': 16, 'windows': 84,
+            'fewer_rows': (8,), 'fewer_windows': (60,)},
     })
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
-        'careful': 0.3, 'loose': 0.3, 'hasty': 0.4,
-        'learner': {**learner, 'lr': 1e-3, 'frozen': '^visual/', 'rows': 24, 'length': 384},
+        'careful': 0.5, 'loose': 0.2, 'hasty': 0.3,
+        'learner': {**learner, 'lr': 1e-3, 'frozen': '^visual/', 'rows': 16, 'length': 384},
     })
     config.grpo = ConfigDict({
         'steps': 50, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
@@ -69,7 +70,7 @@ def get_config() -> ConfigDict:
     })
     config.learner = ConfigDict({
         **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'constant',
-        'frozen': '^visual/', 'rows': 24, 'length': 384,
+        'frozen': '^visual/', 'length': 384, 'rows': 32, 'fewer_rows': (16,),
     })
     config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1})
     config.evaluation = ConfigDict({

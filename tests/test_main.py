@@ -151,3 +151,13 @@ def test_what_cannot_work_is_refused_in_one_line(outcomes, name):
     assert REFUSED[name][1] in lines[0]
     # Nothing was begun.
     assert not (folder / 'workdir').exists()
+
+
+def test_of_transformers_only_the_advice_about_pytorch_is_dropped():
+    program = ('import logging, vrag_jax.main, transformers\n'
+               "logging.getLogger('transformers').warning('something else')\n")
+    done = subprocess.run([sys.executable, '-c', program], cwd=ROOT, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert 'PyTorch' not in done.stderr
+    assert 'something else' in done.stderr

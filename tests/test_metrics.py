@@ -9,7 +9,13 @@ import jax.numpy as jnp
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
-from vrag_jax.metrics import MetricsWriter, compilations, progress_line, read_rows
+from vrag_jax.metrics import (
+    MetricsWriter,
+    compilations,
+    progress_line,
+    read_rows,
+    steps_taken,
+)
 
 
 class Terminal(io.StringIO):
@@ -159,3 +165,14 @@ def test_the_progress_line_says_what_matters():
                  '1:02:05 left'):
         assert part in line
     assert 'grad_norm' not in line
+
+
+def test_steps_taken_are_the_last_of_each_phase(tmp_path):
+    writer = MetricsWriter(tmp_path, io.StringIO())
+    write_steps(writer, 'sft', 0, 4, total=4)
+    writer.end()
+    write_steps(writer, 'grpo', 0, 2, total=2)
+    writer.end()
+    path = tmp_path / 'metrics.jsonl'
+    assert list(steps_taken(path).items()) == [('sft', 4), ('grpo', 2)]
+    assert steps_taken(tmp_path / 'nothing.jsonl') == {}

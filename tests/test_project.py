@@ -17,7 +17,8 @@ PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 
 # Distributions whose modules have other names.
 MODULE_OF = {'pillow': 'PIL', 'scikit-learn': 'sklearn', 'absl-py': 'absl',
-             'ml-collections': 'ml_collections', 'orbax-checkpoint': 'orbax'}
+             'ml-collections': 'ml_collections', 'tensorflow-datasets': 'tensorflow_datasets',
+             'orbax-checkpoint': 'orbax'}
 # Not imported by name: the engine of OCR, and what runs or checks the project.
 NOT_IMPORTED = {'onnxruntime', 'uvicorn', 'fastapi', 'mypy', 'pytest', 'ruff', 'hypothesis'}
 

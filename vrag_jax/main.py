@@ -8,9 +8,14 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
-from vrag_jax.config import ConfigError, parse
-from vrag_jax.tasks import check, registry
-from vrag_jax.tasks.settings import RunConfig
+# At import transformers advises that it found no PyTorch, of which nothing here makes
+# use. Only this record is dropped; what imports transformers has to come after it.
+stdlib_logging.getLogger('transformers').addFilter(
+    lambda record: not record.getMessage().startswith('PyTorch was not found'))
+
+from vrag_jax.config import ConfigError, parse  # noqa: E402
+from vrag_jax.tasks import check, registry  # noqa: E402
+from vrag_jax.tasks.settings import RunConfig  # noqa: E402
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps its files.')

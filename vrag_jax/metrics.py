@@ -214,3 +214,15 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise ValueError(f'{path}, line {number}: not a JSON object') from error
     return rows
+
+
+def steps_taken(path: Path) -> dict[str, int]:
+    """Returns the steps of each phase that a `metrics.jsonl` tells of, in its order.
+
+    Args:
+      path: the file; without one nothing was trained.
+    """
+    steps: dict[str, int] = {}
+    for row in read_rows(path) if path.exists() else []:
+        steps[row['phase']] = max(row['step'], steps.get(row['phase'], 0))
+    return steps

@@ -33,12 +33,15 @@ def test_values():
         '472.', ' a4 b0 c2.', ' a9 b1 c1.', ' names T.']
 
 
-def test_finding_a_panel_says_first_what_is_known():
+def test_reading_stops_where_the_search_ends():
+    assert [read_panel(panel, until='b') for panel in PANELS] == [
+        '472.', ' a4 b0.', ' a9 b1.', ' names T.']
+    assert read_headings(PAGE) == ' A top left K top right M bottom left Q bottom right.'
+    assert read_headings(PAGE, until=PANELS[1]) == ' A top left K top right.'
     by_heading = Question('1', '', '', extra={'heading': 'K'})
     by_position = Question('2', '', '', extra={'position': 'top right'})
-    assert read_headings(PAGE) == ' A K M Q.'
-    assert find_panel(PAGE, PANELS[1], by_heading) == ' A K M Q. K top right.'
-    assert find_panel(PAGE, PANELS[1], by_position) == ' A K M Q. top right K.'
+    assert find_panel(PAGE, PANELS[1], by_heading) == ' K: A top left K top right.'
+    assert find_panel(PAGE, PANELS[1], by_position) == ' top right: A top left K top right.'
 
 
 @given(st.tuples(*[st.integers(0, 9999)] * 2, *[st.integers(1, 9999)] * 2))

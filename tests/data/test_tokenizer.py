@@ -13,6 +13,7 @@ from vrag_jax.data.tokenizer import (
     ACTION_TOKENS,
     LETTERS,
     SPECIAL_TOKENS,
+    ids_without_text,
     load_tokenizer,
     token_bytes,
     train_tiny_tokenizer,
@@ -100,6 +101,13 @@ def test_bytes_of_special_added_and_missing_ids(tiny_tokenizer):
     assert sorted(b for b in table[:256] if len(b) == 1) == [bytes([i]) for i in range(256)]
     with pytest.raises(ValueError, match='has ids up to 399'):
         token_bytes(tiny_tokenizer, 300)
+
+
+def test_ids_without_text_are_specials_and_padding_but_not_ends(tiny_tokenizer):
+    ends = tiny_tokenizer.convert_tokens_to_ids(['<|im_end|>', '<|endoftext|>'])
+    found = ids_without_text(tiny_tokenizer, 448, ends)
+    specials = set(tiny_tokenizer.convert_tokens_to_ids(list(SPECIAL_TOKENS)))
+    assert set(found) == (specials - set(ends)) | set(range(len(tiny_tokenizer), 448))
 
 
 @pytest.mark.parametrize('messages', [

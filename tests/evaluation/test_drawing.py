@@ -59,6 +59,10 @@ def test_a_trajectory_without_images_and_answer_can_be_drawn(tmp_path, silent):
     assert (pixels != 255).any()
 
 
+def test_control_characters_are_drawn_as_their_escapes():
+    assert _wrap('4\x007\n\u202e8', ImageFont.load_default(20), 200) == ['4\\x007', '\\u202e8']
+
+
 @pytest.mark.parametrize('text', ['one two three four five', 'a' * 60, '云上数据中心' * 9, ''])
 def test_wrapped_lines_fit_and_lose_nothing(text):
     font = ImageFont.load_default(20)

@@ -131,6 +131,20 @@ def test_texts_of_the_policy_cannot_break_out(workdir, tmp_path, zooming):
     assert '&lt;script&gt;alert(1)' in text
 
 
+def test_control_characters_of_the_policy_can_be_seen(workdir, tmp_path, hasty):
+    shutil.copy(workdir / 'results.json', tmp_path)
+    (first, *rest) = hasty.turns
+    save_trajectories(tmp_path / 'drawn', [dataclasses.replace(
+        hasty, answer='4\x007\u202e8\x7f', turns=[
+            dataclasses.replace(first, text='<bbox>\x1b[1\x85, 2]</bbox>'), *rest])])
+    text = write_report(tmp_path, {'After GRPO': tmp_path / 'drawn'}).read_text('utf-8')
+    assert '4\\x007\\u202e8\\x7f' in text
+    assert '\\x1b[1\\x85, 2]' in text
+    assert not [c for c in text if not c.isprintable() and not c.isspace()]
+    # Charts and bars are markup and stay so.
+    assert '<svg' in text and '&lt;svg' not in text
+
+
 def test_a_run_without_training_has_no_charts(workdir, tmp_path):
     shutil.copy(workdir / 'results.json', tmp_path)
     page = Page(write_report(tmp_path, {}).read_text())

@@ -35,6 +35,13 @@ def test_an_invalid_turn_keeps_its_raw_text_and_the_reason(tmp_path, hasty):
     assert turn.observation == 'That was not a valid action.'
 
 
+def test_any_character_comes_back(tmp_path):
+    # At some of these Python ends a line, though JSON does not.
+    said = 'a\x00\x1c\x85\u2028\r\n"b'
+    record = saved(tmp_path, make_trajectory([(said, '', None, ())], answer=said))[0]
+    assert (record.answer, record.turns[0].text) == (said, said)
+
+
 def test_images_come_back_pixel_for_pixel_and_once_each(tmp_path, zooming, hasty):
     records = saved(tmp_path, zooming, hasty)
     for record, trajectory in zip(records, (zooming, hasty), strict=True):

@@ -142,7 +142,7 @@ def test_a_sequence_longer_than_a_row_is_refused(make_sequence, model_config):
 
 def test_a_small_micro_batch_may_have_fewer_rows(make_sequence, model_config):
     layout = BatchLayout(rows=8, length=20, windows=4, span=2, fewer_rows=(4, 2))
-    assert [layout.rows_for(n) for n in (1, 2, 3, 4, 5, 8)] == [2, 2, 4, 4, 8, 8]
+    assert [layout.size_for(n)[0] for n in (1, 2, 3, 4, 5, 8)] == [2, 2, 4, 4, 8, 8]
     # Each sequence fills a row: eleven make a full micro-batch and one of three rows.
     full = [make_sequence(seed, (), text=20) for seed in range(11)]
     batches = list(micro_batches(full, layout, model_config))
@@ -151,6 +151,25 @@ def test_a_small_micro_batch_may_have_fewer_rows(make_sequence, model_config):
     for micro in batches:
         for place in micro.placements:
             brute_force(micro.batch, full[place.sequence], place.row, place.start)
+
+
+def test_fewer_rows_may_go_with_fewer_windows(make_sequence, model_config):
+    layout = BatchLayout(
+        rows=8, length=20, windows=6, span=1, fewer_rows=(4, 2), fewer_windows=(5, 1))
+    sizes = [layout.size_for(*need) for need in ((1, 0), (2, 2), (4, 5), (4, 6), (5, 1), (8, 6))]
+    assert sizes == [(2, 1), (4, 5), (4, 5), (8, 6), (8, 6), (8, 6)]
+    # Two rows with one window each do not fit into the smallest size.
+    pair = [make_sequence(0, (0,), text=10), make_sequence(1, (1,), text=10)]
+    (micro,) = micro_batches(pair, layout, model_config)
+    assert micro.batch.tokens.shape == (4, 20) and len(micro.batch.images.pixels) == 5
+    for place in micro.placements:
+        brute_force(micro.batch, pair[place.sequence], place.row, place.start)
+
+
+@pytest.mark.parametrize(('rows', 'windows'), [((4,), (1, 2)), ((4,), (0,)), ((4,), (9,))])
+def test_fewer_windows_go_with_fewer_rows(rows, windows):
+    with pytest.raises(ValueError, match='fewer_windows'):
+        BatchLayout(rows=8, windows=6, fewer_rows=rows, fewer_windows=windows)
 
 
 @pytest.mark.parametrize('fewer', [(8,), (0,), (2, 9)])

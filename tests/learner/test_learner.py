@@ -14,9 +14,20 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 
-# A large eps makes Adam's steps smooth in each gradient: otherwise rounding noise in
-# one that is nearly zero becomes a step of full size.
-SETTINGS = dict(lr=0.01, eps=0.1, rows=8, length=80, windows=16, span=2)
+# A mesh adds in another order, and rounding grows from update to update. That it is
+# rounding and neither a wrong sum nor a token on the edge of the clip was measured by
+# moving every weight of one device to a neighbouring float32. Relative changes of the
+# gradient norm (the clip fraction never changed):
+#
+#                              first update     second update
+#     lr 0.02,  eps 1e-8       mesh 5e-5        mesh 5e-2      neighbours 6e-2
+#     lr 0.02,  eps 0.1        mesh 5e-5        mesh 6e-4      neighbours 3e-3
+#     lr 0.003, eps 0.1        mesh 5e-5        mesh 1e-4      neighbours up to 2e-4
+#
+# A large eps makes Adam's steps smooth in each gradient: with a small one, the sign of
+# a gradient that is zero up to rounding becomes a step of full size.
+SETTINGS = dict(lr=0.003, eps=0.1, rows=8, length=80, windows=16, span=2)
+NORM_TOLERANCE = 1e-3  # five times what neighbouring weights do
 MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
           'all': {'data': 2, 'fsdp': 2, 'tensor': 2}}
 
@@ -60,8 +71,8 @@ def assert_same(got, want, tolerance=1e-5):
             {k: want_metrics[k] for k in losses}, rel=tolerance, abs=tolerance)
         for path, value in want_weights.items():
             np.testing.assert_allclose(weights[path], value, atol=tolerance, err_msg=path)
-        # The norm is dominated by a few large gradients, and follows their rounding.
-        assert metrics['grad_norm'] == pytest.approx(want_metrics['grad_norm'], rel=1e-3)
+        assert metrics['grad_norm'] == pytest.approx(
+            want_metrics['grad_norm'], rel=NORM_TOLERANCE)
 
 
 def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
@@ -93,10 +104,13 @@ def test_micro_batches_add_up_to_the_mini_batch(make_learner, sequences, referen
 
 
 @pytest.mark.parametrize('shape', MESHES.values(), ids=MESHES)
-def test_eight_devices_compute_what_one_does(make_learner, sequences, reference, shape):
+def test_eight_devices_compute_what_one_does(make_learner, sequences, reference, shape, capfd):
     learner = make_learner(shape)
     expected = shards(learner.state, KERNEL, shape)
+    capfd.readouterr()
     metrics, weights, compiled = two_updates(learner, sequences)
+    # XLA warns where it can only go from one sharding to another by way of whole copies.
+    assert 'rematerialization' not in capfd.readouterr().err
     assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
     assert compiled[1] == 0
     assert shards(learner.state, KERNEL, shape) == expected

@@ -1,5 +1,6 @@
 """Sizes: presets against the published parameter counts, HF configs in and out."""
 
+import dataclasses
 import json
 
 import jax
@@ -87,3 +88,27 @@ def test_parameters_have_the_wanted_dtype():
     model = nnx.eval_shape(lambda: Qwen2_5_VL(
         preset('tiny', vocab_size=8), rngs=nnx.Rngs(0), param_dtype='bfloat16'))
     assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(model))} == {np.dtype('bfloat16')}
+
+
+def test_suppressed_ids_have_no_probability_and_the_rest_are_as_before():
+    plain = preset('tiny', vocab_size=64)
+    hidden = jax.random.normal(jax.random.key(1), (2, 3, 128))
+    free = Qwen2_5_VL(plain, rngs=nnx.Rngs(0)).logits(hidden)
+    masked = Qwen2_5_VL(
+        dataclasses.replace(plain, suppressed_ids=(3, 60, 61, 62, 63)), rngs=nnx.Rngs(0)
+    ).logits(hidden)
+    allowed = np.setdiff1d(np.arange(64), (3, 60, 61, 62, 63))
+    np.testing.assert_array_equal(masked[..., allowed], free[..., allowed])
+    probabilities = jax.nn.softmax(masked)
+    assert (probabilities[..., (3, 60, 61, 62, 63)] == 0).all()
+    np.testing.assert_allclose(probabilities[..., allowed].sum(-1), 1, rtol=1e-6)
+
+
+def test_suppressed_ids_beyond_the_vocabulary_are_refused():
+    with pytest.raises(ValueError, match='suppressed_ids'):
+        dataclasses.replace(preset('tiny', vocab_size=64), suppressed_ids=(64,))
+
+
+def test_suppressed_ids_are_not_part_of_a_checkpoint():
+    config = dataclasses.replace(preset('qwen2_5_vl_3b'), suppressed_ids=(151655,))
+    assert ModelConfig.from_hf(config.to_hf()) == preset('qwen2_5_vl_3b')

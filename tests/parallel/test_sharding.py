@@ -13,7 +13,13 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from vrag_jax.models.config import preset
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.sharding import QWEN2_5_VL_RULES, batch_sharding, tree_shardings
+from vrag_jax.parallel.sharding import (
+    BATCH_AXES,
+    QWEN2_5_VL_RULES,
+    batch_sharding,
+    constrain,
+    tree_shardings,
+)
 
 MESH = AbstractMesh((2, 4, 2), ('data', 'fsdp', 'tensor'))
 LAYER = 'language_model/layers'
@@ -104,3 +110,12 @@ def test_a_device_holds_its_share_of_a_published_model(name):
     share = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in leaves)
     # Norms, biases and the patch embedding are replicated; the rest is in eight.
     assert total / 8 <= share < total / 8 * 1.02
+
+
+def test_a_constraint_splits_what_divides_and_nothing_without_a_mesh():
+    x = jnp.ones((8, 3))
+    assert constrain(x, (BATCH_AXES, 'tensor')) is x
+    with jax.sharding.use_abstract_mesh(MESH):
+        traced = jax.make_jaxpr(lambda x: constrain(x, (BATCH_AXES, 'tensor')))(x)
+    (equation,) = traced.eqns
+    assert equation.params['sharding'].spec == PartitionSpec(BATCH_AXES, None)

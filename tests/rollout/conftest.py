@@ -12,7 +12,7 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.data.sequences import ImagePreprocessor
-from vrag_jax.data.tokenizer import token_bytes, train_tiny_tokenizer
+from vrag_jax.data.tokenizer import ids_without_text, token_bytes, train_tiny_tokenizer
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.models.config import preset
 from vrag_jax.models.parameters import flat_params
@@ -70,7 +70,8 @@ def tokenizer(pageworld, tmp_path_factory):
     texts = [q.query for q in pageworld.questions['train']]
     texts += ['<think> A K M. K top left.</think><bbox>[12,34,56,78]</bbox>',
               '<think>472.</think><answer>472</answer>', '<search> velora market</search>']
-    return train_tiny_tokenizer(texts, 400, tmp_path_factory.mktemp('tokenizer'))
+    # Often enough for their words to become tokens.
+    return train_tiny_tokenizer(texts * 20, 400, tmp_path_factory.mktemp('tokenizer'))
 
 
 @pytest.fixture(scope='session')
@@ -78,7 +79,9 @@ def model_config(tokenizer):
     ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(f'<|{name}|>')
            for name in ('vision_start', 'vision_end')}
     ids['image_token_id'] = tokenizer.convert_tokens_to_ids('<|image_pad|>')
-    return preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
+    sizes = preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
+    return dataclasses.replace(sizes, suppressed_ids=ids_without_text(
+        tokenizer, sizes.text.vocab_size, [tokenizer.eos_token_id]))
 
 
 @pytest.fixture(scope='session')

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vrag_jax.data.sequences import global_rows
+from vrag_jax.data.tokenizer import token_bytes
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.steps import supervised
@@ -44,6 +45,17 @@ def test_of_sampled_trajectories(sampled, learner, features, policy):
     assert sum(t.loss_mask.sum() for t in sampled) > 60
     for trajectory, values in zip(sampled, got, strict=True):
         np.testing.assert_allclose(values, trajectory.logprobs, atol=TOLERANCE)
+
+
+def test_only_text_and_ends_of_turns_are_sampled(sampled, tokenizer, world, model_config):
+    table = token_bytes(tokenizer, model_config.text.vocab_size)
+    drawn = np.concatenate([t.tokens[t.loss_mask > 0] for t in sampled])
+    # A random policy would draw one of these for every seventh token.
+    assert table.count(b'') > len(table) / 8
+    assert all(table[i] or i == world.chat.end_of_turn_id for i in drawn)
+    for t in sampled:
+        placeholders = np.flatnonzero(t.tokens == model_config.image_token_id)
+        np.testing.assert_array_equal(placeholders, np.flatnonzero(t.image_index >= 0))
 
 
 @pytest.fixture(scope='module')

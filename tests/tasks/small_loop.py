@@ -1,12 +1,16 @@
 """The loop of configs/tiny.py made small for tests: few documents, few steps, one process.
 
-It learns nothing. The entropy bonus makes GRPO move the weights although every
-reward is equal.
+It learns to search and nothing else, so that GRPO sees images. The entropy bonus makes
+GRPO move the weights although the rewards of a group are often equal, and its small
+learning rate keeps that from undoing the searches.
 """
 
 from ml_collections import ConfigDict
 
 from configs import tiny
+
+# Steps of each phase, in the order in which they come.
+STEPS = {'pretrain': 43, 'sft': 6, 'grpo': 5, 'sft_no_crop': 6, 'grpo_no_crop': 5}
 
 
 def get_config() -> ConfigDict:
@@ -16,14 +20,19 @@ def get_config() -> ConfigDict:
         'train_questions': 48, 'validation_questions': 4, 'test_questions': 16,
     })
     config.sampler.update({
-        'slots': 8, 'max_new_tokens': 24, 'prefill_lengths': (128,), 'attend_lengths': ()})
-    config.pretrain.update({'stages': ((2, 2, 4, 0, 0, 0), (3, 0, 0, 3, 2, 3)), 'save_every': 2})
-    config.sft.update({'steps': 5, 'sequences': 8, 'trajectories': 24, 'save_every': 2})
+        'slots': 8, 'max_new_tokens': 32, 'prefill_lengths': (128,), 'attend_lengths': ()})
+    config.pretrain.update({
+        'stages': ((40, 14, 0, 0, 0, 0), (3, 0, 2, 2, 2, 3)), 'save_every': 20})
+    config.sft.update({
+        'steps': 0, 'epochs': 2, 'sequences': 8, 'trajectories': 24, 'save_every': 2})
     config.grpo.update({
         'steps': 5, 'prompts': 4, 'group_size': 2, 'mini_batches': 2, 'save_every': 2})
     config.grpo.loss.entropy_coef = 0.01
     for learner in (config.pretrain.learner, config.sft.learner, config.learner):
         learner.rows = 8
-        learner.fewer_rows = ()
+        learner.fewer_rows = learner.fewer_windows = ()
+    config.pretrain.learner.update({'lr': 3e-3, 'warmup_steps': 5, 'rows': 2, 'windows': 24})
+    config.learner.lr = 1e-5
+    config.grpo.sampling.temperature = 0.5
     config.evaluation.update({'questions': 10, 'report_trajectories': 8})
     return config

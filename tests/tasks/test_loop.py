@@ -4,7 +4,13 @@ import json
 
 import pytest
 
+from tests.tasks import small_loop
 from tests.tasks.conftest import SMALL_LOOP, finish, start
+from tests.tasks.small_loop import STEPS
+from vrag_jax.config import parse
+from vrag_jax.data.tokenizer import SPECIAL_TOKENS
+from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.tasks.workspace import Workspace
 
 METHODS = {'vanilla_rag', 'no_crop', 'sft', 'grpo'}
 
@@ -31,9 +37,10 @@ def test_results_hold_the_four_methods_over_the_same_questions(results):
 
 
 def test_results_state_what_was_trained(results):
+    # Steps as taken: of SFT the config gives epochs.
     run = results['run']
-    assert (run['seed'], run['pretrain_steps'], run['sft_steps'], run['grpo_steps']) == (0, 5, 5, 5)
-    assert run['sft_trajectories'] == 24
+    assert {phase: run[f'{phase}_steps'] for phase in STEPS} == STEPS
+    assert (run['seed'], run['sft_trajectories']) == (0, 24)
 
 
 def test_the_report_is_one_file(finished_run):
@@ -53,10 +60,23 @@ def test_the_exported_policy_does_what_the_trained_one_did(results, evaluated):
     assert evaluated['methods']['policy'] == results['methods']['grpo']
 
 
+def test_the_policy_cannot_write_placeholders(finished_run):
+    """Nor any other special token, nor ids that the tokenizer does not have."""
+    config = small_loop.get_config()
+    config.policy.checkpoint = str(finished_run / 'policy')
+    space = Workspace(parse(RunConfig, config), finished_run.with_name('reopened'))
+    policy, tokenizer = space.model_config, space.tokenizer
+    ids = tokenizer.convert_tokens_to_ids
+    assert set(space.end_ids) == set(ids(['<|im_end|>', '<|endoftext|>']))
+    padding = set(range(len(tokenizer), policy.text.vocab_size))
+    assert set(policy.suppressed_ids) == (
+        set(ids(list(SPECIAL_TOKENS))) - set(space.end_ids) | padding)
+
+
 def test_nothing_is_compiled_after_the_first_iterations(finished_run):
     lines = (finished_run / 'metrics.jsonl').read_text().splitlines()
     rows = [json.loads(line) for line in lines]
-    for phase in ('pretrain', 'sft', 'grpo', 'grpo_no_crop'):
+    for phase in STEPS:
         counts = [r['values']['compilations'] for r in rows if r['phase'] == phase]
-        # Saving after the second step, and the step after that, may compile once.
-        assert counts[3] == counts[4], (phase, counts)
+        # The first save, and the step after that, may compile once.
+        assert counts[-2] == counts[-1], (phase, counts)

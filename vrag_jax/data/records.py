@@ -73,16 +73,37 @@ def load_questions(path: str | os.PathLike, store: PageStore | None = None) -> l
       ValueError: if a field is missing or wrong, or a uid stands there twice;
         names the file, the uid and the field.
     """
+    return parse_questions(read_examples(path), path, store)
+
+
+def read_examples(path: str | os.PathLike) -> list[Any]:
+    """Reads the examples of a question file as they stand there, see `load_questions`."""
     examples = _read_json(path)
     if isinstance(examples, dict):
         examples = examples.get('examples')
     if not isinstance(examples, list):
         raise ValueError(f'{path}: expected {{"examples": [...]}} or a list of examples')
+    return examples
+
+
+def parse_questions(
+    examples: Iterable[Any], where: str | os.PathLike, store: PageStore | None = None
+) -> list[Question]:
+    """Returns the questions of examples, see `load_questions`.
+
+    Args:
+      examples: as in a question file.
+      where: what they come from, for messages.
+      store: the pages there are, or None.
+
+    Raises:
+      ValueError: if a field is missing or wrong, or a uid stands there twice.
+    """
     questions: dict[str, Question] = {}
     for index, example in enumerate(examples):
-        question = _parse_example(example, f'{path}, example {index}', store)
+        question = _parse_example(example, f'{where}, example {index}', store)
         if question.uid in questions:
-            raise ValueError(f'{path}, uid {question.uid}: stands there twice')
+            raise ValueError(f'{where}, uid {question.uid}: stands there twice')
         questions[question.uid] = question
     return list(questions.values())
 
@@ -206,10 +227,18 @@ class Message:
 
 @dataclasses.dataclass(frozen=True)
 class Conversation:
-    """An SFT conversation; `images` are files in the order of the `<image>` marks."""
+    """An SFT conversation.
+
+    Attributes:
+      messages: what was said.
+      images: files in the order of the `<image>` marks.
+      encoded: the bytes of these files where the conversation comes with them; else
+        empty, and the files are read.
+    """
 
     messages: tuple[Message, ...]
     images: tuple[str, ...]
+    encoded: tuple[bytes, ...] = ()
 
 
 def load_sharegpt(path: str | os.PathLike) -> list[Conversation]:
@@ -224,10 +253,19 @@ def load_sharegpt(path: str | os.PathLike) -> list[Conversation]:
     records = _read_json(path)
     if not isinstance(records, list):
         raise ValueError(f'{path}: expected a list of conversations')
-    return [_parse_conversation(record, f'{path}, record {i}') for i, record in enumerate(records)]
+    return [parse_conversation(record, f'{path}, record {i}') for i, record in enumerate(records)]
 
 
-def _parse_conversation(record: Any, where: str) -> Conversation:
+def parse_conversation(record: Any, where: str) -> Conversation:
+    """Returns the conversation of a ShareGPT record.
+
+    Args:
+      record: as in a file of conversations.
+      where: what it comes from, for messages.
+
+    Raises:
+      ValueError: see `load_sharegpt`.
+    """
     if not isinstance(record, dict):
         raise ValueError(f'{where}: expected an object, got {record!r}')
     messages = []

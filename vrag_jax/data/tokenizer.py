@@ -1,7 +1,7 @@
 """The tiny policy's own tokenizer, and the bytes behind any tokenizer's ids."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,9 @@ SPECIAL_TOKENS = (
 # One token each, so that sequences are short; not special, so that they are decoded.
 ACTION_TOKENS = ('<think>', '</think>', '<search>', '</search>', '<bbox>', '</bbox>', '<answer>',
                  '</answer>')
+# A pair of tokens that is rarer than one in so many texts is not merged: whole names of
+# documents would become tokens, and names of other documents would be written otherwise.
+_TEXTS_A_MERGE = 225
 LETTERS = 'ABCDEFGHIJKLMNOPQRSTUVWXYZ'
 ROLES = ('user', 'assistant')
 
@@ -82,7 +85,7 @@ def train_tiny_tokenizer(
 
     Args:
       texts: what the policy is to read and write.
-      vocab_size: ids in all, with special tokens and action tags.
+      vocab_size: most ids in all, with special tokens and action tags.
       out_dir: folder to write; `load_tokenizer` and `AutoTokenizer` read it.
 
     Returns:
@@ -96,11 +99,13 @@ def train_tiny_tokenizer(
     if vocab_size < len(alphabet) + added + len(LETTERS):
         raise ValueError(f'vocab_size must be at least {len(alphabet) + added + len(LETTERS)}, '
                          f'got {vocab_size}')
+    texts = list(texts)
     tokenizer = byte_level_tokenizer({}, [])
     # With every text, so that these become tokens before all but the commonest words.
     always = ' '.join(['', *LETTERS]) + '\n' + '\n'.join(ROLES)
     tokenizer.train_from_iterator((text + always for text in texts), BpeTrainer(
-        vocab_size=vocab_size - added, initial_alphabet=alphabet, show_progress=False))
+        vocab_size=vocab_size - added, min_frequency=len(texts) // _TEXTS_A_MERGE,
+        initial_alphabet=alphabet, show_progress=False))
     missing = [f' {letter}' for letter in LETTERS if len(tokenizer.encode(f' {letter}').ids) > 1]
     if missing:
         raise ValueError(f'vocab_size {vocab_size} has no room for {missing}')
@@ -151,6 +156,24 @@ def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes]:
         except KeyError as error:
             raise ValueError(f'token {token!r} (id {index}) is not byte-level BPE') from error
     return table
+
+
+def ids_without_text(tokenizer: Any, vocab_size: int, ends: Collection[int]) -> tuple[int, ...]:
+    """Returns the ids that a policy must not sample: they neither write text nor end a turn.
+
+    These are the special tokens, an image's placeholders among them, and the ids that a
+    model has beyond its tokenizer's.
+
+    Args:
+      tokenizer: a HF tokenizer with a `backend_tokenizer`.
+      vocab_size: ids of the model.
+      ends: ids that end a turn.
+
+    Raises:
+      ValueError: as `token_bytes`.
+    """
+    table = token_bytes(tokenizer, vocab_size)
+    return tuple(i for i, text in enumerate(table) if not text and i not in ends)
 
 
 def _byte_values() -> dict[str, int]:

@@ -4,6 +4,7 @@ import dataclasses
 
 from PIL import Image, ImageDraw, ImageFont
 
+from vrag_jax.evaluation.text import visible
 from vrag_jax.evaluation.trajectory_io import TrajectoryRecord, TurnRecord
 from vrag_jax.perception.frames import Box
 
@@ -145,7 +146,7 @@ def _scaled(box: Box, scale: float) -> Box:
 def _wrap(text: str, font, width: int) -> list[str]:
     """Breaks a text into lines that fit; a word that does not fit is broken itself."""
     lines: list[str] = []
-    for paragraph in text.splitlines():
+    for paragraph in visible(text).splitlines():
         line = ''
         for word in paragraph.split():
             longer = f'{line} {word}'.strip()

@@ -14,6 +14,7 @@ from markupsafe import Markup
 
 from vrag_jax.evaluation.charts import Series, interval_bar, line_chart, running_mean
 from vrag_jax.evaluation.results import METHOD_LABELS, load_results, ordered_methods
+from vrag_jax.evaluation.text import visible
 from vrag_jax.evaluation.trajectory_io import TrajectoryRecord, load_trajectories
 from vrag_jax.metrics import read_rows
 
@@ -99,12 +100,18 @@ def write_report(
 def _environment() -> jinja2.Environment:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader('vrag_jax.evaluation', 'templates'),
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True,
+        finalize=_finalize)
     environment.globals.update(interval_bar=lambda *a: Markup(interval_bar(*a)))
     environment.filters.update(
         percent=_percent, box_style=_box_style, data_uri=data_uri, plain=_plain,
         columns=_columns, is_tiny=_is_tiny)
     return environment
+
+
+def _finalize(value: Any) -> Any:
+    """What is done to every value before it is written; markup is our own."""
+    return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
 def _table(methods: Mapping[str, Any]) -> list[dict[str, Any]]:

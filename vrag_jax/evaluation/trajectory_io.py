@@ -160,11 +160,13 @@ def load_trajectories(folder: Path) -> list[TrajectoryRecord]:
     if not path.is_file():
         raise FileNotFoundError(f'{path}: no trajectories here')
     records = []
-    for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), start=1):
-        try:
-            records.append(_from_json(folder, json.loads(line)))
-        except (TypeError, KeyError, json.JSONDecodeError) as error:
-            raise ValueError(f'{path}, line {number}: not a trajectory: {error}') from error
+    # Not splitlines(), which splits at characters that may stand in JSON as they are.
+    with path.open(encoding='utf-8') as lines:
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(_from_json(folder, json.loads(line)))
+            except (TypeError, KeyError, json.JSONDecodeError) as error:
+                raise ValueError(f'{path}, line {number}: not a trajectory: {error}') from error
     for record in records:
         for index in range(len(record.images)):
             if not record.image_path(index).is_file():

@@ -1,13 +1,14 @@
-"""SFT conversations from files as token sequences."""
+"""SFT conversations as token sequences."""
 
-import re
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from vrag_jax.data.chat import ChatFormat
-from vrag_jax.data.records import Conversation, Question
+from vrag_jax.data.mapped import MappedSequence
+from vrag_jax.data.records import IMAGE_MARK, Conversation, Question
 from vrag_jax.data.sequences import ImagePreprocessor, TokenSequence
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.perception.image_ops import PixelLimits, show_page
@@ -22,13 +23,14 @@ def conversation_sequences(
     model_config: ModelConfig,
     limits: PixelLimits,
     max_length: int,
-) -> list[TokenSequence]:
+) -> Sequence[TokenSequence]:
     """Tokenises conversations as the policy will meet them; its turns are trained on.
 
     Args:
       conversations: alternating user and assistant messages, a user's text with
         at most one `<image>`.
-      image_root: what relative image files are relative to.
+      image_root: what relative image files are relative to, of conversations that
+        do not bring their images.
       chat: tokenizer and turn delimiters; the first message is the whole prompt.
       preprocess: images to patches.
       model_config: sizes and special ids.
@@ -36,53 +38,71 @@ def conversation_sequences(
       max_length: a conversation is cut after the last turn that fits.
 
     Returns:
-      One sequence a conversation.
+      One sequence a conversation. It is made whenever it is asked for: the patches
+      of all images of a large dataset would not fit into memory.
 
     Raises:
-      ValueError: if the messages do not alternate or a message has two images.
+      ValueError: if the messages do not alternate, a message has two images or the
+        first turn does not fit.
       FileNotFoundError: if an image is missing.
     """
-    out = []
     for number, conversation in enumerate(conversations):
+        where = f'conversation {number}'
+        _check_turns(conversation, where)
+        question, answer = conversation.messages[:2]
+        if len(chat.prompt_ids(question.content)) + len(chat.encode(answer.content)) > max_length:
+            raise ValueError(f'{where}: the first turn alone is longer than {max_length}')
+        for name in () if conversation.encoded else conversation.images:
+            if not (image_root / name).is_file():
+                raise FileNotFoundError(f'{where}: no image {image_root / name}')
+
+    def make(number: int, conversation: Conversation) -> TokenSequence:
         episode = Episode(
             Question(uid=str(number), query='', answer=''), '',
             model_config.image_token_id, model_config.vision.spatial_merge_size)
-        _fill(episode, conversation, image_root, chat, preprocess, limits, max_length,
-              f'conversation {number}')
-        out.append(episode.finish().sequence())
-    return out
+        _fill(episode, conversation, image_root, chat, preprocess, limits, max_length)
+        return episode.finish().sequence()
+
+    return MappedSequence(conversations, make)
 
 
-def _fill(episode, conversation, image_root, chat, preprocess, limits, max_length, where) -> None:
+def _check_turns(conversation: Conversation, where: str) -> None:
+    """Raises ValueError for messages that no episode has."""
     roles = [message.role for message in conversation.messages]
     if len(roles) < 2 or any(
         role != ('user', 'assistant')[i % 2] for i, role in enumerate(roles)
     ):
         raise ValueError(f'{where}: roles must alternate, user first, got {roles}')
-    images = iter(conversation.images)
-    for index in range(0, len(roles) - 1, 2):
+    for index, message in enumerate(conversation.messages[::2]):
+        if message.content.count(IMAGE_MARK) > min(index, 1):
+            raise ValueError(f'{where}, message {2 * index}: expected at most one {IMAGE_MARK}, '
+                             f'and none in the question')
+
+
+def _fill(episode, conversation, image_root, chat, preprocess, limits, max_length) -> None:
+    images = _opened(conversation, image_root)
+    for index in range(0, len(conversation.messages) - 1, 2):
         user, assistant = conversation.messages[index : index + 2]
-        parts = re.split('<image>', user.content)
-        if len(parts) > 2 or (index == 0 and len(parts) > 1):
-            raise ValueError(f'{where}, message {index}: expected at most one <image>, and none '
-                             f'in the question')
+        before, mark, after = user.content.partition(IMAGE_MARK)
         shown = None
-        if len(parts) == 2:
-            file = image_root / next(images)
-            if not file.is_file():
-                raise FileNotFoundError(f'{where}: no image {file}')
-            with Image.open(file) as image:
-                view = show_page(image, str(file), limits)
+        if mark:
+            name, image = next(images)
+            with image:
+                view = show_page(image, name, limits)
             shown = (*view, preprocess([view[0]])[0])
         if index == 0:
             ids = chat.prompt_ids(user.content)
         else:
-            ids = chat.observation_ids(
-                parts[0], shown[2].tokens if shown else None, parts[1] if shown else '')
+            ids = chat.observation_ids(before, shown[2].tokens if shown else None, after)
         answer = chat.encode(assistant.content)
         if len(episode) + len(ids) + len(answer) > max_length:
-            if index == 0:
-                raise ValueError(f'{where}: the first turn alone is longer than {max_length}')
             return
         episode.append_observation(ids, shown)
         episode.append_text(answer, sampled=True)
+
+
+def _opened(conversation: Conversation, root: Path) -> Iterator[tuple[str, Image.Image]]:
+    """Yields the images of a conversation by name, each opened when it is asked for."""
+    for index, name in enumerate(conversation.images):
+        source = io.BytesIO(conversation.encoded[index]) if conversation.encoded else root / name
+        yield str(root / name), Image.open(source)

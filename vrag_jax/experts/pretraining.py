@@ -1,13 +1,13 @@
 """Pretraining exercises on PageWorld for a policy that starts from random weights.
 
-Each exercise is a piece of an episode as the careful expert would play it, so
-that what is learned here is what supervised fine-tuning builds on:
+Each exercise is an episode of the careful expert, or a piece of one, so that
+what is learned here is what supervised fine-tuning builds on:
 
 - queries: a question -> the search for its page;
 - numbers and crops: a panel's body, cut loosely -> its values, alone;
 - headings: a page -> its headings in reading order;
-- panels: a question, the search for its page and the page -> the headings,
-  which of them is meant and where, and the box.
+- episodes: a whole episode, every turn of it: the search, the headings up to the
+  one that is meant, the box, what the crop says, the answer.
 
 Reading is learned from single images first, because a policy of a million
 parameters does not begin to learn it from long sequences.
@@ -15,6 +15,8 @@ parameters does not begin to learn it from long sequences.
 
 import random
 from collections.abc import Mapping, Sequence
+
+from PIL import Image
 
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
 from vrag_jax.data.pageworld.transcripts import read_headings, read_panel
@@ -24,8 +26,7 @@ from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.perception.image_ops import crop_and_zoom
 from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.rollout.driver import World
-from vrag_jax.rollout.episode import Episode
+from vrag_jax.rollout.driver import World, run_expert
 
 
 class PretrainingExercises:
@@ -38,6 +39,7 @@ class PretrainingExercises:
       questions: training questions; reading uses the pages of their documents.
       margin: most encoder pixels that a crop shows around a body.
       jitter: encoder pixels by which each edge of a crop is moved at most.
+      max_length: most tokens of an episode.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class PretrainingExercises:
         questions: Sequence[Question],
         margin: float = 1.0,
         jitter: float = 0.5,
+        max_length: int = 1024,
     ):
         self._world = world
         self._store = store
@@ -60,10 +63,11 @@ class PretrainingExercises:
         self._expert = ScriptedExpert(layouts, STYLES['careful'])
         self._margin = margin
         self._jitter = jitter
+        self._max_length = max_length
 
     def sample(
         self, rng: random.Random, queries: int, numbers: int, crops: int, headings: int,
-        panels: int,
+        episodes: int,
     ) -> list[TokenSequence]:
         """Returns exercises.
 
@@ -73,50 +77,53 @@ class PretrainingExercises:
           numbers: how many crops of plain numbers, the easiest to read.
           crops: how many crops of panels of all kinds.
           headings: how many pages whose headings are transcribed.
-          panels: how many questions whose panel is found on its page.
+          episodes: how many questions whose whole episode is played.
         """
-        episodes = [self._crop(rng, *rng.choice(self._numbers)) for _ in range(numbers)]
-        episodes += [self._crop(rng, *rng.choice(self._panels)) for _ in range(crops)]
-        episodes += [self._headings(rng.choice(self._panels)[0]) for _ in range(headings)]
-        episodes += [self._panel(rng.choice(self._questions)) for _ in range(panels)]
-        shown = [view for _, view, _ in episodes]
-        processed = self._world.preprocess([image for image, _ in shown])
+        shown = [self._crop(rng, *rng.choice(self._numbers)) for _ in range(numbers)]
+        shown += [self._crop(rng, *rng.choice(self._panels)) for _ in range(crops)]
+        shown += [self._headings(rng.choice(self._panels)[0]) for _ in range(headings)]
+        asked = [rng.choice(self._questions) for _ in range(queries)]
+        played = run_expert(
+            self._world, [rng.choice(self._questions) for _ in range(episodes)],
+            lambda question, episode: self._expert.act(question, ExpertState.of(episode)),
+            self._max_length)
+        return (self._read(shown) + [self._search(question) for question in asked]
+                + [trajectory.sequence() for trajectory in played])
+
+    def _read(
+        self, shown: Sequence[tuple[tuple[Image.Image, Frame], str]]
+    ) -> list[TokenSequence]:
+        """Sequences without a past: an image is observed, its text is written."""
+        processed = self._world.preprocess([image for (image, _), _ in shown])
         chat = self._world.chat
         sequences = []
-        for (episode, view, text), patches in zip(episodes, processed, strict=True):
-            ids = chat.observation_ids('', patches.tokens)
-            episode.append_observation(ids, (*view, patches))
-            episode.append_text(chat.encode(text), sampled=True)
+        for (view, text), patches in zip(shown, processed, strict=True):
+            episode = self._world.blank()
+            episode.append_observation(chat.observation_ids('', patches.tokens), (*view, patches))
+            episode.append_text(chat.encode(f'<think>{text}</think>'), sampled=True)
             sequences.append(episode.finish().sequence())
-        asked = [self._search(rng.choice(self._questions)) for _ in range(queries)]
-        return sequences + [episode.finish().sequence() for episode in asked]
+        return sequences
 
-    def _crop(self, rng: random.Random, page: PageSpec, panel: PanelSpec):
-        """An observation without a past: a crop, and what it says."""
+    def _crop(
+        self, rng: random.Random, page: PageSpec, panel: PanelSpec
+    ) -> tuple[tuple[Image.Image, Frame], str]:
+        """A loose crop of a body, and what it says."""
         _, frame = self._world.environment.page_view(page.page_id)
         box = self._loose_box(frame, panel.body_box, rng)
         image = self._store.image(page.page_id)
         view = crop_and_zoom(image, frame, box, self._world.environment.config.limits)
-        return self._world.blank(), view, f'<think>{read_panel(panel)}</think>'
+        return view, read_panel(panel)
 
-    def _headings(self, page: PageSpec):
-        """An observation without a past: a page, and its headings."""
-        view = self._world.environment.page_view(page.page_id)
-        return self._world.blank(), view, f'<think>{read_headings(page)}</think>'
+    def _headings(self, page: PageSpec) -> tuple[tuple[Image.Image, Frame], str]:
+        """A page, and its headings."""
+        return self._world.environment.page_view(page.page_id), read_headings(page)
 
-    def _panel(self, question: Question):
-        """The first two turns of an episode, the page being the right one."""
-        episode = self._search(question)
-        page_id = question.page_ids[0]
-        view = self._world.environment.page_view(page_id)
-        return episode, view, self._expert.act(question, ExpertState([view[1]], 1))
-
-    def _search(self, question: Question) -> Episode:
+    def _search(self, question: Question) -> TokenSequence:
         """The first turn of an episode."""
         episode = self._world.start(question)
         search = self._expert.act(question, ExpertState())
         episode.append_text(self._world.chat.encode(search), sampled=True)
-        return episode
+        return episode.finish().sequence()
 
     def _loose_box(self, frame: Frame, body: Box, rng: random.Random) -> Box:
         """A box around a body: a common margin, and each edge a little off."""

@@ -2,7 +2,7 @@
 
 Its texts are what the tiny policy learns from, so they are short, and they
 write down what is seen before they use it: the headings of a page in reading
-order, which one is meant, the values of a crop.
+order up to the one that is meant, the values of a crop.
 """
 
 import dataclasses
@@ -10,9 +10,15 @@ import random
 from collections.abc import Mapping, Sequence
 
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
-from vrag_jax.data.pageworld.transcripts import box_around, box_text, find_panel, read_panel
+from vrag_jax.data.pageworld.transcripts import (
+    box_around,
+    box_text,
+    find_panel,
+    read_panel,
+)
 from vrag_jax.data.records import Question
 from vrag_jax.perception.frames import Frame
+from vrag_jax.rollout.episode import Episode
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +45,7 @@ class ExpertStyle:
 
 
 STYLES: Mapping[str, ExpertStyle] = {
-    'careful': ExpertStyle('body', margin=1, jitter=1),
+    'careful': ExpertStyle('body', margin=1),
     'loose': ExpertStyle('panel', jitter=3),
     'hasty': ExpertStyle(''),
 }
@@ -56,6 +62,11 @@ class ExpertState:
 
     shown: Sequence[Frame] = ()
     turns: int = 0
+
+    @classmethod
+    def of(cls, episode: Episode) -> 'ExpertState':
+        """Returns the state of an episode under way."""
+        return cls([view.frame for view in episode.images], len(episode.turns))
 
 
 class ScriptedExpert:
@@ -96,7 +107,7 @@ class ScriptedExpert:
             region = panel.body_box if self._style.region == 'body' else panel.box
             box = box_around(last, region, self._style.margin, self._style.jitter, rng)
             return _turn(seen, 'bbox', box_text(box))
-        seen += read_panel(panel)
+        seen += read_panel(panel, until=question.extra.get('column', ''))
         if number + 1 < len(hops):
             return _turn(seen, 'search', _query(hops[number + 1][0]))
         return _turn(seen, 'answer', question.answer)

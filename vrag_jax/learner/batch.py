@@ -27,6 +27,8 @@ class BatchLayout:
       windows: attention windows for the images of a micro-batch, used where the
         vision tower runs inside the step (otherwise features come from a cache).
       span: windows that the largest image may take, likewise.
+      fewer_windows: windows that go with each of `fewer_rows`; () gives each of
+        them `windows`.
     """
 
     rows: int = 8
@@ -34,6 +36,7 @@ class BatchLayout:
     windows: int = 64
     span: int = 1
     fewer_rows: tuple[int, ...] = ()
+    fewer_windows: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ('rows', 'length', 'windows', 'span'):
@@ -41,10 +44,19 @@ class BatchLayout:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if any(not 0 < n < self.rows for n in self.fewer_rows):
             raise ValueError(f'fewer_rows {self.fewer_rows} must lie between 0 and {self.rows}')
+        if self.fewer_windows and len(self.fewer_windows) != len(self.fewer_rows):
+            raise ValueError(f'fewer_windows {self.fewer_windows} must be as many as '
+                             f'fewer_rows {self.fewer_rows}')
+        if any(not 0 < n <= self.windows for n in self.fewer_windows):
+            raise ValueError(
+                f'fewer_windows {self.fewer_windows} must lie between 0 and {self.windows}')
 
-    def rows_for(self, count: int) -> int:
-        """Returns the smallest allowed number of rows that holds `count`."""
-        return min((n for n in self.fewer_rows if n >= count), default=self.rows)
+    def size_for(self, rows: int, windows: int = 0) -> tuple[int, int]:
+        """Returns the smallest allowed rows and windows that hold as many as are given."""
+        fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
+        sizes = zip(self.fewer_rows, fewer, strict=True)
+        return min((size for size in sizes if size[0] >= rows and size[1] >= windows),
+                   default=(self.rows, self.windows))
 
 
 @jax.tree_util.register_dataclass
@@ -166,7 +178,10 @@ def micro_batches(
 
 def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch:
     """Writes rows of sequence indices into the arrays of a `Batch`."""
-    shape = (layout.rows_for(len(group)), layout.length)
+    needed = (0 if feature_rows is not None
+              else count_windows([i.grid_thw for i in images.values()], config.vision))
+    row_count, windows = layout.size_for(len(group), needed)
+    shape = (row_count, layout.length)
     ints = {name: np.zeros(shape, np.int32) for name in ('tokens', 'segment_ids', 'targets')}
     floats = {
         name: np.zeros(shape, np.float32)
@@ -180,7 +195,7 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
         packed = pack_images(
             [(i.pixel_values, i.grid_thw) for i in unique],
             config,
-            windows=layout.windows,
+            windows=windows,
             span=layout.span,
         )
         starts = np.cumsum([0] + [i.tokens for i in unique])

@@ -39,6 +39,7 @@ class LearnerConfig(OptimizerConfig):
       windows: attention windows for images a micro-batch, where the vision
         tower is trained.
       span: windows that the largest image may take, likewise.
+      fewer_windows: windows that go with each of `fewer_rows`; () is `windows`.
       vocab_chunk: tokens for which logits exist at a time; 0 is all at once.
     """
 
@@ -48,6 +49,7 @@ class LearnerConfig(OptimizerConfig):
     windows: int = 64
     span: int = 1
     fewer_rows: tuple[int, ...] = ()
+    fewer_windows: tuple[int, ...] = ()
     vocab_chunk: int = 0
 
     def __post_init__(self):
@@ -58,7 +60,8 @@ class LearnerConfig(OptimizerConfig):
 
     @property
     def layout(self) -> BatchLayout:
-        return BatchLayout(self.rows, self.length, self.windows, self.span, self.fewer_rows)
+        return BatchLayout(self.rows, self.length, self.windows, self.span, self.fewer_rows,
+                           self.fewer_windows)
 
 
 class Learner:

@@ -89,18 +89,21 @@ def make_steps(
       shardings: of the state. State and batch are placed on the mesh by the
         caller, what comes out lies as it went in, and GSPMD does the rest.
     """
+    mesh = jax.tree.leaves(shardings.trainable)[0].mesh.abstract_mesh
 
     def forward(params: Params, batch: Batch, features: jax.Array | None):
         model = merge(graphdef, params)
-        if batch.images is not None:
-            features = model.encode_images(batch.images)
-        hidden = model.hidden_states(
-            batch.tokens,
-            batch.position_ids,
-            segment_ids=batch.segment_ids,
-            image_features=features,
-            image_index=batch.image_index,
-        )
+        # The mesh that the model's own constraints are about, see `constrain`.
+        with jax.sharding.use_abstract_mesh(mesh):
+            if batch.images is not None:
+                features = model.encode_images(batch.images)
+            hidden = model.hidden_states(
+                batch.tokens,
+                batch.position_ids,
+                segment_ids=batch.segment_ids,
+                image_features=features,
+                image_index=batch.image_index,
+            )
         return losses.target_logprobs(
             model, hidden, batch.targets, temperature=config.temperature, chunk=config.vocab_chunk
         )

@@ -81,6 +81,10 @@ class TextConfig:
 class ModelConfig:
     """A whole model: both towers and the ids of the special tokens.
 
+    `suppressed_ids` are never predicted: `Qwen2_5_VL.logits` masks them, for whoever
+    samples and for whoever scores alike. They come from the tokenizer (see
+    `data.tokenizer.ids_without_text`), not from a checkpoint, and are not written to one.
+
     Raises:
       ValueError: if sizes contradict each other; names the field.
     """
@@ -93,6 +97,7 @@ class ModelConfig:
     vision_end_token_id: int = 151653
     bos_token_id: int = 151643
     eos_token_id: int = 151645
+    suppressed_ids: tuple[int, ...] = ()
 
     def __post_init__(self):
         text, vision = self.text, self.vision
@@ -118,6 +123,8 @@ class ModelConfig:
         if not all(0 <= i < vision.depth for i in vision.fullatt_block_indexes):
             raise ValueError(f'vision.fullatt_block_indexes {vision.fullatt_block_indexes} must '
                              f'be below vision.depth {vision.depth}')
+        if not all(0 <= i < text.vocab_size for i in self.suppressed_ids):
+            raise ValueError(f'suppressed_ids must be below text.vocab_size {text.vocab_size}')
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> 'ModelConfig':
@@ -150,7 +157,7 @@ class ModelConfig:
         return cls(
             vision=_read(VisionConfig, vision, 'vision_config', optional=('tokens_per_second',)),
             text=_read(TextConfig, text, 'the decoder', optional=()),
-            **{name: value for name, value in ids.items() if isinstance(value, int)})
+            **dict[str, Any]((k, v) for k, v in ids.items() if isinstance(v, int)))
 
     @classmethod
     def from_hf_file(cls, path: Path | str) -> 'ModelConfig':
@@ -230,15 +237,16 @@ _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
         dict(out_hidden_size=8192, intermediate_size=3456),
         dict(hidden_size=8192, intermediate_size=29568,
              num_hidden_layers=80, num_attention_heads=64, num_key_value_heads=8)),
-    # The width of an image has the lowest frequencies of M-RoPE. With the usual
-    # base they turn by less than 0.02 a column, and a small model that starts
-    # from random weights does not learn to tell neighbouring columns apart.
+    # With the usual base and sections the frequencies of an image's width turn by less
+    # than 0.02 a column, and a small model that starts from random weights does not learn
+    # to tell neighbouring columns apart. These give the width 0.2 a column, and keep low
+    # frequencies for finding a token by what it is, however far away.
     'tiny': (
         dict(depth=2, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128,
              fullatt_block_indexes=(1,)),
         dict(hidden_size=128, intermediate_size=384, num_hidden_layers=3,
-             num_attention_heads=4, num_key_value_heads=2, rope_theta=10.0,
-             mrope_section=(4, 6, 6), tie_word_embeddings=True)),
+             num_attention_heads=4, num_key_value_heads=2, rope_theta=1000.0,
+             mrope_section=(2, 2, 12), tie_word_embeddings=True)),
 }
 PRESETS = tuple(_SIZES)
 
@@ -261,4 +269,4 @@ def preset(name: str, *, vocab_size: int | None = None, **special_ids: int) -> M
     vision, text = _SIZES[name]
     if vocab_size is not None:
         text = {**text, 'vocab_size': vocab_size}
-    return ModelConfig(VisionConfig(**vision), TextConfig(**text), **special_ids)
+    return ModelConfig(VisionConfig(**vision), TextConfig(**text), **dict[str, Any](special_ids))

@@ -20,6 +20,7 @@ from vrag_jax.models.layers import (
     stack_layers,
 )
 from vrag_jax.models.mrope import rotary_angles, rotate
+from vrag_jax.parallel.sharding import BATCH_AXES, constrain
 
 QUERY_BLOCK = 1024  # Queries whose scores exist at a time, see `causal_attention`.
 
@@ -56,6 +57,14 @@ class Decoder(nnx.Module):
         self.layers = stack_layers(
             lambda rngs: DecoderLayer(text, numerics, rngs), text.num_hidden_layers, rngs)
         self.norm = rms_norm(text.hidden_size, text.rms_norm_eps, numerics, rngs)
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Looks up `[B, T]` int32 tokens: `[B, T, D]` in the dtype of the computation."""
+        table = self.embed_tokens.embedding[...].astype(self.numerics.dtype)
+        # Rows of the batch and columns of the table lie on the same mesh axis. Left to
+        # itself the compiler splits what is looked up by columns, and its gradient too,
+        # and goes between that and rows by way of whole copies on every device.
+        return constrain(constrain(table, ('tensor',))[tokens], (BATCH_AXES,))
 
     def __call__(
         self, x: jax.Array, position_ids: jax.Array, segment_ids: jax.Array

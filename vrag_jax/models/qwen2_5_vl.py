@@ -2,12 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.decoder import Decoder, KVCache, init_cache
-from vrag_jax.models.layers import Numerics, linear
+from vrag_jax.models.layers import MASKED, Numerics, linear
 from vrag_jax.models.packing import PatchBatch
 from vrag_jax.models.vision import VisionTower
 
@@ -116,18 +117,28 @@ class Qwen2_5_VL(nnx.Module):
             x, position_ids, cache, lengths, counts, attend_length)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """Projects `[..., D]` hidden states to `[..., V]` float32 logits."""
+        """Projects `[..., D]` hidden states to `[..., V]` float32 logits.
+
+        Those of `config.suppressed_ids` are a large negative number: their
+        probability is zero, and the softmax runs over the other ids.
+        """
         if self.config.text.tie_word_embeddings:
             kernel = self.language_model.embed_tokens.embedding[...].T
         else:
             kernel = self.lm_head.kernel[...]
         rows = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.matmul(rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
+        if self.config.suppressed_ids:
+            # One bool an id, which XLA reads where it writes or reads the logits; a
+            # scatter into them would be a pass of its own.
+            suppressed = np.zeros(kernel.shape[-1], bool)
+            suppressed[list(self.config.suppressed_ids)] = True
+            logits = jnp.where(suppressed, MASKED, logits)
         return logits.reshape(*hidden.shape[:-1], kernel.shape[-1])
 
     def _embed(self, tokens, image_features, image_index) -> jax.Array:
         """Token embeddings with image features in place of the placeholders."""
-        x = self.language_model.embed_tokens(tokens)
+        x = self.language_model.embed(tokens)
         if image_features is None or image_index is None:
             return x
         features = image_features[jnp.maximum(image_index, 0)].astype(x.dtype)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
 # What one dimension is split over: a mesh axis, several, or nothing.
 AxisNames = str | tuple[str, ...] | None
@@ -81,12 +81,30 @@ def batch_sharding(mesh: Mesh, batch: Any) -> Any:
     return tree_shardings(batch, mesh, BATCH_RULES)
 
 
+def constrain(x: jax.Array, split: tuple[AxisNames, ...]) -> jax.Array:
+    """Splits an array inside a jitted function, and its gradient in the same way.
+
+    Args:
+      x: any array.
+      split: mesh axes of each leading dimension; the others are replicated, and so is
+        a dimension that its axes do not divide.
+
+    Returns:
+      The array; as it is, where no mesh is in use (`jax.sharding.use_abstract_mesh`).
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, _spec('', x.shape, mesh, [('', split)]))
+
+
 def leaf_path(path: tuple[Any, ...]) -> str:
     """Returns a key path as 'a/b/c', without the '/value' that NNX variables add."""
     return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) -> PartitionSpec:
+def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh,
+          rules: Sequence[Rule]) -> PartitionSpec:
     pattern, split = next(
         (rule for rule in rules if re.search(rule[0], path)), ('', ()))
     if not shape:
@@ -99,7 +117,7 @@ def _spec(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Sequence[Rule]) 
         for dimension, axes in zip(shape, split, strict=False)))
 
 
-def _devices_along(axes: AxisNames, mesh: Mesh, pattern: str) -> int:
+def _devices_along(axes: AxisNames, mesh: Mesh | AbstractMesh, pattern: str) -> int:
     count = 1
     for axis in (axes,) if isinstance(axes, str) else axes or ():
         if axis not in mesh.shape:

@@ -3,13 +3,14 @@
 import dataclasses
 import logging
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 from vrag_jax.config import ConfigError
+from vrag_jax.data.datasets import check_conversations, check_questions, read_questions
 from vrag_jax.data.pageworld import build as pageworld
 from vrag_jax.data.pageworld.layout import PageSpec
-from vrag_jax.data.records import Question, load_questions
+from vrag_jax.data.records import Question
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.artifact import ArtifactError
@@ -61,9 +62,26 @@ def check_paths(config: RunConfig) -> None:
     for name, (value, required) in paths.items():
         if required and not value and config.task != 'plan':
             raise ConfigError(f'config.{name}: not given; pass --config.{name}=PATH')
-        if value and not Path(value).exists():
-            raise ConfigError(f'config.{name}: {value} does not exist; '
-                              f'pass an existing path with --config.{name}=PATH')
+        if value:
+            try:
+                _PATH_CHECKS.get(name, _check_exists)(value)
+            except FileNotFoundError as error:
+                raise ConfigError(f'config.{name}: {error}; '
+                                  f'pass an existing path with --config.{name}=PATH') from error
+            except ValueError as error:
+                raise ConfigError(f'config.{name}: {error}') from error
+
+
+def _check_exists(path: str) -> None:
+    if not Path(path).exists():
+        raise FileNotFoundError(f'{path} does not exist')
+
+
+_PATH_CHECKS: Mapping[str, Callable[[str], None]] = {
+    'data.train_questions': check_questions,
+    'data.eval_questions': check_questions,
+    'data.trajectories': check_conversations,
+}
 
 
 def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
@@ -86,11 +104,11 @@ def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
 
 
 def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
-    """Reads the question files; each stands in for the other where one is not given."""
+    """Reads the questions; each source stands in for the other where one is not given."""
     read = {
-        name: load_questions(path, store)
-        for name, path in (('train', config.data.train_questions),
-                           ('test', config.data.eval_questions)) if path
+        name: read_questions(source, store)
+        for name, source in (('train', config.data.train_questions),
+                             ('test', config.data.eval_questions)) if source
     }
     if not read:
         return {'train': [], 'validation': [], 'test': []}

@@ -3,7 +3,7 @@
 import time
 from pathlib import Path
 
-from vrag_jax.data.records import load_sharegpt
+from vrag_jax.data.datasets import read_conversations
 from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.parameters import Params
 from vrag_jax.tasks.corpus import report_retrieval
@@ -19,12 +19,12 @@ from vrag_jax.tasks.workspace import Workspace
 
 
 def run_sft(space: Workspace) -> None:
-    """Fine-tunes on conversations from a file, or on PageWorld's experts; saves the policy."""
+    """Fine-tunes on given conversations, or on PageWorld's experts; saves the policy."""
     config = space.config
     if config.data.trajectories:
-        file = Path(config.data.trajectories)
+        source = config.data.trajectories
         sequences = conversation_sequences(
-            load_sharegpt(file), file.parent, space.chat, space.preprocess,
+            read_conversations(source), Path(source).parent, space.chat, space.preprocess,
             space.model_config, config.environment.limits, config.sft.learner.length)
     else:
         sequences = [t.sequence() for t in expert_trajectories(

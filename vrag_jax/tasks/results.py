@@ -9,7 +9,7 @@ from vrag_jax.evaluation.metrics import summarize
 from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import METHOD_LABELS, save_results
 from vrag_jax.evaluation.trajectory_io import save_trajectories, select
-from vrag_jax.metrics import compilations, peak_memory_gb
+from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
 from vrag_jax.models import hf_checkpoint
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.rollout.trajectory import Trajectory
@@ -35,10 +35,10 @@ def write_results(
         {name: summarize(trajectories) for name, trajectories in methods.items()},
         {
             'seed': config.seed,
-            'pretrain_steps': config.pretrain.steps,
-            'sft_steps': config.sft.steps,
+            # As taken: the config may give epochs instead, and a task has some phases only.
+            **{f'{phase}_steps': steps
+               for phase, steps in steps_taken(space.workdir / 'metrics.jsonl').items()},
             'sft_trajectories': config.sft.trajectories,
-            'grpo_steps': config.grpo.steps,
             'sampling': dataclasses.asdict(config.evaluation.sampling),
             'seconds': round(time.monotonic() - started),
             'compilations': compilations(),

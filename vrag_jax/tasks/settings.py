@@ -65,6 +65,10 @@ class PolicyConfig:
 class DataConfig:
     """Where pages and questions come from.
 
+    Questions and conversations are JSON files, or datasets that
+    `vrag_jax.data.prepare` made of them, as `DIR/NAME/VERSION` or, where there are
+    several splits, `DIR/NAME/VERSION:SPLIT`.
+
     Attributes:
       source: 'pageworld' (generated) or 'files'.
       pageworld: the generator's settings.
@@ -135,9 +139,9 @@ class PretrainConfig:
 
     Attributes:
       stages: one after the other, `(steps, queries, numbers, crops, headings,
-        panels)`: how many steps, and how many exercises of each kind a step:
+        episodes)`: how many steps, and how many exercises of each kind a step:
         searches for a question, crops of plain numbers, crops of all kinds, pages
-        whose headings are transcribed, questions whose panel is found on a page.
+        whose headings are transcribed, whole episodes.
       learner: optimiser and shapes.
       save_every: steps between checkpoints.
     """

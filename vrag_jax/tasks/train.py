@@ -39,7 +39,7 @@ def pretrain(space: Workspace, params: Params) -> Params:
     config = space.config.pretrain
     exercises = PretrainingExercises(
         space.world(), space.corpus.store, space.corpus.layouts,
-        space.corpus.questions['train'])
+        space.corpus.questions['train'], max_length=space.config.sampler.max_length)
 
     def prepare(step: int) -> list[TokenSequence]:
         rng = random.Random(f'{space.config.seed}/pretrain/{step}')
@@ -100,8 +100,7 @@ def play(space: Workspace, world: World, questions: Sequence[Question],
     """Lets an expert play one episode a question; returns those answered right."""
     trajectories = run_expert(
         world, questions,
-        lambda question, episode: expert.act(question, ExpertState(
-            [view.frame for view in episode.images], len(episode.turns))),
+        lambda question, episode: expert.act(question, ExpertState.of(episode)),
         space.config.sampler.max_length)
     score(trajectories, space.config.reward, space.judge)
     return [t for t in trajectories if t.rewards['answer'] == 1.0]

@@ -1,5 +1,6 @@
 """What the tasks share: devices, corpus, policy, sampler, built from the config."""
 
+import dataclasses
 import functools
 from pathlib import Path
 from typing import cast
@@ -12,7 +13,12 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.sequences import ImagePreprocessor
-from vrag_jax.data.tokenizer import load_tokenizer, token_bytes, train_tiny_tokenizer
+from vrag_jax.data.tokenizer import (
+    ids_without_text,
+    load_tokenizer,
+    token_bytes,
+    train_tiny_tokenizer,
+)
 from vrag_jax.metrics import MetricsWriter
 from vrag_jax.models import hf_checkpoint
 from vrag_jax.models.config import ModelConfig, preset
@@ -67,8 +73,16 @@ class Workspace:
         return ChatFormat(self.tokenizer, self.config.instruction)
 
     @functools.cached_property
+    def end_ids(self) -> list[int]:
+        """Ids that end a turn by themselves."""
+        return sorted({self.chat.end_of_turn_id,
+                       self.tokenizer.convert_tokens_to_ids('<|endoftext|>')})
+
+    @functools.cached_property
     def model_config(self) -> ModelConfig:
-        return policy_config(self.config, self.tokenizer)
+        sizes = policy_config(self.config, self.tokenizer)
+        return dataclasses.replace(sizes, suppressed_ids=ids_without_text(
+            self.tokenizer, sizes.text.vocab_size, self.end_ids))
 
     @functools.cached_property
     def graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
@@ -121,9 +135,8 @@ class Workspace:
     @functools.cached_property
     def sampler(self) -> Sampler:
         table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
-        ends = {self.chat.end_of_turn_id, self.tokenizer.convert_tokens_to_ids('<|endoftext|>')}
         return Sampler(self.graphdef, self.model_config, self.config.sampler, table,
-                       sorted(ends), self.config.seed, self.mesh)
+                       self.end_ids, self.config.seed, self.mesh)
 
     @functools.cached_property
     def features(self) -> ImageFeatureCache:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import random
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -95,14 +96,19 @@ class PageSpec:
 def document_names(seed: int, count: int) -> list[str]:
     """Returns `count` different made-up names of two parts, such as 'tanlor'.
 
+    The parts are no more than twice as many names need: each of them is then so
+    common that a small tokenizer has a token for it, in any split.
+
     Raises:
       ValueError: if there are not as many names.
     """
     total = len(_PARTS) ** 2
     if count > total:
         raise ValueError(f'there are {total} document names, but {count} documents are wanted')
-    chosen = random.Random(f'{seed}/names').sample(range(total), count)
-    return [_PARTS[n // len(_PARTS)] + _PARTS[n % len(_PARTS)] for n in chosen]
+    rng = random.Random(f'{seed}/names')
+    parts = rng.sample(_PARTS, min(len(_PARTS), math.isqrt(2 * count) + 1))
+    chosen = rng.sample(range(len(parts) ** 2), count)
+    return [parts[n // len(parts)] + parts[n % len(parts)] for n in chosen]
 
 
 def position_names(grid: tuple[int, int]) -> list[str]:

@@ -9,29 +9,43 @@ from vrag_jax.data.records import Question
 from vrag_jax.perception.frames import Box, Frame
 
 
-def read_headings(page: PageSpec) -> str:
-    """Returns the headings of a page in reading order, e.g. ' A K M Q.'."""
-    return ''.join(f' {panel.heading}' for panel in page.panels) + '.'
+def read_headings(page: PageSpec, until: PanelSpec | None = None) -> str:
+    """Returns headings and their positions in reading order.
+
+    Args:
+      page: the page.
+      until: reading stops at this panel, as one does who has found what was looked
+        for. What is meant then stands last, and needs not be looked up again.
+
+    Returns:
+      The text, e.g. ' A top left K top right.'.
+    """
+    panels = page.panels if until is None else page.panels[:page.panels.index(until) + 1]
+    return ''.join(f' {panel.heading} {panel.position}' for panel in panels) + '.'
 
 
 def find_panel(page: PageSpec, panel: PanelSpec, question: Question) -> str:
-    """Returns the thought that finds a panel, e.g. ' A K M Q. K top right.'.
+    """Returns the thought that finds a panel, e.g. ' K: A top left K top right.'.
 
-    What the question names comes first, what is found by it second.
+    It begins with what is looked for, so that this stands close to what is read.
     """
-    named_by_position = 'position' in question.extra
-    found = (f' {panel.position} {panel.heading}.' if named_by_position
-             else f' {panel.heading} {panel.position}.')
-    return read_headings(page) + found
+    wanted = panel.position if 'position' in question.extra else panel.heading
+    return f' {wanted}:{read_headings(page, until=panel)}'
 
 
-def read_panel(panel: PanelSpec) -> str:
-    """Returns what stands in a body: '472.', ' a4 b7 c2.' or ' names M.'."""
+def read_panel(panel: PanelSpec, until: str = '') -> str:
+    """Returns what stands in a body: '472.', ' a4 b7 c2.' or ' names M.'.
+
+    Args:
+      panel: the panel.
+      until: of a table or chart, the column at which reading stops; '' reads all.
+    """
     if panel.kind == 'pointer':
         return f' names {panel.cells[1]}.'
     if panel.kind == 'text':
         return f'{panel.text}.'
-    pairs = zip(COLUMNS, panel.cells, strict=True)
+    count = COLUMNS.index(until) + 1 if until else len(COLUMNS)
+    pairs = zip(COLUMNS[:count], panel.cells, strict=False)
     return ''.join(f' {name}{cell}' for name, cell in pairs) + '.'
 
 
