@@ -61,7 +61,8 @@ def test_placeholders_that_do_not_fit_the_images_are_refused(tokens, grids):
 def test_each_frequency_follows_its_axis():
     """With mrope_section (4, 6, 6): frequencies 0-3 time, 4-9 height, 10-15 width."""
     config = dataclasses.replace(
-        CONFIG, text=dataclasses.replace(CONFIG.text, rope_theta=10000.0))
+        CONFIG, text=dataclasses.replace(
+            CONFIG.text, rope_theta=10000.0, mrope_section=(4, 6, 6)))
     for axis, frequencies in enumerate((range(4), range(4, 10), range(10, 16))):
         positions = jnp.zeros((3, 1, 1), jnp.int32).at[axis].set(7)
         cos, sin = rotary_angles(positions, config)

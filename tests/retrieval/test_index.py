@@ -43,6 +43,19 @@ def test_below_the_size_of_a_tree_it_equals_brute_force(count, dims, k):
     np.testing.assert_allclose(scores, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize('copies', [2, 3, 40])
+def test_equal_hits_are_in_the_order_of_the_ids_however_many_queries_there_are(copies):
+    vectors = np.tile(clustered(50, 32), (copies, 1))
+    queries = clustered(30, 32, seed=1)
+    index = ScannIndex.build(vectors, names(len(vectors)))
+    together, _ = index.search_batched(queries, 10)
+    for query, ids in zip(queries, together, strict=True):
+        scores = vectors[:50].astype(np.float64) @ query
+        order = sorted(range(len(vectors)), key=lambda row: (-scores[row % 50], row))
+        assert ids == [f'page {row}' for row in order[:10]]
+        assert index.search_batched(query[None], 10)[0] == [ids]
+
+
 @pytest.mark.parametrize('config', [QUANTISED, TREE], ids=['quantised', 'tree'])
 def test_above_it_nearly_all_of_the_best_are_found_with_exact_scores(config):
     vectors, queries = clustered(2000, 32), clustered(50, 32, seed=1)

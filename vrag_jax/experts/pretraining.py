@@ -48,8 +48,8 @@ class PretrainingExercises:
         store: PageStore,
         layouts: Mapping[str, PageSpec],
         questions: Sequence[Question],
-        margin: float = 1.0,
-        jitter: float = 0.5,
+        margin: float = 2.0,
+        jitter: float = 1.0,
         max_length: int = 1024,
     ):
         self._world = world

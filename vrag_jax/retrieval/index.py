@@ -14,6 +14,8 @@ from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_arti
 _KIND = 'scann_index'
 _VECTORS = 'vectors.npy'
 _SCANN = 'scann'
+_SPARE = 16  # Hits searched beyond those wanted, among which equal scores may lie.
+_DIGITS = 6  # Scores that agree to so many decimals are equal.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,12 +133,34 @@ class ScannIndex:
         if not len(queries):
             return [], []
         k = min(k, len(self))
-        reorder = None if self.exact else min(max(k, self.config.reorder), len(self))
+        if self._vectors is not None:
+            return self._search_exact(queries, k, self._vectors)
+        reorder = min(max(k, self.config.reorder), len(self))
         rows, scores = self._searcher.search_batched(queries, k, reorder)
         # ScaNN pads with row 0 and score NaN where it has found fewer than k.
         found = np.isfinite(scores)
         ids = [[self.ids[row] for row in r[f]] for r, f in zip(rows, found, strict=True)]
         return ids, [s[f] for s, f in zip(scores, found, strict=True)]
+
+    def _search_exact(self, queries: np.ndarray, k: int, vectors: np.ndarray
+                      ) -> tuple[list[list[str]], list[np.ndarray]]:
+        """Searches all vectors; equal scores are in the order of the ids.
+
+        The last bits of ScaNN's scores depend on how many queries are searched
+        together, and with them the order of equal hits. A run that is resumed, whose
+        query cache is empty, would find other pages than one that never stopped.
+        """
+        rows, _ = self._searcher.search_batched(queries, min(k + _SPARE, len(self)))
+        ids, scores = [], []
+        for query, found in zip(queries, rows, strict=True):
+            order, exact = _order(vectors, query, found)
+            while len(found) < len(self) and exact[k - 1] - exact[-1] < 10.0**-_DIGITS:
+                # As many hits as were found are equal to the last one wanted.
+                found, _ = self._searcher.search(query, min(2 * len(found), len(self)))
+                order, exact = _order(vectors, query, found)
+            ids.append([self.ids[row] for row in order[:k]])
+            scores.append(exact[:k].astype(np.float32))
+        return ids, scores
 
     def save(self, directory: Path) -> None:
         """Writes the index to a directory, replacing one that is there atomically."""
@@ -183,6 +207,15 @@ class ScannIndex:
             raise ArtifactError(f'{folder / _SCANN}: holds {searcher.size()} vectors for '
                                 f'{len(ids)} ids')
         return cls(searcher, None, ids, dims, encoder, config)
+
+
+def _order(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray
+           ) -> tuple[np.ndarray, np.ndarray]:
+    """Returns rows, best first and equal ones ascending, and their scores as float64."""
+    rows = np.sort(rows)
+    scores = vectors[rows].astype(np.float64) @ query.astype(np.float64)
+    best = np.argsort(-scores.round(_DIGITS), kind='stable')
+    return rows[best], scores[best]
 
 
 def _searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
