@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         'train_documents': 500, 'validation_documents': 20, 'test_documents': 60,
         'train_questions': 4000, 'validation_questions': 80, 'test_questions': 240,
         'heading_height': 80, 'body_size': (40, 40), 'cell_pitch': 12, 'digit_height': 13,
-        'body_jitter': 0.4, 'grain': 0,
+        'body_jitter': 0.25, 'panel_jitter': 4, 'grain': 0,
     })
 
     config.environment = ConfigDict({
@@ -52,10 +52,11 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'stages': ((300, 24, 56, 0, 0, 0), (300, 16, 0, 44, 16, 0), (900, 4, 0, 8, 0, 32)),
+        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (700, 3, 0, 6, 2, 20)),
         'save_every': 200,
         'learner': {
-            **learner, 'lr': 1e-3, 'length': 384, 'span': 1, 'rows': 16, 'windows': 84,
+            **learner, 'algorithm': 'muon', 'lr': 4e-3, 'warmup_steps': 30,
+            'length': 288, 'span': 1, 'rows': 16, 'windows': 72,
             'fewer_rows': (8,), 'fewer_windows': (60,)},
     })
     config.sft = ConfigDict({

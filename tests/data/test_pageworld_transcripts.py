@@ -33,15 +33,20 @@ def test_values():
         '472.', ' a4 b0 c2.', ' a9 b1 c1.', ' names T.']
 
 
-def test_reading_stops_where_the_search_ends():
+def test_reading_a_panel_stops_at_the_column_that_is_asked_for():
     assert [read_panel(panel, until='b') for panel in PANELS] == [
         '472.', ' a4 b0.', ' a9 b1.', ' names T.']
+
+
+def test_a_panel_is_found_by_what_the_question_names():
     assert read_headings(PAGE) == ' A top left K top right M bottom left Q bottom right.'
-    assert read_headings(PAGE, until=PANELS[1]) == ' A top left K top right.'
+    assert read_headings(PAGE, position_first=True) == (
+        ' top left A top right K bottom left M bottom right Q.')
     by_heading = Question('1', '', '', extra={'heading': 'K'})
     by_position = Question('2', '', '', extra={'position': 'top right'})
-    assert find_panel(PAGE, PANELS[1], by_heading) == ' K: A top left K top right.'
-    assert find_panel(PAGE, PANELS[1], by_position) == ' top right: A top left K top right.'
+    assert find_panel(PAGE, PANELS[1], by_heading) == f'{read_headings(PAGE)} K top right.'
+    assert find_panel(PAGE, PANELS[1], by_position) == (
+        f'{read_headings(PAGE, position_first=True)} top right K.')
 
 
 @given(st.tuples(*[st.integers(0, 9999)] * 2, *[st.integers(1, 9999)] * 2))

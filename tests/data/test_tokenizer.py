@@ -69,6 +69,15 @@ def test_is_the_same_each_time(small_world, tiny_tokenizer, tmp_path):
     assert a == b
 
 
+def test_phrases_are_one_token_with_or_without_a_space_before_them(tmp_path):
+    tokenizer = train_tiny_tokenizer(
+        ['the top left panel'] * 3, 330, tmp_path, phrases=['top left', 'top right'])
+    text = 'top left on, the top right'
+    assert [p for p in pieces(tokenizer, text) if 'top' in p] == ['top left', ' top right']
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert b' top left' in token_bytes(tokenizer)
+
+
 def test_a_vocabulary_without_room_is_refused(tmp_path):
     with pytest.raises(ValueError, match='vocab_size must be at least 304'):
         train_tiny_tokenizer(['text'], 303, tmp_path)

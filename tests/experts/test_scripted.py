@@ -112,8 +112,8 @@ def test_texts_of_one_episode_by_hand():
     texts, actions, _ = play(expert, question)
 
     def found(page, panel):
-        read = page.panels[:page.panels.index(panel) + 1]
-        return f'{panel.heading}:' + ''.join(f' {p.heading} {p.position}' for p in read) + '.'
+        read = ''.join(f' {p.heading} {p.position}' for p in page.panels)
+        return f'{read}. {panel.heading} {panel.position}.'.strip()
 
     assert texts[0] == (f'<think> {first.topic}.</think>'
                         f'<search> {first.document} {first.topic}</search>')

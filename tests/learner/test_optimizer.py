@@ -13,6 +13,7 @@ from vrag_jax.learner.optimizer import (
     decay_mask,
     learning_rate,
     make_optimizer,
+    muon_dimensions,
 )
 from vrag_jax.models.config import preset
 from vrag_jax.models.parameters import flat_params
@@ -108,8 +109,44 @@ def test_gradients_are_clipped_to_their_global_norm(norm, factor):
         np.testing.assert_allclose(got[name], -gradient * factor / 1e6, rtol=1e-4)
 
 
+def test_muon_takes_the_layers_kernels_and_no_other_parameter():
+    _, params = flat_params(nnx.eval_shape(
+        lambda: Qwen2_5_VL(preset('qwen2_5_vl_7b'), rngs=nnx.Rngs(0))))
+    dimensions = muon_dimensions(params)
+    # The axis before them counts layers, which are matrices of their own.
+    assert dimensions['language_model/layers/mlp/down_proj/kernel'] == (1, 2)
+    assert dimensions['visual/patch_embed/kernel'] == (0, 1)
+    left_to_adamw = {path for path, numbers in dimensions.items() if numbers is None}
+    assert {'lm_head/kernel', 'language_model/embed_tokens/embedding'} <= left_to_adamw
+    assert {path.rsplit('/', 1)[1] for path in left_to_adamw - {'lm_head/kernel'}} == {
+        'bias', 'scale', 'embedding'}
+
+
+def test_muon_turns_a_gradient_into_its_nearest_orthogonal_matrix_layer_by_layer():
+    rng = np.random.default_rng(0)
+    gradient = rng.normal(size=(2, 12, 8)).astype(np.float32)
+    gradient[1] *= 100  # A layer's step does not depend on another one's gradient.
+    params = {'mlp/kernel': jnp.ones((2, 12, 8)), 'norm/scale': jnp.ones(3)}
+    gradients = {'mlp/kernel': jnp.asarray(gradient), 'norm/scale': jnp.asarray([0.3, -2, 1e-3])}
+    optimizer = make_optimizer(OptimizerConfig(
+        algorithm='muon', lr=0.01, weight_decay=0.5, clip_norm=1e9), 10)
+    got, _ = optimizer.update(gradients, optimizer.init(params), params)
+    # Decay adds -lr * weight_decay * parameter; the scale is sqrt(12) * MUON_RMS.
+    update = (np.asarray(got['mlp/kernel']) + 0.005) / (-0.01 * math.sqrt(12) * 0.2)
+    for step, of in zip(update, gradient, strict=True):
+        u, _, vt = np.linalg.svd(of, full_matrices=False)
+        aligned = u.T @ step @ vt.T
+        # The iteration brings singular values near 1, not to it.
+        assert 0.6 < np.diag(aligned).min() and np.diag(aligned).max() < 1.3
+        np.testing.assert_allclose(aligned - np.diag(np.diag(aligned)), 0, atol=1e-3)
+    # The first step of Adam with Nesterov's momentum: 1 + b1 / (1 + b1) of the sign of the
+    # gradient. Norms do not decay.
+    step = 0.01 * (1 + 0.9 / 1.9)
+    np.testing.assert_allclose(got['norm/scale'], [-step, step, -step], rtol=1e-3)
+
+
 @pytest.mark.parametrize('values', [
-    {'schedule': 'step'}, {'lr': 0.0}, {'clip_norm': 0.0}, {'warmup_fraction': 1.0}])
+    {'algorithm': 'sgd'}, {'schedule': 'step'}, {'lr': 0.0}, {'clip_norm': 0.0}, {'warmup_fraction': 1.0}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         OptimizerConfig(**values)

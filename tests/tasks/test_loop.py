@@ -12,7 +12,7 @@ from vrag_jax.data.tokenizer import SPECIAL_TOKENS
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
-METHODS = {'vanilla_rag', 'no_crop', 'sft', 'grpo'}
+METHODS = {'vanilla_rag', 'no_crop', 'sft', 'grpo', 'sft_greedy', 'grpo_greedy'}
 
 
 @pytest.fixture(scope='module')
@@ -29,7 +29,7 @@ def evaluated(finished_run) -> dict:
     return json.loads((workdir / 'results.json').read_text())
 
 
-def test_results_hold_the_four_methods_over_the_same_questions(results):
+def test_results_hold_all_methods_over_the_same_questions(results):
     assert set(results['methods']) == METHODS
     for figures in results['methods'].values():
         assert figures['n'] == 10

@@ -76,7 +76,8 @@ def as_chat_tokenizer(
 
 
 def train_tiny_tokenizer(
-    texts: Iterable[str], vocab_size: int, out_dir: str | os.PathLike
+    texts: Iterable[str], vocab_size: int, out_dir: str | os.PathLike,
+    phrases: Sequence[str] = (),
 ) -> PreTrainedTokenizerBase:
     """Trains a small tokenizer with Qwen2's rules and saves it as a HF directory.
 
@@ -87,6 +88,8 @@ def train_tiny_tokenizer(
       texts: what the policy is to read and write.
       vocab_size: most ids in all, with special tokens and action tags.
       out_dir: folder to write; `load_tokenizer` and `AutoTokenizer` read it.
+      phrases: what becomes one token although it is several words, such as the
+        names of places on a page; with a space before it, it is another token.
 
     Returns:
       The tokenizer, as read back from the folder.
@@ -95,7 +98,8 @@ def train_tiny_tokenizer(
       ValueError: if `vocab_size` has no room for bytes, tags and letters.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    added = len(SPECIAL_TOKENS) + len(ACTION_TOKENS)
+    ordinary = [*ACTION_TOKENS, *phrases, *(f' {phrase}' for phrase in phrases)]
+    added = len(SPECIAL_TOKENS) + len(ordinary)
     if vocab_size < len(alphabet) + added + len(LETTERS):
         raise ValueError(f'vocab_size must be at least {len(alphabet) + added + len(LETTERS)}, '
                          f'got {vocab_size}')
@@ -109,7 +113,7 @@ def train_tiny_tokenizer(
     missing = [f' {letter}' for letter in LETTERS if len(tokenizer.encode(f' {letter}').ids) > 1]
     if missing:
         raise ValueError(f'vocab_size {vocab_size} has no room for {missing}')
-    as_chat_tokenizer(tokenizer, ACTION_TOKENS).save_pretrained(out_dir)
+    as_chat_tokenizer(tokenizer, ordinary).save_pretrained(out_dir)
     return load_tokenizer(out_dir)
 
 

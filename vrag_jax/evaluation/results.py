@@ -11,9 +11,11 @@ METHOD_LABELS = {
     'vanilla_rag': 'Vanilla RAG',
     'no_crop': 'SFT + GRPO, no crop',
     'sft': 'SFT',
+    'sft_greedy': 'SFT, greedy',
     'before': 'Before training',
     'policy': 'Policy',
     'grpo': 'SFT + GRPO',
+    'grpo_greedy': 'SFT + GRPO, greedy',
 }
 
 

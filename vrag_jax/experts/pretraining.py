@@ -5,9 +5,9 @@ what is learned here is what supervised fine-tuning builds on:
 
 - queries: a question -> the search for its page;
 - numbers and crops: a panel's body, cut loosely -> its values, alone;
-- headings: a page -> its headings in reading order;
-- episodes: a whole episode, every turn of it: the search, the headings up to the
-  one that is meant, the box, what the crop says, the answer.
+- headings: a page -> its headings and their positions in reading order;
+- episodes: a whole episode, every turn of it: the search, the headings and which
+  of them is meant, the box, what the crop says, the answer.
 
 Reading is learned from single images first, because a policy of a million
 parameters does not begin to learn it from long sequences.
@@ -81,7 +81,7 @@ class PretrainingExercises:
         """
         shown = [self._crop(rng, *rng.choice(self._numbers)) for _ in range(numbers)]
         shown += [self._crop(rng, *rng.choice(self._panels)) for _ in range(crops)]
-        shown += [self._headings(rng.choice(self._panels)[0]) for _ in range(headings)]
+        shown += [self._headings(rng, rng.choice(self._panels)[0]) for _ in range(headings)]
         asked = [rng.choice(self._questions) for _ in range(queries)]
         played = run_expert(
             self._world, [rng.choice(self._questions) for _ in range(episodes)],
@@ -114,9 +114,12 @@ class PretrainingExercises:
         view = crop_and_zoom(image, frame, box, self._world.environment.config.limits)
         return view, read_panel(panel)
 
-    def _headings(self, page: PageSpec) -> tuple[tuple[Image.Image, Frame], str]:
-        """A page, and its headings."""
-        return self._world.environment.page_view(page.page_id), read_headings(page)
+    def _headings(
+        self, rng: random.Random, page: PageSpec
+    ) -> tuple[tuple[Image.Image, Frame], str]:
+        """A page, and its headings, as they are written for one kind of question or the other."""
+        text = read_headings(page, position_first=rng.random() < 0.5)
+        return self._world.environment.page_view(page.page_id), text
 
     def _search(self, question: Question) -> TokenSequence:
         """The first turn of an episode."""
@@ -129,7 +132,7 @@ class PretrainingExercises:
         """A box around a body: a common margin, and each edge a little off."""
         x1, y1, x2, y2 = frame.from_page(body)
         width, height = frame.encoder_size
-        margin = self._margin * rng.random() ** 2
+        margin = self._margin * rng.random()
         left, top, right, bottom = (
             margin + rng.uniform(-self._jitter, self._jitter) for _ in range(4))
         return (max(0.0, x1 - left), max(0.0, y1 - top),

@@ -2,7 +2,7 @@
 
 Its texts are what the tiny policy learns from, so they are short, and they
 write down what is seen before they use it: the headings of a page in reading
-order up to the one that is meant, the values of a crop.
+order, which of them is meant, the values of a crop.
 """
 
 import dataclasses

@@ -20,8 +20,8 @@ class OptimizerConfig:
 
     Attributes:
       algorithm: 'adamw', or 'muon', which orthogonalises the momentum of the layers'
-        kernels and leaves everything else to AdamW. From random weights it takes
-        about half as many steps.
+        kernels and leaves everything else to Adam with Nesterov's momentum and
+        without decay. From random weights it takes less than half as many steps.
       lr: peak learning rate.
       schedule: what follows the warm-up: 'constant', 'cosine' or 'linear' decay.
       warmup_steps: optimiser steps over which the rate rises from 0.
@@ -83,6 +83,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             consistent_rms=MUON_RMS,
             adam_b1=config.b1,
             adam_b2=config.b2,
+            eps=config.eps,
             muon_weight_dimension_numbers=muon_dimensions,
         )
     else:
@@ -105,7 +106,7 @@ def decay_mask(params: Params) -> dict[str, bool]:
 def muon_dimensions(params: Params) -> dict[str, contrib.MuonDimensionNumbers | None]:
     """Says which parameters Muon orthogonalises, by path: kernels, one layer at a time.
 
-    The output projection is left to AdamW, as embeddings are: its rows are
+    The output projection is left to Adam, as embeddings are: its columns are
     independent classes.
     """
     return {

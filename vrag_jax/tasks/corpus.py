@@ -154,3 +154,14 @@ def tokenizer_texts(corpus: Corpus, limits: PixelLimits, count: int = 1500) -> I
         page_id = question.page_ids[0]
         _, frame = show_page(corpus.store.image(page_id), page_id, limits)
         yield expert.act(question, ExpertState([frame], 1))
+
+
+def position_phrases(corpus: Corpus) -> list[str]:
+    """Returns the names of the places on PageWorld's pages, such as 'top left'.
+
+    Where one stands, another could have stood: as one token each they are read and
+    copied at once, instead of word by word.
+    """
+    return sorted({
+        panel.position for page in corpus.layouts.values() for panel in page.panels
+        if ' ' in panel.position})

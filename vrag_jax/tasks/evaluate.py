@@ -8,6 +8,7 @@ from vrag_jax.models.parameters import Params
 from vrag_jax.rollout.driver import World, episode_seed, run_policy
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.tasks.workspace import Workspace
 
 
@@ -20,7 +21,7 @@ def test_questions(space: Workspace) -> list[Question]:
 
 def evaluate(
     space: Workspace, params: Params, world: World, questions: Sequence[Question],
-    vanilla_pages: int = 0,
+    vanilla_pages: int = 0, sampling: SamplingConfig | None = None,
 ) -> list[Trajectory]:
     """Samples one trajectory a question and scores it.
 
@@ -31,6 +32,7 @@ def evaluate(
       questions: what is asked.
       vanilla_pages: if positive, vanilla RAG: so many pages are retrieved with
         the question itself, and the policy's first turn must answer.
+      sampling: how tokens are drawn; None takes `config.evaluation.sampling`.
 
     Returns:
       Scored trajectories in the order of the questions.
@@ -45,6 +47,6 @@ def evaluate(
     seeds = [episode_seed(space.config.seed, 'evaluate', q.uid) for q in questions]
     trajectories = run_policy(
         world, space.sampler, space.features, params, questions,
-        space.config.evaluation.sampling, seeds, opening)
+        sampling or space.config.evaluation.sampling, seeds, opening)
     score(trajectories, space.config.reward, space.judge)
     return trajectories

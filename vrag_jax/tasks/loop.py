@@ -5,11 +5,13 @@ import time
 from vrag_jax.models.parameters import Params
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.tasks.evaluate import evaluate, test_questions
 from vrag_jax.tasks.results import export_policy, write_results
 from vrag_jax.tasks.train import grpo, pretrain, sft
 from vrag_jax.tasks.workspace import Workspace
 
+GREEDY = SamplingConfig(temperature=0.0)
 OUTCOME_ONLY = RewardWeights(alpha=0.0, beta=1.0, gamma=0.0, pattern_gate=False)
 
 
@@ -18,7 +20,8 @@ def run(space: Workspace) -> None:
 
     Rows of the table: vanilla RAG with the fine-tuned policy, the policy after
     SFT, after GRPO, and the same training with no crop action (search and
-    outcome reward only, as Search-R1-VL).
+    outcome reward only, as Search-R1-VL). Both policies are also measured greedily:
+    what a policy does most often may be better than what it does on average.
     """
     config = space.config
     started = time.monotonic()
@@ -42,6 +45,8 @@ def run(space: Workspace) -> None:
             vanilla_pages=config.evaluation.vanilla_pages)
     measure('no_crop', trained_without_crop, world_without_crop, questions)
     measure('sft', tuned, world, questions)
+    measure('sft_greedy', tuned, world, questions, sampling=GREEDY)
+    measure('grpo_greedy', trained, world, questions, sampling=GREEDY)
     measure('grpo', trained, world, questions)
 
     write_results(space, methods, started, 'vrag_jax: the whole loop on PageWorld')

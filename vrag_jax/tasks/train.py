@@ -39,7 +39,8 @@ def pretrain(space: Workspace, params: Params) -> Params:
     config = space.config.pretrain
     exercises = PretrainingExercises(
         space.world(), space.corpus.store, space.corpus.layouts,
-        space.corpus.questions['train'], max_length=space.config.sampler.max_length)
+        space.corpus.questions['train'],
+        max_length=min(space.config.sampler.max_length, config.learner.length))
 
     def prepare(step: int) -> list[TokenSequence]:
         rng = random.Random(f'{space.config.seed}/pretrain/{step}')

@@ -32,7 +32,7 @@ from vrag_jax.rollout.driver import World
 from vrag_jax.rollout.environment import Environment
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
-from vrag_jax.tasks.corpus import Corpus, build_corpus, tokenizer_texts
+from vrag_jax.tasks.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
 from vrag_jax.tasks.settings import RunConfig
 
 
@@ -64,7 +64,8 @@ class Workspace:
             # Under its name only when it is whole, should the run be killed here.
             partial = directory.with_name('tokenizer.partial')
             texts = tokenizer_texts(self.corpus, self.config.environment.limits)
-            train_tiny_tokenizer(texts, policy.tokenizer_vocab, partial)
+            train_tiny_tokenizer(
+                texts, policy.tokenizer_vocab, partial, position_phrases(self.corpus))
             partial.replace(directory)
         return load_tokenizer(directory)
 

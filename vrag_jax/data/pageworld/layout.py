@@ -94,10 +94,11 @@ class PageSpec:
 
 
 def document_names(seed: int, count: int) -> list[str]:
-    """Returns `count` different made-up names of two parts, such as 'tanlor'.
+    """Returns `count` different made-up names of two parts, such as 'tan-lor'.
 
     The parts are no more than twice as many names need: each of them is then so
-    common that a small tokenizer has a token for it, in any split.
+    common that a small tokenizer has a token for it, in any split. The hyphen keeps
+    tokens from crossing from one part to the other.
 
     Raises:
       ValueError: if there are not as many names.
@@ -108,7 +109,7 @@ def document_names(seed: int, count: int) -> list[str]:
     rng = random.Random(f'{seed}/names')
     parts = rng.sample(_PARTS, min(len(_PARTS), math.isqrt(2 * count) + 1))
     chosen = rng.sample(range(len(parts) ** 2), count)
-    return [parts[n // len(parts)] + parts[n % len(parts)] for n in chosen]
+    return [f'{parts[n // len(parts)]}-{parts[n % len(parts)]}' for n in chosen]
 
 
 def position_names(grid: tuple[int, int]) -> list[str]:

@@ -9,28 +9,29 @@ from vrag_jax.data.records import Question
 from vrag_jax.perception.frames import Box, Frame
 
 
-def read_headings(page: PageSpec, until: PanelSpec | None = None) -> str:
-    """Returns headings and their positions in reading order.
+def read_headings(page: PageSpec, position_first: bool = False) -> str:
+    """Returns all headings and their positions in reading order.
 
     Args:
       page: the page.
-      until: reading stops at this panel, as one does who has found what was looked
-        for. What is meant then stands last, and needs not be looked up again.
-
-    Returns:
-      The text, e.g. ' A top left K top right.'.
+      position_first: whether a position stands before its heading: ' top left A top
+        right K.' instead of ' A top left K top right.'.
     """
-    panels = page.panels if until is None else page.panels[:page.panels.index(until) + 1]
-    return ''.join(f' {panel.heading} {panel.position}' for panel in panels) + '.'
+    pairs = ((panel.heading, panel.position) for panel in page.panels)
+    return ''.join(
+        f' {position} {heading}' if position_first else f' {heading} {position}'
+        for heading, position in pairs) + '.'
 
 
 def find_panel(page: PageSpec, panel: PanelSpec, question: Question) -> str:
-    """Returns the thought that finds a panel, e.g. ' K: A top left K top right.'.
+    """Returns the thought that finds a panel, e.g. ' A top left K top right. K top right.'.
 
-    It begins with what is looked for, so that this stands close to what is read.
+    The page is written down with that first by which the question names its panel.
+    What is looked for then follows where it stood before: looking it up is copying.
     """
-    wanted = panel.position if 'position' in question.extra else panel.heading
-    return f' {wanted}:{read_headings(page, until=panel)}'
+    if 'position' in question.extra:
+        return f'{read_headings(page, position_first=True)} {panel.position} {panel.heading}.'
+    return f'{read_headings(page)} {panel.heading} {panel.position}.'
 
 
 def read_panel(panel: PanelSpec, until: str = '') -> str:
