@@ -37,8 +37,9 @@ class PretrainingExercises:
       store: the pages.
       layouts: what stands on each page, by page id.
       questions: training questions; reading uses the pages of their documents.
-      margin: most encoder pixels that a crop shows around a body.
-      jitter: encoder pixels by which each edge of a crop is moved at most.
+      margin: most encoder pixels that a crop shows around a body. It is off the
+        middle by as much as it leaves room: a policy that has hardly begun to give
+        boxes must be able to read what it then sees.
       max_length: most tokens of an episode.
     """
 
@@ -48,8 +49,7 @@ class PretrainingExercises:
         store: PageStore,
         layouts: Mapping[str, PageSpec],
         questions: Sequence[Question],
-        margin: float = 2.0,
-        jitter: float = 1.0,
+        margin: float = 4.0,
         max_length: int = 1024,
     ):
         self._world = world
@@ -62,7 +62,6 @@ class PretrainingExercises:
         self._numbers = [(page, panel) for page, panel in self._panels if panel.kind == 'text']
         self._expert = ScriptedExpert(layouts, STYLES['careful'])
         self._margin = margin
-        self._jitter = jitter
         self._max_length = max_length
 
     def sample(
@@ -129,11 +128,10 @@ class PretrainingExercises:
         return episode.finish().sequence()
 
     def _loose_box(self, frame: Frame, body: Box, rng: random.Random) -> Box:
-        """A box around a body: a common margin, and each edge a little off."""
+        """A box of some margin around a body, and off its middle by up to that margin."""
         x1, y1, x2, y2 = frame.from_page(body)
         width, height = frame.encoder_size
         margin = self._margin * rng.random()
-        left, top, right, bottom = (
-            margin + rng.uniform(-self._jitter, self._jitter) for _ in range(4))
-        return (max(0.0, x1 - left), max(0.0, y1 - top),
-                min(float(width), x2 + right), min(float(height), y2 + bottom))
+        right, down = (rng.uniform(-margin, margin) for _ in range(2))
+        return (max(0.0, x1 - margin + right), max(0.0, y1 - margin + down),
+                min(float(width), x2 + margin + right), min(float(height), y2 + margin + down))

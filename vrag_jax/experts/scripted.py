@@ -45,8 +45,8 @@ class ExpertStyle:
 
 
 STYLES: Mapping[str, ExpertStyle] = {
-    'careful': ExpertStyle('body', margin=1),
-    'loose': ExpertStyle('panel', jitter=3),
+    'careful': ExpertStyle('body', margin=2),
+    'loose': ExpertStyle('body', margin=7, jitter=3),
     'hasty': ExpertStyle(''),
 }
 
