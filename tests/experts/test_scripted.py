@@ -90,21 +90,26 @@ def test_careful_crops_hold_the_evidence_and_little_more():
             left, top, right, bottom = crop.region
             x1, y1, x2, y2 = evidence.bbox
             assert left <= x1 and top <= y1 and right >= x2 and bottom >= y2
-            # A margin of one encoder pixel and rounding: 2 x 4 raw pixels.
-            assert max(x1 - left, y1 - top, right - x2, bottom - y2) <= 8
+            # A margin of two encoder pixels and rounding: 3 x 4 raw pixels.
+            assert max(x1 - left, y1 - top, right - x2, bottom - y2) <= 12
 
 
-def test_loose_crops_are_about_the_panel():
+def test_loose_crops_hold_the_evidence_and_much_around_it():
     expert = ScriptedExpert(LAYOUTS, STYLES['loose'])
     question = next(q for q in QUESTIONS if q.extra['kind'] == 'table')
-    panel = LAYOUTS[question.page_ids[0]].panel(question.extra['heading'])
-    region = play(expert, question)[2][1].region
-    assert region == pytest.approx(panel.box, abs=16)
-    assert region != panel.box
+    crop = play(expert, question)[2][1]
+    x1, y1, x2, y2 = question.evidence[0].bbox
+    left, top, right, bottom = crop.region
+    width, height = crop.page_size
+    # A margin of 7 encoder pixels, edges that are off by 3, and rounding: 4 to 11 of 4 raw
+    # pixels, where the page does not end before.
+    for room, ends in ((x1 - left, left == 0), (y1 - top, top == 0),
+                       (right - x2, right == width), (bottom - y2, bottom == height)):
+        assert room <= 11 * 4 and (ends or room >= 4 * 4)
 
 
 def test_texts_of_one_episode_by_hand():
-    expert = ScriptedExpert(LAYOUTS, ExpertStyle('body'))
+    expert = ScriptedExpert(LAYOUTS, ExpertStyle())
     question = next(q for q in QUESTIONS if q.extra['kind'] == 'multi_hop')
     first, second = (LAYOUTS[page_id] for page_id in question.page_ids)
     pointer = first.panel(question.extra['heading'])
@@ -168,8 +173,7 @@ def test_questions_of_another_world_are_refused():
         ScriptedExpert(LAYOUTS, STYLES['careful']).act(question, ExpertState())
 
 
-@pytest.mark.parametrize('values', [
-    {'region': 'page'}, {'region': 'body', 'margin': -1}, {'region': 'body', 'jitter': -1}])
+@pytest.mark.parametrize('values', [{'margin': -1}, {'jitter': -1}])
 def test_habits_that_do_not_exist_are_refused(values):
-    with pytest.raises(ValueError, match='region|margin'):
+    with pytest.raises(ValueError, match='margin and jitter'):
         ExpertStyle(**values)

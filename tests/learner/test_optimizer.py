@@ -146,7 +146,8 @@ def test_muon_turns_a_gradient_into_its_nearest_orthogonal_matrix_layer_by_layer
 
 
 @pytest.mark.parametrize('values', [
-    {'algorithm': 'sgd'}, {'schedule': 'step'}, {'lr': 0.0}, {'clip_norm': 0.0}, {'warmup_fraction': 1.0}])
+    {'algorithm': 'sgd'}, {'schedule': 'step'}, {'lr': 0.0}, {'clip_norm': 0.0},
+    {'warmup_fraction': 1.0}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         OptimizerConfig(**values)

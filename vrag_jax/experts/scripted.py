@@ -26,28 +26,26 @@ class ExpertStyle:
     """Habits of an expert. Lengths are pixels of the image as the encoder sees it.
 
     Attributes:
-      region: what it zooms into: 'body', 'panel', or '' if it never zooms but
-        reads the values from the page, with eyes better than the policy's.
-      margin: added to the region on each side.
+      zooms: whether it zooms into the body of a panel, or reads the values from the
+        page, with eyes better than the policy's.
+      margin: what its boxes show around the body on each side.
       jitter: each edge is moved by up to this much; with `jitter <= margin` the
-        box holds the whole region.
+        box holds the whole body.
     """
 
-    region: str
+    zooms: bool = True
     margin: int = 0
     jitter: int = 0
 
     def __post_init__(self):
-        if self.region not in ('body', 'panel', ''):
-            raise ValueError(f"region must be 'body', 'panel' or '', got {self.region!r}")
         if self.margin < 0 or self.jitter < 0:
             raise ValueError('margin and jitter must not be negative')
 
 
 STYLES: Mapping[str, ExpertStyle] = {
-    'careful': ExpertStyle('body', margin=2),
-    'loose': ExpertStyle('body', margin=7, jitter=3),
-    'hasty': ExpertStyle(''),
+    'careful': ExpertStyle(margin=2),
+    'loose': ExpertStyle(margin=7, jitter=3),
+    'hasty': ExpertStyle(zooms=False),
 }
 
 
@@ -102,10 +100,9 @@ class ScriptedExpert:
         seen = '' if zoomed else find_panel(page, panel, question)
         if question.extra['kind'] == 'layout':
             return _turn(seen, 'answer', f' {panel.heading}')
-        if self._style.region and not zoomed:
+        if self._style.zooms and not zoomed:
             rng = random.Random(f'{self._seed}/{question.uid}/{len(state.shown)}')
-            region = panel.body_box if self._style.region == 'body' else panel.box
-            box = box_around(last, region, self._style.margin, self._style.jitter, rng)
+            box = box_around(last, panel.body_box, self._style.margin, self._style.jitter, rng)
             return _turn(seen, 'bbox', box_text(box))
         seen += read_panel(panel, until=question.extra.get('column', ''))
         if number + 1 < len(hops):
@@ -134,8 +131,8 @@ class ScriptedExpert:
             if done and number + 1 < len(hops):
                 number, done = number + 1, False
             if frame.page_id == hops[number][0].page_id:
-                done = not (self._style.region and _is_whole_page(frame))
-        return number, done and bool(self._style.region)
+                done = not (self._style.zooms and _is_whole_page(frame))
+        return number, done and self._style.zooms
 
 
 def _search(page: PageSpec) -> str:
