@@ -48,7 +48,7 @@ def get_config() -> ConfigDict:
     })
 
     learner = {
-        'schedule': 'cosine', 'end_fraction': 0.1, 'warmup_steps': 50,
+        'algorithm': 'adamw', 'schedule': 'cosine', 'end_fraction': 0.1, 'warmup_steps': 50,
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
