@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
         'train_documents': 500, 'validation_documents': 20, 'test_documents': 60,
         'train_questions': 4000, 'validation_questions': 80, 'test_questions': 240,
         'heading_height': 80, 'body_size': (46, 46), 'cell_pitch': 14, 'digit_height': 15,
-        'body_jitter': 0.25, 'panel_jitter': 4, 'grain': 0,
+        'body_jitter': 0.12, 'panel_jitter': 4, 'grain': 0,
     })
 
     config.environment = ConfigDict({
@@ -61,7 +61,7 @@ def get_config() -> ConfigDict:
     })
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
-        'careful': 0.6, 'loose': 0.2, 'hasty': 0.2,
+        'careful': 0.5, 'loose': 0.2, 'hasty': 0.3,
         'learner': {**learner, 'lr': 1e-3, 'frozen': '^visual/', 'rows': 16, 'length': 384},
     })
     config.grpo = ConfigDict({

@@ -13,6 +13,7 @@ from vrag_jax.data.pageworld.layout import (
     position_names,
     sample_document,
 )
+from vrag_jax.retrieval.terms import STOP_WORDS
 
 CONFIGS = {
     'tiny': PageWorldConfig(),
@@ -105,8 +106,11 @@ def test_a_document_depends_on_seed_and_name_alone():
 def test_names_are_different_and_run_out_with_an_error():
     assert len(set(document_names(0, 20_000))) == 20_000
     assert document_names(0, 5) != document_names(1, 5)
-    with pytest.raises(ValueError, match='25600 document names'):
-        document_names(0, 25_601)
+    names = {frozenset(name.split('-')) for name in document_names(0, 20_000)}
+    assert len(names) == 20_000  # Also where the order of the parts is lost.
+    assert not frozenset.union(*names) & STOP_WORDS
+    with pytest.raises(ValueError, match='23104 document names'):
+        document_names(0, 23_105)
 
 
 def test_position_names():

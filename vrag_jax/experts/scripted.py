@@ -26,8 +26,8 @@ class ExpertStyle:
     """Habits of an expert. Lengths are pixels of the image as the encoder sees it.
 
     Attributes:
-      zooms: whether it zooms into the body of a panel, or reads the values from the
-        page, with eyes better than the policy's.
+      zooms: whether it zooms into the body of a panel and writes down what it sees, or
+        gives values straight from the page, with eyes better than the policy's.
       margin: what its boxes show around the body on each side.
       jitter: each edge is moved by up to this much; with `jitter <= margin` the
         box holds the whole body.
@@ -44,7 +44,7 @@ class ExpertStyle:
 
 STYLES: Mapping[str, ExpertStyle] = {
     'careful': ExpertStyle(margin=2),
-    'loose': ExpertStyle(margin=7, jitter=3),
+    'loose': ExpertStyle(margin=5, jitter=2),
     'hasty': ExpertStyle(zooms=False),
 }
 
@@ -104,7 +104,8 @@ class ScriptedExpert:
             rng = random.Random(f'{self._seed}/{question.uid}/{len(state.shown)}')
             box = box_around(last, panel.body_box, self._style.margin, self._style.jitter, rng)
             return _turn(seen, 'bbox', box_text(box))
-        seen += read_panel(panel, until=question.extra.get('column', ''))
+        if zoomed:
+            seen = read_panel(panel, until=question.extra.get('column', ''))
         if number + 1 < len(hops):
             return _turn(seen, 'search', _query(hops[number + 1][0]))
         return _turn(seen, 'answer', question.answer)

@@ -17,7 +17,7 @@ from vrag_jax.data.records import Question, load_questions, save_questions
 from vrag_jax.retrieval.pages import Page, PageStore
 
 # To be raised when the generator draws other pages or questions from a config.
-_VERSION = 2
+_VERSION = 3
 _FINGERPRINT = 'pageworld.json'
 
 

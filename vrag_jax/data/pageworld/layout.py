@@ -13,7 +13,10 @@ Box = tuple[int, int, int, int]
 
 TOPICS = ('market', 'finance', 'energy', 'health', 'travel', 'school', 'water', 'sport',
           'food', 'music', 'traffic', 'weather')
-_PARTS = tuple(c + v + end for c in 'bdfklmnrtv' for v in 'aeio' for end in ('', 'l', 'n', 'r'))
+# Without what are words of everyday English, which searches pass over.
+_WORDS = frozenset('be de do for go he her me no nor per re so ten to'.split())
+_PARTS = tuple(part for c in 'bdfghjklmnprstvz' for v in 'aeiou' for end in ('', 'l', 'n', 'r')
+               if (part := c + v + end) not in _WORDS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,20 +99,22 @@ class PageSpec:
 def document_names(seed: int, count: int) -> list[str]:
     """Returns `count` different made-up names of two parts, such as 'tan-lor'.
 
-    The parts are no more than twice as many names need: each of them is then so
-    common that a small tokenizer has a token for it, in any split. The hyphen keeps
-    tokens from crossing from one part to the other.
+    First and second parts are different, so that no name holds the parts of another
+    in another order, which a search for words could not tell apart. They are no more
+    than names need: each is then so common that a small tokenizer has a token for it,
+    in any split. The hyphen keeps tokens from crossing from one part to the other.
 
     Raises:
       ValueError: if there are not as many names.
     """
-    total = len(_PARTS) ** 2
-    if count > total:
-        raise ValueError(f'there are {total} document names, but {count} documents are wanted')
+    half = len(_PARTS) // 2
+    if count > half**2:
+        raise ValueError(f'there are {half**2} document names, but {count} documents are wanted')
     rng = random.Random(f'{seed}/names')
-    parts = rng.sample(_PARTS, min(len(_PARTS), math.isqrt(2 * count) + 1))
-    chosen = rng.sample(range(len(parts) ** 2), count)
-    return [f'{parts[n // len(parts)]}-{parts[n % len(parts)]}' for n in chosen]
+    size = min(half, math.isqrt(2 * count) + 1)
+    parts = rng.sample(_PARTS, 2 * size)
+    chosen = rng.sample(range(size**2), count)
+    return [f'{parts[n // size]}-{parts[size + n % size]}' for n in chosen]
 
 
 def position_names(grid: tuple[int, int]) -> list[str]:
