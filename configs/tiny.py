@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
         'careful': 0.5, 'loose': 0.2, 'hasty': 0.3,
-        'learner': {**learner, 'lr': 1e-3, 'frozen': '^visual/', 'rows': 16, 'length': 384},
+        'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 16, 'length': 384},
     })
     config.grpo = ConfigDict({
         'steps': 60, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
         'loss': {'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.01},
     })
     config.learner = ConfigDict({
-        **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'constant',
+        **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'linear',
         'frozen': '^visual/', 'length': 384, 'rows': 32, 'fewer_rows': (16,),
     })
     config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1})

@@ -18,11 +18,8 @@ PAGES = {(page.document, page.topic): page for pages in DOCUMENTS for page in pa
 
 def solve(query):
     """Answers a question from its words and the pages: (answer, pages, panels)."""
-    document = re.search(r'page of (\w+)', query) or re.search(r'of (\w+) that', query)
-    if document is None:
-        document = re.search(r'(\w+) that panel', query)
     names = {page.document for page in PAGES.values()}
-    document = next(word for word in re.findall(r'\w+', query) if word in names)
+    document = next(word for word in re.findall(r'[\w-]+', query) if word in names)
     topics = re.findall(r'(\w+) page', query)
     heading = re.search(r'panel ([A-Z])\b', query)
     position = re.search(r'(top|bottom) (left|right)', query)
