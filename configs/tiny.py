@@ -52,16 +52,16 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (700, 3, 0, 6, 2, 20)),
+        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (700, 2, 0, 16, 2, 18)),
         'save_every': 200,
         'learner': {
             **learner, 'algorithm': 'muon', 'lr': 4e-3, 'warmup_steps': 30,
-            'length': 288, 'span': 1, 'rows': 16, 'windows': 72,
+            'length': 288, 'span': 1, 'rows': 16, 'windows': 80,
             'fewer_rows': (8,), 'fewer_windows': (60,)},
     })
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
-        'careful': 0.5, 'loose': 0.2, 'hasty': 0.3,
+        'careful': 0.6, 'loose': 0.2, 'hasty': 0.2,
         'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 16, 'length': 384},
     })
     config.grpo = ConfigDict({
