@@ -134,15 +134,18 @@ class Learner:
         if total == 0:
             raise ValueError('no token of this mini-batch is trained on')
         rows, buffer = self._features(sequences, features)
-        sums: dict[str, jax.Array] = {}
+        parts: list[dict[str, jax.Array]] = []
         for micro in micro_batches(sequences, self.config.layout, self._model_config, rows):
             self._accumulated, metrics = self._steps.gradients(
                 self.state, self._accumulated, self._place(micro.batch), buffer, jnp.float32(total)
             )
-            sums = {k: sums[k] + v for k, v in metrics.items()} if sums else metrics
+            parts.append(metrics)
         self.state, self._accumulated, norm = self._steps.apply(self.state, self._accumulated)
-        values = jax.device_get(sums | {'grad_norm': norm})
-        return {k: float(v) for k, v in values.items()} | {'tokens': total}
+        # Summed on the host: on the device the first step of several micro-batches, however
+        # late it comes, would compile the sums.
+        parts, norm = jax.device_get((parts, norm))
+        sums = {k: sum(float(part[k]) for part in parts) for k in parts[0]}
+        return sums | {'grad_norm': float(norm), 'tokens': total}
 
     def logprobs(
         self,
