@@ -28,8 +28,8 @@ def get_config() -> ConfigDict:
     # The questions come with evidence boxes: from them the policy learns to search
     # with such questions and to zoom into such pages.
     config.evidence_sft = True
-    config.sft.update({'steps': 60, 'sequences': 24, 'save_every': 60})
-    config.sft.learner.update({'rows': 16, 'length': 640})
+    config.sft.update({'steps': 120, 'sequences': 24, 'save_every': 60})
+    config.sft.learner.update({'algorithm': 'muon', 'lr': 4e-3, 'rows': 16, 'length': 640})
 
     config.data = ConfigDict({
         'source': 'files',
@@ -40,7 +40,9 @@ def get_config() -> ConfigDict:
     config.retrieval = ConfigDict({'ocr': True})
 
     # A question of 30 Chinese characters takes 90 tokens of the tiny tokenizer.
-    config.sampler.update({'slots': 40, 'max_length': 640, 'attend_lengths': (256, 384, 512)})
+    config.sampler.update({
+        'slots': 40, 'max_length': 640, 'max_new_tokens': 128,
+        'attend_lengths': (256, 384, 512)})
     config.grpo.update({'steps': 2, 'prompts': 8, 'mini_batches': 1, 'save_every': 1})
     config.learner.update({'rows': 16, 'fewer_rows': (), 'length': 640})
     config.evaluation.update({'questions': 40})
