@@ -14,7 +14,6 @@ from vrag_jax.data.pageworld.transcripts import (
     read_headings,
     read_panel,
 )
-from vrag_jax.data.records import Question
 from vrag_jax.perception.actions import parse_action
 from vrag_jax.perception.frames import Frame
 
@@ -38,15 +37,13 @@ def test_reading_a_panel_stops_at_the_column_that_is_asked_for():
         '472.', ' a4 b0.', ' a9 b1.', ' names T.']
 
 
+def test_headings_are_written_down_in_reading_order():
+    assert read_headings(PAGE) == ' top left A top right K bottom left M bottom right Q.'
+
+
 def test_a_panel_is_found_by_what_the_question_names():
-    assert read_headings(PAGE) == ' A top left K top right M bottom left Q bottom right.'
-    assert read_headings(PAGE, position_first=True) == (
-        ' top left A top right K bottom left M bottom right Q.')
-    by_heading = Question('1', '', '', extra={'heading': 'K'})
-    by_position = Question('2', '', '', extra={'position': 'top right'})
-    assert find_panel(PAGE, PANELS[1], by_heading) == f'{read_headings(PAGE)} K top right.'
-    assert find_panel(PAGE, PANELS[1], by_position) == (
-        f'{read_headings(PAGE, position_first=True)} top right K.')
+    assert find_panel(PAGE, PANELS[1], 'K') == ' K: top left A top right K.'
+    assert find_panel(PAGE, PANELS[0], 'top left') == ' top left: top left A.'
 
 
 @given(st.tuples(*[st.integers(0, 9999)] * 2, *[st.integers(1, 9999)] * 2))
@@ -71,18 +68,29 @@ def test_a_box_on_a_crop_is_in_the_pixels_of_the_crop():
 
 
 @given(st.integers(0, 447), st.integers(0, 447), st.integers(1, 200), st.integers(1, 200),
-       st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))
-def test_boxes_stay_in_the_image_and_hold_the_region(x, y, width, height, margin, jitter, seed):
+       st.integers(0, 9), st.integers(0, 9), st.integers(0, 9), st.integers(0, 99))
+def test_boxes_stay_in_the_image_and_hold_the_region(
+        x, y, width, height, margin, jitter, shift, seed):
     region = (x, y, min(x + width, 448), min(y + height, 448))
-    left, top, right, bottom = box_around(FRAME, region, margin, jitter, random.Random(seed))
+    left, top, right, bottom = box_around(
+        FRAME, region, margin, jitter, random.Random(seed), shift)
     assert 0 <= left < right <= 112 and 0 <= top < bottom <= 112
     x1, y1, x2, y2 = FRAME.from_page(region)
-    if jitter <= margin:
+    if jitter + shift <= margin:
         assert left <= x1 and top <= y1 and right >= x2 and bottom >= y2
-    slack = margin + jitter + 1
+    slack = margin + jitter + shift + 1
     assert left >= x1 - slack and right <= x2 + slack
 
 
-def test_jitter_without_randomness_is_refused():
+def test_a_shifted_box_keeps_its_size():
+    region = (200, 160, 240, 200)
+    boxes = {box_around(FRAME, region, 2, 0, random.Random(seed), 3) for seed in range(1000)}
+    assert {(b[2] - b[0], b[3] - b[1]) for b in boxes} == {(14, 14)}
+    assert {(b[0] - 48, b[1] - 38) for b in boxes} == {
+        (x, y) for x in range(-3, 4) for y in range(-3, 4)}
+
+
+@pytest.mark.parametrize('values', [{'jitter': 1}, {'shift': 1}])
+def test_chance_without_a_source_is_refused(values):
     with pytest.raises(ValueError, match='rng'):
-        box_around(FRAME, (0, 0, 8, 8), jitter=1)
+        box_around(FRAME, (0, 0, 8, 8), **values)

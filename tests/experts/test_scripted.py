@@ -117,8 +117,9 @@ def test_texts_of_one_episode_by_hand():
     texts, actions, _ = play(expert, question)
 
     def found(page, panel):
-        read = ''.join(f' {p.heading} {p.position}' for p in page.panels)
-        return f'{read}. {panel.heading} {panel.position}.'.strip()
+        seen = page.panels[:page.panels.index(panel) + 1]
+        read = ''.join(f' {p.position} {p.heading}' for p in seen)
+        return f'{panel.heading}:{read}.'
 
     assert texts[0] == (f'<think> {first.topic}.</think>'
                         f'<search> {first.document} {first.topic}</search>')
@@ -173,7 +174,7 @@ def test_questions_of_another_world_are_refused():
         ScriptedExpert(LAYOUTS, STYLES['careful']).act(question, ExpertState())
 
 
-@pytest.mark.parametrize('values', [{'margin': -1}, {'jitter': -1}])
+@pytest.mark.parametrize('values', [{'margin': -1}, {'jitter': -1}, {'shift': -1}])
 def test_habits_that_do_not_exist_are_refused(values):
-    with pytest.raises(ValueError, match='margin and jitter'):
+    with pytest.raises(ValueError, match='margin, jitter and shift'):
         ExpertStyle(**values)

@@ -5,28 +5,37 @@ what is learned here is what supervised fine-tuning builds on:
 
 - queries: a question -> the search for its page;
 - numbers and crops: a panel's body, cut loosely -> its values, alone;
-- headings: a page -> its headings and their positions in reading order;
-- episodes: a whole episode, every turn of it: the search, the headings and which
-  of them is meant, the box, what the crop says, the answer.
+- headings: a page -> its positions and headings in reading order, all of them or up to
+  one that is looked for;
+- episodes: a whole episode, every turn of it: the search, the headings up to the one
+  that is meant, the box, what the crop says, the answer. In some the box is off,
+  and is not learned: what is learned is to read whatever a box happens to show.
 
 Reading is learned from single images first, because a policy of a million
 parameters does not begin to learn it from long sequences.
 """
 
+import dataclasses
 import random
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from PIL import Image
 
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
-from vrag_jax.data.pageworld.transcripts import read_headings, read_panel
+from vrag_jax.data.pageworld.transcripts import find_panel, read_headings, read_panel
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import TokenSequence
-from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
+from vrag_jax.experts.scripted import STYLES, ExpertState, ExpertStyle, ScriptedExpert
+from vrag_jax.perception.actions import ActionKind
 from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.perception.image_ops import crop_and_zoom
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.driver import World, run_expert
+from vrag_jax.rollout.trajectory import Trajectory
+
+# Its boxes are off as those of a policy that is still learning to give them.
+_ERRANT = ExpertStyle(margin=2, shift=3)
 
 
 class PretrainingExercises:
@@ -41,6 +50,7 @@ class PretrainingExercises:
         middle by as much as it leaves room: a policy that has hardly begun to give
         boxes must be able to read what it then sees.
       max_length: most tokens of an episode.
+      errant: share of episodes whose boxes are off.
     """
 
     def __init__(
@@ -51,6 +61,7 @@ class PretrainingExercises:
         questions: Sequence[Question],
         margin: float = 4.0,
         max_length: int = 1024,
+        errant: float = 0.5,
     ):
         self._world = world
         self._store = store
@@ -60,7 +71,9 @@ class PretrainingExercises:
             (page, panel) for page in layouts.values() if page.document in documents
             for panel in page.panels]
         self._numbers = [(page, panel) for page, panel in self._panels if panel.kind == 'text']
-        self._expert = ScriptedExpert(layouts, STYLES['careful'])
+        self._layouts = layouts
+        self._careful = ScriptedExpert(layouts, STYLES['careful'])
+        self._errant = errant
         self._margin = margin
         self._max_length = max_length
 
@@ -82,12 +95,31 @@ class PretrainingExercises:
         shown += [self._crop(rng, *rng.choice(self._panels)) for _ in range(crops)]
         shown += [self._headings(rng, rng.choice(self._panels)[0]) for _ in range(headings)]
         asked = [rng.choice(self._questions) for _ in range(queries)]
-        played = run_expert(
-            self._world, [rng.choice(self._questions) for _ in range(episodes)],
-            lambda question, episode: self._expert.act(question, ExpertState.of(episode)),
-            self._max_length)
+        whole = [rng.choice(self._questions) for _ in range(episodes)]
+        off = round(self._errant * episodes)
+        errant = ScriptedExpert(self._layouts, _ERRANT, rng.getrandbits(32))
         return (self._read(shown) + [self._search(question) for question in asked]
-                + [trajectory.sequence() for trajectory in played])
+                + [t.sequence() for t in self._play(self._careful, whole[off:])]
+                + [self._without_boxes(t) for t in self._play(errant, whole[:off])])
+
+    def _play(self, expert: ScriptedExpert, questions: Sequence[Question]) -> list[Trajectory]:
+        """Whole episodes of an expert."""
+        return run_expert(
+            self._world, questions,
+            lambda question, episode: expert.act(question, ExpertState.of(episode)),
+            self._max_length)
+
+    def _without_boxes(self, trajectory: Trajectory) -> TokenSequence:
+        """A trajectory of whose turns with a box only the thoughts are learned."""
+        sequence = trajectory.sequence()
+        mask = sequence.loss_mask.copy()
+        starts = np.flatnonzero(np.diff(trajectory.loss_mask.astype(np.int8), prepend=0) == 1)
+        for start, turn in zip(starts, trajectory.turns, strict=True):
+            if turn.action.kind is ActionKind.BBOX:
+                thought = turn.text[:turn.text.index('<bbox>')]
+                encode = self._world.chat.encode
+                mask[start + len(encode(thought)):start + len(encode(turn.text))] = 0
+        return dataclasses.replace(sequence, loss_mask=mask)
 
     def _read(
         self, shown: Sequence[tuple[tuple[Image.Image, Frame], str]]
@@ -116,14 +148,17 @@ class PretrainingExercises:
     def _headings(
         self, rng: random.Random, page: PageSpec
     ) -> tuple[tuple[Image.Image, Frame], str]:
-        """A page, and its headings, as they are written for one kind of question or the other."""
-        text = read_headings(page, position_first=rng.random() < 0.5)
+        """A page, and all its headings, or a search for one of them or for a position."""
+        text = read_headings(page)
+        if rng.random() < 0.5:
+            panel = rng.choice(page.panels)
+            text = find_panel(page, panel, rng.choice((panel.heading, panel.position)))
         return self._world.environment.page_view(page.page_id), text
 
     def _search(self, question: Question) -> TokenSequence:
         """The first turn of an episode."""
         episode = self._world.start(question)
-        search = self._expert.act(question, ExpertState())
+        search = self._careful.act(question, ExpertState())
         episode.append_text(self._world.chat.encode(search), sampled=True)
         return episode.finish().sequence()
 

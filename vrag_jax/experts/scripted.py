@@ -1,8 +1,8 @@
 """An expert for PageWorld that knows every layout and plays episodes by a script.
 
 Its texts are what the tiny policy learns from, so they are short, and they
-write down what is seen before they use it: the headings of a page in reading
-order, which of them is meant, the values of a crop.
+write down what is seen before they use it: which panel is looked for, the headings
+of the page in reading order up to that one, the values of a crop.
 """
 
 import dataclasses
@@ -31,15 +31,17 @@ class ExpertStyle:
       margin: what its boxes show around the body on each side.
       jitter: each edge is moved by up to this much; with `jitter <= margin` the
         box holds the whole body.
+      shift: the whole box is moved, sideways and up or down, by up to this much.
     """
 
     zooms: bool = True
     margin: int = 0
     jitter: int = 0
+    shift: int = 0
 
     def __post_init__(self):
-        if self.margin < 0 or self.jitter < 0:
-            raise ValueError('margin and jitter must not be negative')
+        if min(self.margin, self.jitter, self.shift) < 0:
+            raise ValueError('margin, jitter and shift must not be negative')
 
 
 STYLES: Mapping[str, ExpertStyle] = {
@@ -97,12 +99,15 @@ class ScriptedExpert:
         last = state.shown[-1]
         if last.page_id != page.page_id:
             return _turn(' other page.', 'search', _query(page))
-        seen = '' if zoomed else find_panel(page, panel, question)
+        goal = question.extra.get('position', panel.heading)
+        seen = '' if zoomed else find_panel(page, panel, goal)
         if question.extra['kind'] == 'layout':
             return _turn(seen, 'answer', f' {panel.heading}')
         if self._style.zooms and not zoomed:
             rng = random.Random(f'{self._seed}/{question.uid}/{len(state.shown)}')
-            box = box_around(last, panel.body_box, self._style.margin, self._style.jitter, rng)
+            style = self._style
+            box = box_around(
+                last, panel.body_box, style.margin, style.jitter, rng, style.shift)
             return _turn(seen, 'bbox', box_text(box))
         if zoomed:
             seen = read_panel(panel, until=question.extra.get('column', ''))

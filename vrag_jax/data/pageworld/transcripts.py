@@ -2,36 +2,37 @@
 
 import math
 import random
+from collections.abc import Sequence
 
 from vrag_jax.data.pageworld.config import COLUMNS
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
-from vrag_jax.data.records import Question
 from vrag_jax.perception.frames import Box, Frame
 
 
-def read_headings(page: PageSpec, position_first: bool = False) -> str:
-    """Returns all headings and their positions in reading order.
+def read_headings(page: PageSpec) -> str:
+    """Returns all positions and their headings in reading order: ' top left A top right K.'."""
+    return _listing(page.panels) + '.'
+
+
+def find_panel(page: PageSpec, panel: PanelSpec, goal: str) -> str:
+    """Returns the thought that finds a panel, e.g. ' K: top left A top right K.'.
+
+    It says what is looked for and writes the page down until that comes. Where to stop
+    is then seen by comparing each word with the first, and what was found stands last,
+    right before it is used: both are easier to learn than looking something up in a
+    complete list.
 
     Args:
       page: the page.
-      position_first: whether a position stands before its heading: ' top left A top
-        right K.' instead of ' A top left K top right.'.
+      panel: one of its panels.
+      goal: its heading or its position, whichever the question gives.
     """
-    pairs = ((panel.heading, panel.position) for panel in page.panels)
-    return ''.join(
-        f' {position} {heading}' if position_first else f' {heading} {position}'
-        for heading, position in pairs) + '.'
+    seen = page.panels[:page.panels.index(panel) + 1]
+    return f' {goal}:{_listing(seen)}.'
 
 
-def find_panel(page: PageSpec, panel: PanelSpec, question: Question) -> str:
-    """Returns the thought that finds a panel, e.g. ' A top left K top right. K top right.'.
-
-    The page is written down with that first by which the question names its panel.
-    What is looked for then follows where it stood before: looking it up is copying.
-    """
-    if 'position' in question.extra:
-        return f'{read_headings(page, position_first=True)} {panel.position} {panel.heading}.'
-    return f'{read_headings(page)} {panel.heading} {panel.position}.'
+def _listing(panels: Sequence[PanelSpec]) -> str:
+    return ''.join(f' {panel.position} {panel.heading}' for panel in panels)
 
 
 def read_panel(panel: PanelSpec, until: str = '') -> str:
@@ -56,7 +57,8 @@ def box_text(box: Box) -> str:
 
 
 def box_around(
-    frame: Frame, region: Box, margin: int = 0, jitter: int = 0, rng: random.Random | None = None
+    frame: Frame, region: Box, margin: int = 0, jitter: int = 0,
+    rng: random.Random | None = None, shift: int = 0,
 ) -> Box:
     """Returns a box of whole encoder pixels around a region of the page.
 
@@ -65,15 +67,19 @@ def box_around(
       region: x1, y1, x2, y2 in raw page pixels.
       margin: encoder pixels added on each side.
       jitter: each edge is moved by up to this many encoder pixels; where
-        `jitter <= margin` the box holds the whole region.
-      rng: source of the jitter.
+        `jitter + shift <= margin` the box holds the whole region.
+      rng: source of jitter and shift.
+      shift: the whole box is moved by up to this many encoder pixels each way.
 
     Raises:
-      ValueError: if there is jitter but no `rng`.
+      ValueError: if there is jitter or shift but no `rng`.
     """
-    if jitter and rng is None:
-        raise ValueError('jitter needs an rng')
+    if (jitter or shift) and rng is None:
+        raise ValueError('jitter and shift need an rng')
     x1, y1, x2, y2 = frame.from_page(region)
+    if shift and rng is not None:
+        right, down = (rng.randint(-shift, shift) for _ in range(2))
+        x1, y1, x2, y2 = x1 + right, y1 + down, x2 + right, y2 + down
     left, top, right, bottom = (
         edge + (rng.randint(-jitter, jitter) if rng else 0)
         for edge in (math.floor(x1) - margin, math.floor(y1) - margin,
