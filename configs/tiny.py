@@ -32,8 +32,8 @@ def get_config() -> ConfigDict:
         'seed': 23,
         'train_documents': 500, 'validation_documents': 20, 'test_documents': 60,
         'train_questions': 4000, 'validation_questions': 80, 'test_questions': 240,
-        'heading_height': 80, 'body_size': (42, 42), 'cell_pitch': 13, 'digit_height': 13,
-        'body_jitter': 0.05, 'panel_jitter': 4, 'grain': 60,
+        'heading_height': 80, 'body_size': (32, 32), 'cell_pitch': 9, 'digit_height': 10,
+        'body_jitter': 0.03, 'panel_jitter': 2, 'grain': 30,
     })
 
     config.environment = ConfigDict({
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (700, 2, 0, 16, 2, 20)),
+        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (800, 2, 0, 28, 2, 16)),
         'save_every': 200,
         'learner': {
             **learner, 'algorithm': 'muon', 'lr': 4e-3, 'warmup_steps': 30,
@@ -63,7 +63,7 @@ def get_config() -> ConfigDict:
     })
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
-        'careful': 0.6, 'loose': 0.2, 'hasty': 0.2,
+        'careful': 0.7, 'loose': 0.15, 'hasty': 0.15,
         'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 16, 'length': 384},
     })
     config.grpo = ConfigDict({

@@ -12,7 +12,8 @@ from vrag_jax.data.tokenizer import SPECIAL_TOKENS
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
-METHODS = {'vanilla_rag', 'no_crop', 'sft', 'grpo', 'sft_greedy', 'grpo_greedy'}
+METHODS = {
+    'vanilla_rag', 'no_crop', 'pretrained', 'sft', 'grpo', 'sft_greedy', 'grpo_greedy'}
 
 
 @pytest.fixture(scope='module')

@@ -10,6 +10,7 @@ from typing import Any
 METHOD_LABELS = {
     'vanilla_rag': 'Vanilla RAG',
     'no_crop': 'SFT + GRPO, no crop',
+    'pretrained': 'Pretraining only',
     'sft': 'SFT',
     'sft_greedy': 'SFT, greedy',
     'before': 'Before training',

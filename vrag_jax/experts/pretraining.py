@@ -35,7 +35,7 @@ from vrag_jax.rollout.driver import World, run_expert
 from vrag_jax.rollout.trajectory import Trajectory
 
 # Its boxes are off as those of a policy that is still learning to give them.
-_ERRANT = ExpertStyle(margin=2, shift=3)
+_ERRANT = ExpertStyle(margin=1, shift=2)
 
 
 class PretrainingExercises:
@@ -59,7 +59,7 @@ class PretrainingExercises:
         store: PageStore,
         layouts: Mapping[str, PageSpec],
         questions: Sequence[Question],
-        margin: float = 4.0,
+        margin: float = 2.0,
         max_length: int = 1024,
         errant: float = 0.5,
     ):

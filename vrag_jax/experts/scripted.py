@@ -45,7 +45,7 @@ class ExpertStyle:
 
 
 STYLES: Mapping[str, ExpertStyle] = {
-    'careful': ExpertStyle(margin=2),
+    'careful': ExpertStyle(margin=1),
     'loose': ExpertStyle(margin=5, jitter=2),
     'hasty': ExpertStyle(zooms=False),
 }

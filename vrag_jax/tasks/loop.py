@@ -18,10 +18,11 @@ OUTCOME_ONLY = RewardWeights(alpha=0.0, beta=1.0, gamma=0.0, pattern_gate=False)
 def run(space: Workspace) -> None:
     """Trains a policy with and without the crop action and compares them.
 
-    Rows of the table: vanilla RAG with the fine-tuned policy, the policy after
-    SFT, after GRPO, and the same training with no crop action (search and
-    outcome reward only, as Search-R1-VL). Both policies are also measured greedily:
-    what a policy does most often may be better than what it does on average.
+    Rows of the table: vanilla RAG with the fine-tuned policy, the policy before
+    SFT, after SFT, after GRPO, and the same training with no crop action (search
+    and outcome reward only, as Search-R1-VL). After SFT and GRPO the policy is also
+    measured greedily: what it does most often may be better than what it does on
+    average.
     """
     config = space.config
     started = time.monotonic()
@@ -44,6 +45,7 @@ def run(space: Workspace) -> None:
     measure('vanilla_rag', tuned, world, questions,
             vanilla_pages=config.evaluation.vanilla_pages)
     measure('no_crop', trained_without_crop, world_without_crop, questions)
+    measure('pretrained', base, world, questions)
     measure('sft', tuned, world, questions)
     measure('sft_greedy', tuned, world, questions, sampling=GREEDY)
     measure('grpo_greedy', trained, world, questions, sampling=GREEDY)

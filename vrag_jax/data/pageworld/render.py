@@ -124,7 +124,9 @@ def _center(box: tuple[int, int, int, int]) -> tuple[int, int]:
 
 def _columns(panel: PanelSpec, config: PageWorldConfig, rng: random.Random) -> list[int]:
     center_x, _ = _center(panel.body_box)
-    shift = rng.randint(-3, 3)
+    room = (config.body_size[0] - 2 * config.cell_pitch - config.digit_height) // 2 - 1
+    most = max(0, min(3, room))
+    shift = rng.randint(-most, most)
     return [center_x + shift + offset * config.cell_pitch for offset in (-1, 0, 1)]
 
 
