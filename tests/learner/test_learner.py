@@ -103,6 +103,21 @@ def test_micro_batches_add_up_to_the_mini_batch(make_learner, sequences, referen
     assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
 
 
+def test_no_size_of_micro_batch_compiles_after_the_warm_up(
+        make_learner, sequences, reference, policy):
+    learner = make_learner(rows=3, fewer_rows=(2, 1))
+    learner.warm_up(scored=policy[1])
+    metrics, weights, compiled = two_updates(learner, sequences)
+    # The optimiser's step is taken, and so compiled, in every update.
+    assert compiled == [1, 0]
+    assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
+    before = compilations()
+    for few in (sequences[:1], sequences[:2], sequences):
+        learner.update(few)
+        learner.logprobs(policy[1], few)
+    assert compilations() == before
+
+
 @pytest.mark.parametrize('shape', MESHES.values(), ids=MESHES)
 def test_eight_devices_compute_what_one_does(make_learner, sequences, reference, shape, capfd):
     learner = make_learner(shape)

@@ -23,7 +23,8 @@ from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.driver import World
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
-from vrag_jax.sampling.sampler import Sampler, SamplerConfig
+from vrag_jax.sampling.sampler import Sampler
+from vrag_jax.sampling.slots import SamplerConfig
 
 # Pages of 448 x 448 pixels are shown at 112 x 112: one pixel there is four here.
 RULES = EnvironmentConfig(min_pixels=112 * 56, max_pixels=112 * 112)

@@ -17,7 +17,8 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.perception.stopping import build_stop_table
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.sampling.sampler import Chunk, DecodeRequest, Sampler, SamplerConfig
+from vrag_jax.sampling.sampler import Chunk, DecodeRequest, Sampler
+from vrag_jax.sampling.slots import SamplerConfig
 
 IMAGE, END, VOCAB = 3, 2, 64
 CONFIG = preset('tiny', vocab_size=VOCAB, image_token_id=IMAGE)
@@ -258,6 +259,23 @@ def test_attending_to_less_of_the_cache_changes_nothing(
 def test_the_smallest_length_that_holds_all_is_attended_to():
     config = SamplerConfig(**SIZES, attend_lengths=(16, 32))
     assert [config.attend_length(n) for n in (1, 16, 17, 32, 33, 64)] == [16, 16, 32, 32, 64, 64]
+
+
+def test_prefill_shapes_by_hand():
+    config = SamplerConfig(**SIZES | {'prefill_lengths': (8, 24)}, attend_lengths=(8, 32))
+    # The longer prefill is taken from 9 tokens on, which no length of 8 holds.
+    assert config.prefill_shapes() == [(8, 8), (8, 32), (8, 64), (24, 32), (24, 64)]
+
+
+def test_nothing_compiles_after_the_warm_up(policy, chunks, features):
+    new = new_sampler(policy, attend_lengths=(16, 32))
+    new.warm_up(policy[1], features, DRAWN)
+    before = compilations()
+    got = sample(new, policy, chunks, features, DRAWN)
+    sample(new, policy, {row: chunks[row] for row in (1, 3)}, features, DRAWN)
+    assert compilations() == before
+    cold = new_sampler(policy, attend_lengths=(16, 32))
+    assert_same_turns(got, sample(cold, policy, chunks, features, DRAWN))
 
 
 def test_later_turns_compile_nothing(sampler, policy, chunks, features):

@@ -58,6 +58,14 @@ class BatchLayout:
         return min((size for size in sizes if size[0] >= rows and size[1] >= windows),
                    default=(self.rows, self.windows))
 
+    def sizes(self) -> Iterator['BatchLayout']:
+        """Yields a layout for each size that a micro-batch may have, with that size alone."""
+        fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
+        for rows, windows in ((self.rows, self.windows),
+                              *zip(self.fewer_rows, fewer, strict=True)):
+            yield dataclasses.replace(
+                self, rows=rows, windows=windows, fewer_rows=(), fewer_windows=())
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -174,6 +182,17 @@ def micro_batches(
         images = union
     if group:
         yield _build(group, images, sequences, layout, config, feature_rows)
+
+
+def empty_batch(layout: BatchLayout, config: ModelConfig, with_images: bool) -> Batch:
+    """Returns a micro-batch without a token, of the shape that `layout` gives.
+
+    Args:
+      layout: its shape.
+      config: sizes of the model.
+      with_images: whether the step encodes images itself.
+    """
+    return _build([], {}, (), layout, config, None if with_images else {}).batch
 
 
 def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch:

@@ -11,7 +11,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vrag_jax.data.sequences import ProcessedImage, TokenSequence
-from vrag_jax.learner.batch import Batch, BatchLayout, micro_batches
+from vrag_jax.learner.batch import Batch, BatchLayout, empty_batch, micro_batches
 from vrag_jax.learner.optimizer import OptimizerConfig, make_optimizer
 from vrag_jax.learner.steps import LossFn, StepConfig, make_steps
 from vrag_jax.learner.train_state import (
@@ -101,8 +101,8 @@ class Learner:
         create = lambda p: create_train_state(p, optimizer, config.frozen)  # noqa: E731
         self.state: TrainState = jax.jit(create, out_shardings=shardings)(params)
         zeros = functools.partial(jax.tree.map, jnp.zeros_like)
-        self._accumulated = jax.jit(zeros, out_shardings=shardings.trainable)(
-            self.state.trainable)
+        self._zeros = jax.jit(zeros, out_shardings=shardings.trainable)
+        self._accumulated = self._zeros(self.state.trainable)
 
     @property
     def step(self) -> int:
@@ -146,6 +146,27 @@ class Learner:
         parts, norm = jax.device_get((parts, norm))
         sums = {k: sum(float(part[k]) for part in parts) for k in parts[0]}
         return sums | {'grad_norm': float(norm), 'tokens': total}
+
+    def warm_up(
+        self, features: ImageFeatureCache | None = None, scored: Params | None = None
+    ) -> None:
+        """Compiles the gradients for micro-batches of every size, by running them on nothing.
+
+        Without it the first micro-batch of a rare size, however late it comes, would
+        wait for the compiler.
+
+        Args:
+          features: as in `update`.
+          scored: parameters whose log-probs will be asked for, if any.
+        """
+        buffer = None if features is None else features.buffer
+        for layout in self.config.layout.sizes():
+            batch = self._place(empty_batch(layout, self._model_config, features is None))
+            self._accumulated, _ = self._steps.gradients(
+                self.state, self._accumulated, batch, buffer, jnp.float32(1))
+            if scored is not None:
+                self._steps.logprobs(scored, batch, buffer)
+        self._accumulated = self._zeros(self.state.trainable)
 
     def logprobs(
         self,

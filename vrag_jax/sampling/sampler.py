@@ -19,57 +19,13 @@ from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl import KVCache, Qwen2_5_VL, init_cache
-from vrag_jax.parallel.sharding import SLOT_RULES, tree_shardings
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig, draw
+from vrag_jax.sampling.slots import SamplerConfig, SlotState, abstract_slots, init_slots
 
 RUNNING, ACTION, ENDED, LENGTH = range(4)
 STOP_REASONS = {ACTION: 'action', ENDED: 'end_of_turn', LENGTH: 'length'}
-
-
-@dataclasses.dataclass(frozen=True)
-class SamplerConfig:
-    """Sizes of the sampler.
-
-    Attributes:
-      slots: rows of the cache: episodes that are sampled at the same time.
-      max_length: tokens a slot holds, prompt, observations and samples.
-      max_new_tokens: most tokens sampled in one turn.
-      prefill_lengths: lengths to which chunks of new tokens are padded; one
-        compilation each. Longer chunks are fed in several pieces.
-      attend_lengths: cache lengths that attention reads, chosen by the longest
-        row; one compilation each. `max_length` is always one of them.
-      cache_dtype: dtype of the cache, e.g. 'bfloat16'.
-    """
-
-    slots: int = 128
-    max_length: int = 1024
-    max_new_tokens: int = 256
-    prefill_lengths: tuple[int, ...] = (64, 256, 1024)
-    attend_lengths: tuple[int, ...] = ()
-    cache_dtype: str = 'float32'
-
-    def __post_init__(self):
-        for name in ('slots', 'max_length', 'max_new_tokens'):
-            if getattr(self, name) < 1:
-                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-        if not self.prefill_lengths or list(self.prefill_lengths) != sorted(self.prefill_lengths):
-            raise ValueError(f'prefill_lengths must be increasing, got {self.prefill_lengths}')
-        if any(not 0 < n <= self.max_length for n in self.attend_lengths):
-            raise ValueError(
-                f'attend_lengths {self.attend_lengths} must lie within '
-                f'max_length = {self.max_length}'
-            )
-        if self.max_new_tokens > self.max_length:
-            raise ValueError(
-                f'max_new_tokens = {self.max_new_tokens} exceeds max_length = {self.max_length}'
-            )
-
-    def attend_length(self, needed: int) -> int:
-        """Returns the smallest allowed length that holds `needed` tokens."""
-        fitting = [n for n in self.attend_lengths if n >= needed]
-        return min(fitting, default=self.max_length)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,16 +65,6 @@ class Sampled:
     tokens: np.ndarray
     logprobs: np.ndarray
     stop: str
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class SlotState:
-    """Device state: the cache, `lengths` `[B]` int32, next-token `logits` `[B, V]`."""
-
-    cache: KVCache
-    lengths: jax.Array
-    logits: jax.Array
 
 
 class Sampler:
@@ -166,6 +112,25 @@ class Sampler:
         self._state = dataclasses.replace(self._state, lengths=zeros)
         self._lengths[:] = 0
 
+    def warm_up(self, params: Params, features: jax.Array, sampling: SamplingConfig) -> None:
+        """Compiles prefill and decode for all lengths, by running them on empty slots.
+
+        Without it the first episode of a rare length, however late it comes, would
+        wait for the compiler.
+
+        Args:
+          params: the policy's parameters.
+          features: `[F, D]` buffer of image features.
+          sampling: how tokens will be drawn.
+        """
+        self.reset()
+        slots = self.config.slots
+        for width, attend in self.config.prefill_shapes():
+            self._run_prefill(params, _no_chunks(slots, width), features, attend)
+        for attend in sorted({*self.config.attend_lengths, self.config.max_length}):
+            zeros = np.zeros(slots, np.int32)
+            self._run_decode(params, zeros, zeros, zeros.astype(np.uint32), sampling, attend)
+
     def prefill(self, params: Params, chunks: Mapping[int, Chunk], features: jax.Array) -> None:
         """Appends new tokens to slots and computes their next-token logits.
 
@@ -184,11 +149,8 @@ class Sampler:
     def _prefill_piece(self, params, chunks, features):
         longest = max(len(c.tokens) for c in chunks.values())
         width = next(n for n in self.config.prefill_lengths if n >= longest)
-        slots = self.config.slots
-        tokens = np.zeros((slots, width), np.int32)
-        positions = np.zeros((3, slots, width), np.int32)
-        index = np.full((slots, width), -1, np.int32)
-        counts = np.zeros(slots, np.int32)
+        arrays = _no_chunks(self.config.slots, width)
+        tokens, positions, counts, index = arrays
         for row, chunk in chunks.items():
             n = len(chunk.tokens)
             tokens[row, :n] = chunk.tokens
@@ -197,6 +159,10 @@ class Sampler:
             counts[row] = n
         self._lengths += counts
         attend = self.config.attend_length(int(self._lengths[list(chunks)].max()))
+        self._run_prefill(params, arrays, features, attend)
+
+    def _run_prefill(self, params, arrays, features, attend: int) -> None:
+        tokens, positions, counts, index = arrays
         self._state = self._prefill(
             params, self._state, tokens, positions, counts, features, index, attend
         )
@@ -222,20 +188,8 @@ class Sampler:
             next_positions[row] = request.next_position
             seeds[row] = request.seed & 0xFFFFFFFF
         attend = self.config.attend_length(int((self._lengths + budgets)[budgets > 0].max()))
-        self._state, tokens, logprobs, counts, stops = self._decode(
-            params,
-            self._state,
-            budgets,
-            next_positions,
-            seeds,
-            self._key,
-            self._transitions,
-            self._accepting,
-            self._end_ids,
-            sampling,
-            attend,
-        )
-        tokens, logprobs, counts, stops = jax.device_get((tokens, logprobs, counts, stops))
+        tokens, logprobs, counts, stops = jax.device_get(self._run_decode(
+            params, budgets, next_positions, seeds, sampling, attend))
         self._lengths += counts
         self.tokens_decoded += int(counts.sum())
         return {
@@ -248,29 +202,33 @@ class Sampler:
         }
 
 
-def init_slots(model_config: ModelConfig, config: SamplerConfig) -> SlotState:
-    """Returns empty slots."""
-    return SlotState(
-        cache=init_cache(
-            model_config, config.slots, config.max_length, jnp.dtype(config.cache_dtype)
-        ),
-        lengths=jnp.zeros(config.slots, jnp.int32),
-        logits=jnp.zeros((config.slots, model_config.text.vocab_size), jnp.float32),
-    )
-
-
-def abstract_slots(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> SlotState:
-    """Returns shapes and shardings of the slots: spread over data axes and key heads."""
-    shapes = jax.eval_shape(functools.partial(init_slots, model_config, config))
-    return jax.tree.map(
-        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes, tree_shardings(shapes, mesh, SLOT_RULES))
+    def _run_decode(self, params, budgets, next_positions, seeds, sampling, attend: int):
+        self._state, *sampled = self._decode(
+            params,
+            self._state,
+            budgets,
+            next_positions,
+            seeds,
+            self._key,
+            self._transitions,
+            self._accepting,
+            self._end_ids,
+            sampling,
+            attend,
+        )
+        return sampled
 
 
 def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
     return Chunk(
         chunk.tokens[start:stop], chunk.position_ids[:, start:stop], chunk.image_index[start:stop]
     )
+
+
+def _no_chunks(slots: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns tokens `[slots, width]`, positions, counts and image rows of an empty prefill."""
+    return (np.zeros((slots, width), np.int32), np.zeros((3, slots, width), np.int32),
+            np.zeros(slots, np.int32), np.full((slots, width), -1, np.int32))
 
 
 def _make_functions(

@@ -27,7 +27,7 @@ from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import BATCH_AXES, batch_sharding, tree_shardings
-from vrag_jax.sampling.sampler import SlotState, abstract_slots
+from vrag_jax.sampling.slots import SlotState, abstract_slots
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace, abstract_policy, policy_config
 

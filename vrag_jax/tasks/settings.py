@@ -13,7 +13,7 @@ from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.sampling.sampler import SamplerConfig
+from vrag_jax.sampling.slots import SamplerConfig
 
 TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan')
 DTYPES = ('float32', 'bfloat16', 'float16')

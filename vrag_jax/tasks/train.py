@@ -47,6 +47,7 @@ def pretrain(space: Workspace, params: Params) -> Params:
         return exercises.sample(rng, *config.exercises(step))
 
     learner = _learner(space, params, config.learner, steps.supervised, config.steps)
+    learner.warm_up()
     run_phase(
         'pretrain', learner, _directory(space, 'pretrain'), space.config.seed, config.steps,
         prepare, lambda _, sequences: learner.update(sequences), space.metrics,
@@ -132,6 +133,7 @@ def finetune(space: Workspace, params: Params, name: str,
     learner = _learner(space, params, config.learner, steps.supervised, total)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
+    learner.warm_up(features)
 
     def prepare(step: int) -> list[TokenSequence]:
         return [sequences[i] for i in _epoch_slice(
@@ -165,6 +167,8 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
                        total * config.mini_batches, config.sampling.temperature)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
+    learner.warm_up(features, params if config.loss.kl_coef else None)
+    space.sampler.warm_up(learner.state.params, space.features.buffer, config.sampling)
 
     def prepare(step: int) -> list[Question]:
         return [questions[i] for i in _epoch_slice(
