@@ -74,10 +74,10 @@ def test_the_policy_cannot_write_placeholders(finished_run):
         set(ids(list(SPECIAL_TOKENS))) - set(space.end_ids) | padding)
 
 
-def test_nothing_is_compiled_after_the_first_iterations(finished_run):
+def test_nothing_is_compiled_after_the_second_step_of_a_phase(finished_run):
     lines = (finished_run / 'metrics.jsonl').read_text().splitlines()
     rows = [json.loads(line) for line in lines]
     for phase in STEPS:
         counts = [r['values']['compilations'] for r in rows if r['phase'] == phase]
-        # The first save, and the step after that, may compile once.
-        assert counts[-2] == counts[-1], (phase, counts)
+        assert len(counts) > 4
+        assert counts[1] == counts[-1], (phase, counts)

@@ -66,6 +66,7 @@ def run_phase(
         learner.state = restored.state
         on_save()
     first = learner.step // updates_per_step
+    device_key(seed, first)  # Compiles it before the first step, not at the first save.
     metrics.begin(name, first, total)
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(prepare, first) if first < total else None
@@ -85,13 +86,17 @@ def run_phase(
     checkpointer.close()
 
 
+def device_key(seed: int, position: int) -> np.ndarray:
+    """Returns the data, `[2]` uint32, of the device's random key at a position."""
+    return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), position)))
+
+
 def save(checkpointer: Checkpointer, learner: Learner, seed: int, name: str, position: int) -> None:
     """Saves the learner with the random state and the position in the data."""
-    key = jax.random.key_data(jax.random.fold_in(jax.random.key(seed), position))
     generator = host_rng(seed, name, position).bit_generator.state
     checkpointer.save(
         learner.state,
-        np.asarray(key),
+        device_key(seed, position),
         {
             'seed': seed,
             'phase': name,
