@@ -35,6 +35,7 @@ def run_phase(
     metrics: MetricsWriter,
     save_every: int,
     updates_per_step: int = 1,
+    warm_up: Callable[[], None] = lambda: None,
     on_save: Callable[[], None] = lambda: None,
     prefetch: bool = True,
 ) -> None:
@@ -51,6 +52,7 @@ def run_phase(
       metrics: where they are written.
       save_every: steps between checkpoints; the last step is always saved.
       updates_per_step: optimiser steps that `step` takes.
+      warm_up: called once before the first step, if any is left: compiles.
       on_save: called right after a checkpoint, in a run that goes on, and after
         a restore: whatever it resets is then the same in both.
       prefetch: whether `prepare` of the next step runs beside this one.
@@ -66,7 +68,9 @@ def run_phase(
         learner.state = restored.state
         on_save()
     first = learner.step // updates_per_step
-    device_key(seed, first)  # Compiles it before the first step, not at the first save.
+    if first < total:
+        device_key(seed, first)  # Compiled now, not at the first save.
+        warm_up()
     metrics.begin(name, first, total)
     with ThreadPoolExecutor(1) as pool:
         ahead = pool.submit(prepare, first) if first < total else None

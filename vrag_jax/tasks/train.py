@@ -47,11 +47,10 @@ def pretrain(space: Workspace, params: Params) -> Params:
         return exercises.sample(rng, *config.exercises(step))
 
     learner = _learner(space, params, config.learner, steps.supervised, config.steps)
-    learner.warm_up()
     run_phase(
         'pretrain', learner, _directory(space, 'pretrain'), space.config.seed, config.steps,
         prepare, lambda _, sequences: learner.update(sequences), space.metrics,
-        config.save_every)
+        config.save_every, warm_up=learner.warm_up)
     return learner.state.params
 
 
@@ -133,7 +132,6 @@ def finetune(space: Workspace, params: Params, name: str,
     learner = _learner(space, params, config.learner, steps.supervised, total)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
-    learner.warm_up(features)
 
     def prepare(step: int) -> list[TokenSequence]:
         return [sequences[i] for i in _epoch_slice(
@@ -142,7 +140,7 @@ def finetune(space: Workspace, params: Params, name: str,
     run_phase(
         name, learner, _directory(space, name), space.config.seed, total, prepare,
         lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
-        on_save=space.features.clear)
+        warm_up=lambda: learner.warm_up(features), on_save=space.features.clear)
     return learner.state.params
 
 
@@ -167,8 +165,10 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
                        total * config.mini_batches, config.sampling.temperature)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
-    learner.warm_up(features, params if config.loss.kl_coef else None)
-    space.sampler.warm_up(learner.state.params, space.features.buffer, config.sampling)
+
+    def warm_up() -> None:
+        learner.warm_up(features, params if config.loss.kl_coef else None)
+        space.sampler.warm_up(learner.state.params, space.features.buffer, config.sampling)
 
     def prepare(step: int) -> list[Question]:
         return [questions[i] for i in _epoch_slice(
@@ -199,7 +199,7 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
     run_phase(
         name, learner, _directory(space, name), space.config.seed, total, prepare,
         iterate, space.metrics, config.save_every, updates_per_step=config.mini_batches,
-        on_save=space.features.clear)
+        warm_up=warm_up, on_save=space.features.clear)
     return learner.state.params
 
 
