@@ -54,7 +54,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
         'padding': 0, 'allow_crop': True, 'allow_image_index': False,
     })
     # 512 tokens take at most 64 attention windows: as a strip of 2 x 256 tokens.
-    config.feature_windows = 256
+    config.feature_windows = (64, 256)
     config.feature_span = 64
     config.judge = ConfigDict({
         'base_url': '', 'model': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
@@ -96,10 +96,12 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
     # Every trajectory of an iteration, each with an image in all turns but the last.
     config.feature_rows = trajectories * (config.environment.max_turns - 1) * 512
     config.sampler = ConfigDict({
-        # 8192 tokens of prompt and observations, 2048 of a reply.
-        'slots': trajectories, 'max_length': 8192 + 2048, 'max_new_tokens': 2048,
-        'prefill_lengths': (64, 256, 640), 'attend_lengths': (2048, 4096, 6144),
-        'cache_dtype': 'bfloat16',
+        # 8192 tokens of prompt and observations, 2048 of a reply. Half of the trajectories
+        # decode at a time; the cache holds 160 of them with a third of the greatest length.
+        'slots': 80, 'fewer_slots': (16,), 'max_length': 8192 + 2048, 'max_new_tokens': 2048,
+        'decode_tokens': 128, 'refill': 0.25, 'prefill_shapes': ((8, 640), (32, 64)),
+        'attend_lengths': (2048, 4096, 6144), 'page_size': 64,
+        'cache_tokens': trajectories * 3456, 'cache_dtype': 'bfloat16',
     })
     config.grpo = ConfigDict({
         # Mini-batches of 32 trajectories: 4 a device.

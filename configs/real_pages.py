@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
     # A question of 30 Chinese characters takes 90 tokens of the tiny tokenizer.
     config.sampler.update({
         'slots': 40, 'max_length': 640, 'max_new_tokens': 128,
-        'attend_lengths': (256, 384, 512)})
+        'attend_lengths': (256, 384, 512), 'cache_tokens': 0})
     config.grpo.update({'steps': 2, 'prompts': 8, 'mini_batches': 1, 'save_every': 1})
     config.learner.update({'rows': 16, 'fewer_rows': (), 'length': 640})
     config.evaluation.update({'questions': 40})

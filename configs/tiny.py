@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.instruction = '{question}'
     config.feature_rows = 65536
-    config.feature_windows = 32
+    config.feature_windows = (8, 32)
     config.feature_span = 4
 
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
@@ -44,8 +44,9 @@ def get_config() -> ConfigDict:
         'invalid': 'invalid', 'nothing_new': 'nothing new', 'answer_now': 'answer now',
     })
     config.sampler = ConfigDict({
-        'slots': 160, 'max_length': 384, 'max_new_tokens': 48,
-        'prefill_lengths': (32, 64, 128), 'attend_lengths': (128, 192, 256),
+        'slots': 64, 'fewer_slots': (16,), 'max_length': 384, 'max_new_tokens': 48,
+        'decode_tokens': 32, 'refill': 0.25, 'prefill_shapes': ((64, 32), (16, 32)),
+        'attend_lengths': (128, 192, 256), 'page_size': 16, 'cache_tokens': 160 * 256,
     })
 
     learner = {

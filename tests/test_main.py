@@ -43,7 +43,7 @@ ACCEPTED = {
     'as it is': [TINY],
     'a number': [TINY, '--config.learner.lr=2e-6'],
     'a whole number for a real one': [TINY, '--config.learner.lr=1'],
-    'a tuple': [TINY, '--config.sampler.prefill_lengths=(16,32)'],
+    'a tuple': [TINY, '--config.sampler.attend_lengths=(16,32)'],
     'a text': [TINY, '--config.task=build_index'],
     'a plan without a checkpoint': [GRPO, '--config.task=plan', *SMALL_MESH],
 }
@@ -130,7 +130,7 @@ def test_overrides_reach_the_task(accepted):
     assert accepted('as it is')['learner']['lr'] != 2e-6
     assert accepted('a number')['learner']['lr'] == 2e-6
     assert accepted('a whole number for a real one')['learner']['lr'] == 1.0
-    assert accepted('a tuple')['sampler']['prefill_lengths'] == [16, 32]
+    assert accepted('a tuple')['sampler']['attend_lengths'] == [16, 32]
     assert accepted('a text')['task'] == 'build_index'
     assert accepted('a plan without a checkpoint')['policy']['checkpoint'] == ''
 

@@ -88,13 +88,13 @@ def test_an_image_that_several_sequences_show_is_packed_once(make_sequence, mode
 
 
 def test_rows_of_a_feature_cache_are_used_as_given(sequences, images, model_config):
-    first_rows = {image.key: 100 * i for i, image in enumerate(images)}
-    for micro in micro_batches(sequences, LAYOUT, model_config, first_rows):
+    rows_of = {image.key: 100 * i + np.arange(image.tokens)[::-1]
+               for i, image in enumerate(images)}
+    for micro in micro_batches(sequences, LAYOUT, model_config, rows_of):
         assert micro.batch.images is None
         for place in micro.placements:
             sequence = sequences[place.sequence]
-            want = [first_rows[image.key] + i for image in sequence.images
-                    for i in range(image.tokens)]
+            want = [row for image in sequence.images for row in rows_of[image.key].tolist()]
             rows = micro.batch.image_index[place.row, place.start : place.start + place.length]
             assert rows[rows >= 0].tolist() == want
 
@@ -122,7 +122,7 @@ def test_images_past_the_windows_begin_a_new_micro_batch(make_sequence, model_co
         grids = {i.key: i.grid_thw for p in micro.placements for i in distinct[p.sequence].images}
         assert count_windows(grids.values(), model_config.vision) <= layout.windows
     # With a cache there is no such limit.
-    rows = {f'own{seed}': 24 * seed for seed in range(5)}
+    rows = {f'own{seed}': 24 * seed + np.arange(24) for seed in range(5)}
     assert len(list(micro_batches(distinct, layout, model_config, rows))) == 1
 
 

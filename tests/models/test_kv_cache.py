@@ -1,5 +1,7 @@
 """Cached extension and packed segments against whole sequences run one by one."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +10,11 @@ from flax import nnx
 
 from vrag_jax.models import decoder
 from vrag_jax.models.config import preset
+from vrag_jax.models.decoder import init_cache, join_layers, split_layers
 from vrag_jax.models.mrope import rope_index
 from vrag_jax.models.packing import pack_images
 from vrag_jax.models.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL, init_cache
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 IMAGE = 3
 CONFIG = preset('tiny', vocab_size=50, image_token_id=IMAGE)
@@ -43,11 +46,16 @@ def whole(params, tokens, positions, segments, features, index):
         tokens, positions, segment_ids=segments, image_features=features, image_index=index))
 
 
-@jax.jit
-def append(params, tokens, positions, cache, lengths, counts, features, index):
+@functools.partial(jax.jit, static_argnames='by_layer')
+def append(params, tokens, positions, recent, place, recent_seen, past, past_seen, features,
+           index, by_layer):
+    """One call of `extend`: logits, and the cache of all layers."""
     model = merge(GRAPHDEF, params)
-    hidden, cache = model.extend(tokens, positions, cache, lengths, counts, features, index)
-    return model.logits(hidden), cache
+    if by_layer:
+        recent, past = split_layers(recent), None if past is None else split_layers(past)
+    hidden, recent = model.extend(
+        tokens, positions, recent, place, recent_seen, past, past_seen, features, index)
+    return model.logits(hidden), join_layers(recent)
 
 
 @pytest.fixture(scope='module')
@@ -100,56 +108,43 @@ def expected(params, rows, features):
     return logits
 
 
-@pytest.mark.parametrize('turns', [
+@pytest.mark.parametrize(('turns', 'kept_turns'), [
     # New tokens of each row, turn by turn: prefill, ragged turns, single tokens.
-    ((7, 16, 21),),
-    ((3, 9, 4), (0, 4, 8), (4, 3, 0), (0, 0, 9)),
-    ((6, 15, 12), (1, 0, 1), (0, 1, 1), (0, 0, 7)),
+    (((7, 16, 21),), 0),
+    (((3, 9, 4), (0, 4, 8), (4, 3, 0), (0, 0, 9)), 1),
+    (((6, 15, 12), (1, 0, 1), (0, 1, 1), (0, 0, 7)), 1),
+    (((6, 15, 12), (1, 1, 9)), 0),
 ])
+@pytest.mark.parametrize('by_layer', [False, True], ids=['scanned', 'unrolled'])
 def test_ragged_turns_through_the_cache_equal_the_whole_sequence(
-        params, rows, features, expected, turns):
-    cache = init_cache(CONFIG, len(rows), SLOTS)
-    lengths = np.zeros(len(rows), np.int32)
+        params, rows, features, expected, turns, kept_turns, by_layer):
+    """What a chunk sees: kept turns in `past` and, of this loop, those in `recent`."""
     got = [[] for _ in rows]
     assert [len(tokens) for tokens, _, _ in rows] == list(np.sum(turns, axis=0))
-    for counts in np.asarray(turns, np.int32):
+    lengths = np.zeros(len(rows), np.int32)
+    recent, width = init_cache(CONFIG, len(rows), 96), 24
+    past, past_seen = None, None
+    seen = np.zeros((len(rows), 96), bool)
+    for turn, counts in enumerate(np.asarray(turns, np.int32)):
         pieces = [tuple(x[..., n : n + c] for x in row)
                   for row, n, c in zip(rows, lengths, counts, strict=True)]
-        tokens, positions, index = stack(pieces, 1 if counts.max() == 1 else 24)
-        logits, cache = append(
-            params, tokens, positions, cache, lengths, counts, features, index)
+        tokens, positions, index = stack(pieces, width)
+        # Chunks lie one after the other; padding in between is never seen.
+        place = (turn - kept_turns) * width if turn >= kept_turns else 0
+        own = np.tril(np.ones((width, width), bool))
+        recent_seen = np.repeat(seen[:, None], width, axis=1)
+        recent_seen[:, :, place : place + width] = own
+        logits, recent = append(params, tokens, positions, recent, place, recent_seen, past,
+                                past_seen, features, index, by_layer)
         for row, count in enumerate(counts):
             got[row].append(np.asarray(logits[row, :count]))
+            seen[row, place : place + count] = True
         lengths += counts
+        if turn + 1 == kept_turns:
+            past, past_seen = recent, seen[:, None].copy()
+            recent, seen = init_cache(CONFIG, len(rows), 96), np.zeros_like(seen)
     for row, want in enumerate(expected):
         np.testing.assert_allclose(np.concatenate(got[row]), want, atol=1e-4)
-
-
-def test_attending_to_a_prefix_of_the_cache_changes_nothing(params, rows):
-    tokens, positions, _ = stack(rows, 24)
-    lengths, counts = np.zeros(3, np.int32), np.full(3, 24, np.int32)
-
-    @jax.jit
-    def both(params):
-        model = merge(GRAPHDEF, params)
-        cache = init_cache(CONFIG, 3, SLOTS)
-        return [model.extend(tokens, positions, cache, lengths, counts, attend_length=n)[0]
-                for n in (None, 24)]
-
-    full, prefix = both(params)
-    np.testing.assert_allclose(full, prefix, atol=1e-5)
-
-
-def test_what_does_not_fit_into_the_cache_is_dropped(params):
-    cache = init_cache(CONFIG, 2, 8)
-    tokens = np.full((2, 4), 5, np.int32)
-    positions = np.zeros((3, 2, 4), np.int32)
-    lengths, counts = np.array([6, 2], np.int32), np.array([4, 3], np.int32)
-    index = np.full((2, 4), -1, np.int32)
-    _, cache = append(params, tokens, positions, cache, lengths, counts, jnp.zeros((1, 128)), index)
-    written = np.asarray(jnp.any(cache.k != 0, axis=(0, 2, 4)))
-    np.testing.assert_array_equal(written[0], [0, 0, 0, 0, 0, 0, 1, 1])
-    np.testing.assert_array_equal(written[1], [0, 0, 1, 1, 1, 0, 0, 0])
 
 
 def test_sequences_packed_into_one_row_equal_separate_rows(params, rows, features, expected):
@@ -210,3 +205,21 @@ def test_blocks_of_queries_change_no_gradient(
     """Whether or not the block divides the 24 tokens."""
     monkeypatch.setattr(decoder, 'QUERY_BLOCK', block)
     assert_close(gradients(params, rows, features), plain_gradients)
+
+
+def test_one_query_at_a_time_is_all_at_once():
+    """The form that a CPU takes for one query a row, against the general one."""
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    parts = [(draw(3, 2, 16, n), draw(3, 2, n, 16), jnp.asarray(rng.random((3, 1, n)) < 0.7))
+             for n in (5, 9)]
+    q = draw(3, 1, 4, 16)
+    alone = decoder.cached_attention(q, parts)
+    together = decoder.cached_attention(jnp.concatenate([q, q], axis=1), parts)
+    np.testing.assert_allclose(alone[:, 0], together[:, 1], atol=1e-5)
+    # By hand, for the first row and head.
+    keys = np.concatenate([np.asarray(k[0, 0]) for k, _, _ in parts], axis=1)
+    values = np.concatenate([np.asarray(v[0, 0]) for _, v, _ in parts])
+    seen = np.concatenate([np.asarray(s[0, 0]) for _, _, s in parts])
+    weights = np.where(seen, np.exp(np.asarray(q[0, 0, 0]) @ keys / 4), 0)
+    np.testing.assert_allclose(alone[0, 0, 0], weights @ values / weights.sum(), atol=1e-5)

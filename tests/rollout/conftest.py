@@ -20,8 +20,8 @@ from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.perception.stopping import build_stop_table
 from vrag_jax.retrieval.engine import Hit
 from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.rollout.driver import World
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig
+from vrag_jax.rollout.world import World
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.sampling.slots import SamplerConfig
@@ -128,7 +128,8 @@ def policy(model_config):
 @pytest.fixture(scope='session')
 def sampler(policy, world, tokenizer, model_config):
     table = build_stop_table(token_bytes(tokenizer, model_config.text.vocab_size))
-    sizes = SamplerConfig(slots=4, max_length=320, max_new_tokens=12, prefill_lengths=(96,))
+    sizes = SamplerConfig(slots=4, max_length=320, max_new_tokens=12, decode_tokens=8,
+                          prefill_shapes=((4, 32), (2, 96)), cache_tokens=1024)
     return Sampler(policy[0], model_config, sizes, table, [world.chat.end_of_turn_id])
 
 

@@ -18,7 +18,8 @@ from vrag_jax.learner.steps import supervised
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.sampling.sampler import Chunk
+from vrag_jax.sampling.pages import CachedSequence
+from vrag_jax.sampling.sampler import Chunk, DecodeRequest
 
 TOLERANCE = 1e-4
 OPENING = ('<think>x</think><search>{question}</search>',
@@ -77,40 +78,42 @@ def cuts(trajectory):
     return sorted({at for a, b in edges.reshape(-1, 2) for at in (a + 1, a + 2, b)})
 
 
-def sampler_logprobs(sampler, params, features, trajectories):
-    """Log-probs of the tokens at `cuts`, from prefills that stop before each of them."""
+def drawn_at_cuts(sampler, params, features, trajectories):
+    """A token drawn at each of `cuts` and its log-prob, after prefills that stop there."""
     rows = features.rows_of(params, [image for t in trajectories for image in t.processed])
-    index = [global_rows(t.image_index, t.processed, rows) for t in trajectories]
     sampler.reset()
-    out, sent = [{} for _ in trajectories], [0] * len(trajectories)
-    for stops in _columns([cuts(t) for t in trajectories]):
-        chunks = {}
-        for slot, stop in stops.items():
-            t, here = trajectories[slot], slice(sent[slot], stop)
-            chunks[slot] = Chunk(t.tokens[here], t.position_ids[:, here], index[slot][here])
-            sent[slot] = stop
-        sampler.prefill(params, chunks, features.buffer)
-        log_p = np.asarray(jax.nn.log_softmax(sampler._state.logits))
-        for slot, stop in stops.items():
-            out[slot][stop] = log_p[slot, trajectories[slot].tokens[stop]]
+    out = []
+    for seed, t in enumerate(trajectories):
+        index = global_rows(t.image_index, t.processed, rows)
+        whole = Chunk(t.tokens, t.position_ids, index)
+        sequence = CachedSequence(0)
+        assert sampler.table.reserve(sequence, len(whole) + 1)
+        for stop in cuts(t):
+            # The token at `stop` is the next one; the one before it is not cached yet.
+            sampler.prefill(params, [(sequence, whole[sequence.length : stop - 1])],
+                            features.buffer)
+            kept = sequence.length
+            drawn, = sampler.decode(params, [DecodeRequest(
+                sequence, int(t.tokens[stop - 1]), int(t.position_ids[0, stop - 1]), seed, 1,
+                sampler.initial)], SamplingConfig())
+            sequence.length = kept  # What was drawn is forgotten again.
+            out.append((t, stop, int(drawn.tokens[0]), float(drawn.logprobs[0])))
+        sampler.table.release(sequence)
     return out
 
 
-def _columns(lists):
-    """The first items of lists of different lengths by list, then the second ones, ..."""
-    for i in range(max(map(len, lists))):
-        yield {row: items[i] for row, items in enumerate(lists) if i < len(items)}
-
-
-def test_of_expert_trajectories(
-        expert_trajectories, sampler, learner, features, policy, model_config):
+def test_of_expert_trajectories(expert_trajectories, sampler, learner, features, policy):
     params = policy[1]
-    by_sampler = sampler_logprobs(sampler, params, features, expert_trajectories)
-    by_learner = learner.logprobs(params, [t.sequence() for t in expert_trajectories], features)
-    for got, want in zip(by_learner, by_sampler, strict=True):
-        assert len(want) >= 6
-        for at, value in want.items():
-            assert got[at] == pytest.approx(value, abs=TOLERANCE)
+    drawn = drawn_at_cuts(sampler, params, features, expert_trajectories)
+    assert len(drawn) >= 6 * len(expert_trajectories)
+    changed = []
+    for t, stop, token, _ in drawn:
+        tokens, mask = t.tokens.copy(), np.zeros(len(t.tokens), np.float32)
+        tokens[stop], mask[stop] = token, 1
+        changed.append(dataclasses.replace(t.sequence(), tokens=tokens, loss_mask=mask))
+    by_learner = learner.logprobs(params, changed, features)
+    for got, (_, stop, _, logprob) in zip(by_learner, drawn, strict=True):
+        assert got[stop] == pytest.approx(logprob, abs=TOLERANCE)
 
 
 def test_they_depend_on_the_images_and_on_positions(

@@ -53,13 +53,11 @@ def alone(policy, images):
         for image in images}
 
 
-def assert_holds(cache, first_rows, images, alone):
+def assert_holds(cache, rows, images, alone):
     for image in images:
-        first = first_rows[image.key]
-        np.testing.assert_allclose(
-            cache.buffer[first : first + image.tokens], alone[image.key], atol=1e-5)
-    used = [set(range(first_rows[i.key], first_rows[i.key] + i.tokens)) for i in images]
-    assert len(set().union(*used)) == sum(map(len, used))
+        np.testing.assert_allclose(cache.buffer[rows[image.key]], alone[image.key], atol=1e-5)
+    used = np.concatenate([rows[image.key] for image in images])
+    assert len(set(used.tolist())) == sum(image.tokens for image in images)
 
 
 def test_features_are_those_of_each_image_alone(new_cache, policy, images, alone):
@@ -77,12 +75,49 @@ def test_an_image_is_encoded_once(new_cache, policy, images, alone):
     assert cache.images_encoded == 3 and cache.images_requested == 4
 
 
-def test_a_full_buffer_is_emptied_for_what_is_needed_now(new_cache, policy, images, alone):
+def test_the_longest_unused_make_room(new_cache, policy, images, alone):
     cache = new_cache(rows=30)
-    cache.rows_of(policy[1], [images[0], images[2]])  # 20 rows
-    assert_holds(cache, cache.rows_of(policy[1], [images[0], images[3]]),
-                 [images[0], images[3]], alone)  # 4 + 24: image0 is encoded again
+    small, long, square, large = images  # 4, 3, 16 and 24 features
+    cache.rows_of(policy[1], [small, long, square])  # 23 rows
+    cache.rows_of(policy[1], [small])
+    # Of 24 rows 7 are free: the long one goes, then the square one, not the small one.
+    assert_holds(cache, cache.rows_of(policy[1], [large]), [large], alone)
     assert cache.images_encoded == 4
+    assert_holds(cache, cache.rows_of(policy[1], [small]), [small], alone)
+    assert cache.images_encoded == 4
+    cache.rows_of(policy[1], [long])  # One row is free: the large one goes.
+    assert cache.images_encoded == 5
+    assert_holds(cache, cache.rows_of(policy[1], [small, long, square]),
+                 [small, long, square], alone)
+    assert cache.images_encoded == 6
+
+
+def test_what_is_asked_for_is_never_evicted(new_cache, policy, images, alone):
+    rng, cache = np.random.default_rng(0), new_cache(rows=40)
+    for _ in range(30):
+        asked = [images[i] for i in rng.permutation(4)[: rng.integers(1, 4)]]
+        if sum(image.tokens for image in asked) <= 40:
+            assert_holds(cache, cache.rows_of(policy[1], asked), asked, alone)
+
+
+def test_few_images_take_a_small_program(encoder, policy, images, alone):
+    cache = ImageFeatureCache(encoder, CONFIG, 64, windows=(2, 4), span=2)
+    seen = []
+    cache._encode = lambda params, batch, *rest: (
+        seen.append(batch.pixels.shape[0]), encoder(params, batch, *rest))[1]
+    assert_holds(cache, cache.rows_of(policy[1], images[:1]), images[:1], alone)
+    assert_holds(cache, cache.rows_of(policy[1], images[1:]), images[1:], alone)
+    # One window; then one, one and two, which is as many as the largest takes.
+    assert seen == [2, 4]
+
+
+def test_nothing_compiles_after_the_warm_up(policy, images):
+    cache = ImageFeatureCache(make_encoder(policy[0]), CONFIG, 64, windows=(2, 4), span=2)
+    cache.warm_up(policy[1])
+    before = compilations()
+    cache.rows_of(policy[1], images)
+    cache.rows_of(policy[1], images[:1])
+    assert compilations() == before and cache.images_encoded == 4
 
 
 def test_a_cleared_cache_encodes_again(new_cache, policy, images, alone):

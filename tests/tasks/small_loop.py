@@ -20,7 +20,8 @@ def get_config() -> ConfigDict:
         'train_questions': 48, 'validation_questions': 4, 'test_questions': 16,
     })
     config.sampler.update({
-        'slots': 8, 'max_new_tokens': 32, 'prefill_lengths': (128,), 'attend_lengths': ()})
+        'slots': 8, 'fewer_slots': (), 'max_new_tokens': 32, 'prefill_shapes': ((8, 64),),
+        'attend_lengths': ()})
     config.pretrain.update({
         'stages': ((40, 14, 0, 0, 0, 0), (3, 0, 2, 2, 2, 3)), 'save_every': 20})
     config.sft.update({

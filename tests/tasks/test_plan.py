@@ -100,13 +100,16 @@ def test_a_micro_batch_has_a_row_for_each_data_shard(named):
 
 
 def test_the_sampler_holds_an_iteration(plans):
-    assert plans['sft_3b'].slots is None and plans['sft_7b'].slots is None
+    assert plans['sft_3b'].pool is None and plans['sft_7b'].working is None
     for size in ('3b', '7b'):
         layers, hidden, vocabulary, key_heads = SHAPES[size]
         made = plans[f'grpo_{size}']
-        assert made.slots.cache.k.shape == (layers, 32 * 5, key_heads, 8192 + 2048, 128)
-        assert made.slots.logits.shape == (160, vocabulary)
-        assert device_bytes(made.slots.cache) * 8 == total_bytes(made.slots.cache)
+        parts = made.mesh.shape['data'] * made.mesh.shape['fsdp']
+        # 160 sequences of 3,456 tokens in pages of 64, and a copy for 80 slots.
+        assert made.pool.k.shape == (parts, 160 * 54 // parts, 64, layers, key_heads, 128)
+        assert made.working.v.shape == (layers, 80, key_heads, 8192 + 2048, 128)
+        for cache in (made.pool, made.working):
+            assert device_bytes(cache) * 8 == total_bytes(cache)
         # An image of 512 tokens in each of the four turns before the closing one.
         assert made.features.shape == (160 * 4 * 512, hidden)
 
@@ -122,7 +125,8 @@ def test_the_summary_names_every_part(plans):
     text = str(plans['grpo_7b'])
     assert text.startswith('8.292B parameters on 8 devices (data 1, fsdp 2, tensor 4)')
     lines = {line[:34].strip(): line[34:].split() for line in text.splitlines()[2:]}
-    assert lines['sampler: key-value cache'] == ['87.500', 'GiB', '10.938', 'GiB']
+    assert lines['sampler: pages of the cache'] == ['29.531', 'GiB', '3.691', 'GiB']
+    assert lines['sampler: copy of a call'] == ['43.750', 'GiB', '5.469', 'GiB']
     assert set(lines) == set(plans['grpo_7b'].parts())
 
 

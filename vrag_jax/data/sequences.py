@@ -98,21 +98,19 @@ class TokenSequence:
 
 
 def global_rows(
-    image_index: np.ndarray, images: Seq[ProcessedImage], first_rows: Mapping[str, int]
+    image_index: np.ndarray, images: Seq[ProcessedImage], rows: Mapping[str, np.ndarray]
 ) -> np.ndarray:
     """Maps rows among a sequence's own image features to rows of a shared buffer.
 
     Args:
       image_index: `[T]` int32, rows among the features of `images`, -1 on text.
       images: the sequence's images in order.
-      first_rows: first row of each image's features in the buffer, by key.
+      rows: `[tokens]` int32 rows of each image's features in the buffer, by key.
 
     Returns:
       `[T]` int32 rows of the buffer, -1 on text.
     """
     if not images:
         return image_index
-    table = np.concatenate(
-        [first_rows[image.key] + np.arange(image.tokens, dtype=np.int32) for image in images]
-    )
+    table = np.concatenate([rows[image.key] for image in images])
     return np.where(image_index >= 0, table[image_index], -1).astype(np.int32)

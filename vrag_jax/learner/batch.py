@@ -140,7 +140,7 @@ def micro_batches(
     sequences: Sequence[TokenSequence],
     layout: BatchLayout,
     config: ModelConfig,
-    feature_rows: Mapping[str, int] | None = None,
+    feature_rows: Mapping[str, np.ndarray] | None = None,
 ) -> Iterator[MicroBatch]:
     """Packs sequences first-fit into rows and rows into micro-batches.
 
@@ -148,8 +148,8 @@ def micro_batches(
       sequences: what to pack; order is kept within a row.
       layout: shape of a micro-batch.
       config: sizes of the model.
-      feature_rows: first row of each image's features in a cache, by image key;
-        None makes the step encode the images itself.
+      feature_rows: rows of each image's features in a cache, by image key; None
+        makes the step encode the images itself.
 
     Yields:
       Micro-batches that together hold every sequence once.
@@ -218,7 +218,8 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
             span=layout.span,
         )
         starts = np.cumsum([0] + [i.tokens for i in unique])
-        feature_rows = {image.key: int(s) for image, s in zip(unique, starts, strict=False)}
+        feature_rows = {image.key: start + np.arange(image.tokens, dtype=np.int32)
+                        for image, start in zip(unique, starts, strict=False)}
 
     placements = []
     for row, members in enumerate(group):

@@ -194,7 +194,7 @@ class Learner:
 
     def _features(
         self, sequences: Sequence[TokenSequence], features: ImageFeatureCache | None
-    ) -> tuple[Mapping[str, int] | None, jax.Array | None]:
+    ) -> tuple[Mapping[str, np.ndarray] | None, jax.Array | None]:
         if features is None:
             return None, None
         images: dict[str, ProcessedImage] = {i.key: i for s in sequences for i in s.images}

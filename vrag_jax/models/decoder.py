@@ -1,10 +1,12 @@
 """The decoder: grouped-query attention, SwiGLU, scanned layers, KV cache."""
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from vrag_jax.models.config import ModelConfig, TextConfig
@@ -30,17 +32,40 @@ Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys (rotated) and values of all layers, each `[L, B, KVH, S, head_dim]`."""
+    """Rotated keys and values of all layers for `S` tokens of each row.
+
+    Attributes:
+      k: `[L, B, KVH, head_dim, S]`; the tokens last, so that a query's scores are
+        sums over rows that lie in memory one after the other.
+      v: `[L, B, KVH, S, head_dim]`.
+    """
 
     k: jax.Array
     v: jax.Array
 
 
-def init_cache(config: ModelConfig, batch: int, max_len: int, dtype=jnp.float32) -> KVCache:
-    """Returns an empty cache of `batch` rows that hold `max_len` tokens each."""
+# The cache of all layers, or one for each layer (their arrays without the layer axis).
+Caches = KVCache | list[KVCache]
+
+
+def init_cache(config: ModelConfig, batch: int, length: int, dtype=jnp.float32) -> KVCache:
+    """Returns an empty cache of `batch` rows that hold `length` tokens each."""
     text = config.text
-    shape = (text.num_hidden_layers, batch, text.num_key_value_heads, max_len, text.head_dim)
-    return KVCache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+    rows = (text.num_hidden_layers, batch, text.num_key_value_heads)
+    return KVCache(jnp.zeros((*rows, text.head_dim, length), dtype),
+                   jnp.zeros((*rows, length, text.head_dim), dtype))
+
+
+def split_layers(cache: KVCache) -> list[KVCache]:
+    """Returns a cache for each layer, `[B, ...]`."""
+    return [KVCache(cache.k[n], cache.v[n]) for n in range(cache.k.shape[0])]
+
+
+def join_layers(caches: Caches) -> KVCache:
+    """The inverse of `split_layers`."""
+    if isinstance(caches, KVCache):
+        return caches
+    return jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
 
 
 class Decoder(nnx.Module):
@@ -94,57 +119,76 @@ class Decoder(nnx.Module):
         self,
         x: jax.Array,
         position_ids: jax.Array,
-        cache: KVCache,
-        lengths: jax.Array,
-        counts: jax.Array,
-        attend_length: int | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """Appends a ragged chunk to every row's cache and runs it.
+        recent: Caches,
+        place: jax.Array | int,
+        recent_seen: jax.Array,
+        past: Caches | None = None,
+        past_seen: jax.Array | None = None,
+    ) -> tuple[jax.Array, Caches]:
+        """Runs new tokens of each row against those whose keys and values are kept.
+
+        Keys and values lie in two caches: `past` is only read, so that a loop over
+        many calls need not carry it; the new tokens' go into `recent`.
+
+        Given as one cache of all layers, the layers are scanned over: compile time does
+        not grow with depth, but a loop around it copies each layer's part of weights and
+        cache out of the whole before using it. Given by layer, they are unrolled, and
+        nothing is copied.
 
         Args:
           x: `[B, T, D]` embeddings.
           position_ids: `[3, B, T]` int32.
-          cache: keys and values so far; donate it, it is updated in place.
-          lengths: `[B]` int32, tokens in each row's cache.
-          counts: `[B]` int32, how many of the T new tokens are real.
-          attend_length: slots that attention reads, when all rows are known to
-            be shorter than the cache (static); None reads all of them.
+          recent: of `R` tokens; donate it under jit, it is updated in place.
+          place: scalar int32; the new tokens go to places `place` to `place + T` of
+            `recent`.
+          recent_seen: `[B, T, R]` bool, what a new token sees of `recent`.
+          past: of `S` tokens, in the same form as `recent`, or None.
+          past_seen: `[B, T or 1, S]` bool, what it sees of `past`.
 
         Returns:
-          `[B, T, D]` after the final norm (meaningless past `counts`) and the
-          new cache. What does not fit into the cache is dropped.
+          `[B, T, D]` after the final norm, and the new `recent`.
         """
         angles = rotary_angles(position_ids, self.config)
         graphdef, stacked = nnx.split(self.layers)
-        rows, width, slots = x.shape[0], x.shape[1], cache.k.shape[3]
-        steps = jnp.arange(width)
-        # Padding goes to a slot past the end, where a scatter drops it.
-        places = jnp.where(steps < counts[:, None], lengths[:, None] + steps, slots)
-        seen = slots if attend_length is None else attend_length
-        mask = jnp.arange(seen) <= (lengths[:, None] + steps)[..., None]
-        row_index = jnp.arange(rows)[:, None]
 
-        # The cache is carried, not scanned over: XLA then writes the new entries
-        # in place, where scanned outputs would copy every layer's cache.
-        def body(carry, layer):
-            x, keys, values = carry
-            params, number = layer
+        def run(params, x, recent, number, old):
+            """One layer; `recent` is that of all layers if `number` is not None."""
+            at = () if number is None else (number,)
 
             def attend(q, k, v):
-                nonlocal keys, values
-                keys = keys.at[number, row_index, :, places].set(
-                    k.astype(keys.dtype), mode='drop')
-                values = values.at[number, row_index, :, places].set(
-                    v.astype(values.dtype), mode='drop')
-                past = (x[number, :, :, :seen].astype(q.dtype) for x in (keys, values))
-                return grouped_attention(q, *past, mask)
+                nonlocal recent
+                new = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3))
+                starts = ((*at, 0, 0, 0, place), (*at, 0, 0, place, 0))
+                recent = KVCache(*(
+                    jax.lax.dynamic_update_slice(
+                        cache, (x if number is None else x[None]).astype(cache.dtype), start)
+                    for cache, x, start in zip((recent.k, recent.v), new, starts, strict=True)))
+                own = recent if number is None else jax.tree.map(lambda x: x[number], recent)
+                parts = [(own.k, own.v, recent_seen)]
+                if old is not None:
+                    parts.insert(0, (old.k, old.v, past_seen))
+                return cached_attention(q, parts)
 
-            x = nnx.merge(graphdef, params)(x, angles, attend)
-            return (x, keys, values), None
+            return nnx.merge(graphdef, params)(x, angles, attend), recent
 
-        layers = (stacked, jnp.arange(cache.k.shape[0]))
-        (x, keys, values), _ = jax.lax.scan(body, (x, cache.k, cache.v), layers)
-        return self.norm(x), KVCache(keys, values)
+        if isinstance(recent, list):
+            written = []
+            for number, cache in enumerate(recent):
+                params = jax.tree.map(lambda x, number=number: x[number], stacked)
+                old = past[number] if isinstance(past, list) else None
+                x, cache = run(params, x, cache, None, old)
+                written.append(cache)
+            return self.norm(x), written
+
+        # `recent` is carried, not scanned over: XLA then writes the new entries in
+        # place, where scanned outputs would copy every layer's cache.
+        def body(carry, layer):
+            params, number, old = layer
+            return run(params, *carry, number, old), None
+
+        layers = (stacked, jnp.arange(recent.k.shape[0]), past)
+        (x, recent), _ = jax.lax.scan(body, (x, recent), layers)
+        return self.norm(x), recent
 
 
 class DecoderLayer(nnx.Module):
@@ -243,9 +287,6 @@ def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array)
       `[B, T, H, head_dim]`.
     """
     grouped = q.reshape(*q.shape[:2], k.shape[1], -1, q.shape[-1])
-    if q.shape[1] == 1:
-        return jax.lax.platform_dependent(
-            grouped, k, v, mask, cpu=_attend_one_as_sums, default=_attend).reshape(q.shape)
     return _attend(grouped, k, v, mask).reshape(q.shape)
 
 
@@ -263,13 +304,69 @@ def _attend(q, k, v, mask) -> jax.Array:
     return out.reshape(batch, kv_heads, group, steps, size).transpose(0, 3, 1, 2, 4)
 
 
-def _attend_one_as_sums(q, k, v, mask) -> jax.Array:
-    """`_attend` for one query a row, as products and sums that fuse with reading the cache.
+# Keys `[B, KVH, head_dim, S]`, values `[B, KVH, S, head_dim]`, seen `[B, T or 1, S]` bool.
+CachedPart = tuple[jax.Array, jax.Array, jax.Array]
+
+
+def cached_attention(q: jax.Array, parts: Sequence[CachedPart]) -> jax.Array:
+    """Grouped-query attention to keys that lie in several caches, with float32 softmax.
+
+    Args:
+      q: `[B, T, H, head_dim]`; heads of a group are consecutive.
+      parts: keys, values and which of them a query sees, of each cache.
+
+    Returns:
+      `[B, T, H, head_dim]`.
+    """
+    kv_heads = parts[0][0].shape[1]
+    grouped = q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
+    parts = [(k.astype(q.dtype), v.astype(q.dtype), seen) for k, v, seen in parts]
+    if q.shape[1] == 1:
+        out = jax.lax.platform_dependent(
+            grouped, parts, cpu=_attend_parts_as_sums, default=_attend_parts)
+    else:
+        out = _attend_parts(grouped, parts)
+    return out.reshape(q.shape)
+
+
+def _attend_parts(q: jax.Array, parts: Sequence[CachedPart]) -> jax.Array:
+    """q `[B, T, KVH, G, d]`; returns its shape."""
+    batch, steps, kv_heads, group, size = q.shape
+    rows = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * steps, size)
+    scores = [jnp.einsum('bkqd,bkds->bkqs', rows, k, preferred_element_type=jnp.float32)
+              .reshape(batch, kv_heads, group, steps, -1) for k, _, _ in parts]
+    weights = [w.reshape(batch, kv_heads, group * steps, -1)
+               for w in _joint_softmax(scores, parts, size)]
+    out = _sum_of([jnp.einsum('bkqs,bksd->bkqd', w, v)
+                   for w, (_, v, _) in zip(weights, parts, strict=True)])
+    return out.reshape(batch, kv_heads, group, steps, size).transpose(0, 3, 1, 2, 4)
+
+
+def _attend_parts_as_sums(q: jax.Array, parts: Sequence[CachedPart]) -> jax.Array:
+    """`_attend_parts` for one query a row, as products and sums that fuse with reading.
 
     On a CPU a product of a few rows with a long matrix is slower than this, and
     copies the layer's cache first.
     """
-    scores = jnp.sum(q[:, 0, :, :, None] * k[:, :, None], axis=-1, dtype=jnp.float32)
-    scores = jnp.where(mask[:, :, None], scores * q.shape[-1] ** -0.5, MASKED)
-    weights = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    return jnp.sum(weights[..., None] * v[:, :, None], axis=3)[:, None]
+    scores = [jnp.sum(q[:, 0, ..., None] * k[:, :, None], axis=-2, dtype=jnp.float32)
+              [:, :, :, None] for k, _, _ in parts]
+    weights = _joint_softmax(scores, parts, q.shape[-1])
+    out = _sum_of([jnp.sum(w[:, :, :, 0, :, None] * v[:, :, None], axis=3)
+                   for w, (_, v, _) in zip(weights, parts, strict=True)])
+    return out[:, None]
+
+
+def _sum_of(terms: Sequence[jax.Array]) -> jax.Array:
+    return functools.reduce(jnp.add, terms)
+
+
+def _joint_softmax(
+    scores: Sequence[jax.Array], parts: Sequence[CachedPart], size: int
+) -> list[jax.Array]:
+    """Softmax over the keys of all parts; scores and weights `[B, KVH, G, T, S]`."""
+    masked = [jnp.where(seen[:, None, None], s * size**-0.5, MASKED)
+              for s, (_, _, seen) in zip(scores, parts, strict=True)]
+    weights = jax.nn.softmax(jnp.concatenate(masked, axis=-1), axis=-1)
+    ends = np.cumsum([s.shape[-1] for s in scores])[:-1]
+    return [w.astype(v.dtype)
+            for w, (_, v, _) in zip(jnp.split(weights, ends, axis=-1), parts, strict=True)]

@@ -7,7 +7,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.decoder import Decoder, KVCache, init_cache
+from vrag_jax.models.decoder import Caches, Decoder, KVCache, init_cache
 from vrag_jax.models.layers import MASKED, Numerics, linear
 from vrag_jax.models.packing import PatchBatch
 from vrag_jax.models.vision import VisionTower
@@ -88,33 +88,29 @@ class Qwen2_5_VL(nnx.Module):
         self,
         tokens: jax.Array,
         position_ids: jax.Array,
-        cache: KVCache,
-        lengths: jax.Array,
-        counts: jax.Array,
+        recent: Caches,
+        place: jax.Array | int,
+        recent_seen: jax.Array,
+        past: Caches | None = None,
+        past_seen: jax.Array | None = None,
         image_features: jax.Array | None = None,
         image_index: jax.Array | None = None,
-        attend_length: int | None = None,
-    ) -> tuple[jax.Array, KVCache]:
-        """Appends `counts[b]` tokens to row b of the cache: prefill and decode.
+    ) -> tuple[jax.Array, Caches]:
+        """Runs new tokens of each row against kept keys and values: prefill and decode.
 
         Args:
-          tokens: `[B, T]` int32, real up to `counts[b]`.
+          tokens: `[B, T]` int32.
           position_ids: `[3, B, T]` int32.
-          cache: see `init_cache`; donate it under jit.
-          lengths: `[B]` int32, tokens already in each row.
-          counts: `[B]` int32, new tokens of each row, 0 to T.
+          recent, place, recent_seen, past, past_seen: see `Decoder.extend`.
           image_features: `[M, D]`.
           image_index: `[B, T]` int32 row of `image_features`, -1 on text.
-          attend_length: slots of the cache that attention reads (static), for
-            when all rows are shorter than the cache; None reads all.
 
         Returns:
-          `[B, T, D]` hidden states after the final norm and the new cache. What
-          would lie past the end of the cache is dropped.
+          `[B, T, D]` hidden states after the final norm and the new `recent`.
         """
         x = self._embed(tokens, image_features, image_index)
         return self.language_model.extend(
-            x, position_ids, cache, lengths, counts, attend_length)
+            x, position_ids, recent, place, recent_seen, past, past_seen)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Projects `[..., D]` hidden states to `[..., V]` float32 logits.

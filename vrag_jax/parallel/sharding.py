@@ -33,10 +33,9 @@ BATCH_RULES: tuple[Rule, ...] = (
     (r'', (BATCH_AXES,)),
 )
 
-# Slots of the sampler; the cache has the layer first and its heads third.
-SLOT_RULES: tuple[Rule, ...] = (
-    (r'cache/[kv]$', (None, BATCH_AXES, 'tensor')),
-    (r'', (BATCH_AXES,)),
+# The sampler's pages: parts first, heads fifth.
+POOL_RULES: tuple[Rule, ...] = (
+    (r'', (BATCH_AXES, None, None, None, 'tensor')),
 )
 
 

@@ -128,10 +128,18 @@ class Episode:
 
     def tail(self, start: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns tokens `[n]`, positions `[3, n]`, image rows `[n]` from `start` on."""
+        # Only what is needed is put together: it is asked for at every call to decode.
+        first, length = len(self._tokens), self._length
+        while first and length > start:
+            first -= 1
+            length -= len(self._tokens[first])
+        skip = start - length
+        if first == len(self._tokens):
+            return (np.zeros(0, np.int32), np.zeros((3, 0), np.int32), np.zeros(0, np.int32))
         return (
-            np.concatenate(self._tokens)[start:],
-            np.concatenate(self._positions, axis=1)[:, start:],
-            np.concatenate(self._image_index)[start:],
+            np.concatenate(self._tokens[first:])[skip:],
+            np.concatenate(self._positions[first:], axis=1)[:, skip:],
+            np.concatenate(self._image_index[first:])[skip:],
         )
 
     def last_action(self) -> Action | None:

@@ -1,6 +1,8 @@
 """Each image is encoded once per policy version: a bounded buffer of features."""
 
-from collections.abc import Callable, Iterable, Iterator
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -18,15 +20,21 @@ from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 class ImageFeatureCache:
     """Features of images by content, in one device buffer of fixed size.
 
-    Features of an image lie in consecutive rows. When the buffer is full it is
-    emptied and what is needed now is encoded again, so memory is bounded
-    whatever the number of images.
+    When the buffer is full, the images that have not been asked for the longest make
+    room, so memory is bounded whatever the number of images.
+
+    Attributes:
+      buffer: `[rows, D]` features; encoding replaces it, and donates the old one.
+      lock: a thread that shares the cache with another holds it from `rows_of` until
+        it has dispatched what reads `buffer`.
+      images_encoded, images_requested: how many, since the start.
 
     Args:
       encode: jitted encoder, see `make_encoder`.
       config: sizes of the policy.
       rows: feature rows the buffer holds (one for each 28 x 28 pixels).
-      windows: attention windows encoded at a time (one compilation).
+      windows: attention windows encoded at a time; several numbers are sizes to
+        choose from, one compilation each.
       span: windows that the largest image may take.
       dtype: dtype of the features.
       mesh: of the parameters; every device has the whole buffer. None leaves it on
@@ -38,18 +46,20 @@ class ImageFeatureCache:
         encode: Callable,
         config: ModelConfig,
         rows: int,
-        windows: int,
+        windows: int | Sequence[int],
         span: int,
         dtype: jnp.dtype = jnp.float32,
         mesh: Mesh | None = None,
     ):
         self._encode = encode
         self._config = config
-        self._windows = windows
+        self._windows = sorted([windows] if isinstance(windows, int) else windows)
         self._span = span
-        self._rows = rows
-        self._first_row: dict[str, int] = {}
-        self._next = 0
+        self.rows = rows
+        self.lock = threading.RLock()
+        # Least recently asked for first.
+        self._rows_of: OrderedDict[str, np.ndarray] = OrderedDict()
+        self._free = np.arange(rows, dtype=np.int32)
         self.buffer = jnp.zeros(
             (rows, config.text.hidden_size), dtype, device=_replicated(mesh))
         self.images_encoded = 0
@@ -57,10 +67,19 @@ class ImageFeatureCache:
 
     def clear(self) -> None:
         """Forgets every image, as after an update of the vision tower."""
-        self._first_row.clear()
-        self._next = 0
+        with self.lock:
+            self._rows_of.clear()
+            self._free = np.arange(self.rows, dtype=np.int32)
 
-    def rows_of(self, params: Params, images: Iterable[ProcessedImage]) -> dict[str, int]:
+    def warm_up(self, params: Params) -> None:
+        """Compiles the encoder for all sizes, by running it on nothing."""
+        with self.lock:
+            for windows in self._windows:
+                self._run(params, [], windows, np.zeros(0, np.int32))
+
+    def rows_of(
+        self, params: Params, images: Iterable[ProcessedImage]
+    ) -> dict[str, np.ndarray]:
         """Makes sure that images are in the buffer.
 
         Args:
@@ -68,7 +87,7 @@ class ImageFeatureCache:
           images: images that are needed at the same time.
 
         Returns:
-          The first row of each image in `buffer`, by key; valid until the next
+          `[tokens]` int32 rows of each image in `buffer`, by key; valid until the next
           call.
 
         Raises:
@@ -76,52 +95,66 @@ class ImageFeatureCache:
             does not fit into `windows`.
         """
         wanted = {image.key: image for image in images}
-        self.images_requested += len(wanted)
         needed = sum(image.tokens for image in wanted.values())
-        if needed > self._rows:
+        if needed > self.rows:
             raise ValueError(
                 f'{len(wanted)} images need {needed} feature rows at once, but the buffer '
-                f'holds {self._rows}: raise rollout.feature_rows'
-            )
-        missing = [image for key, image in wanted.items() if key not in self._first_row]
-        if self._next + sum(image.tokens for image in missing) > self._rows:
-            self.clear()
-            missing = list(wanted.values())
-        for group in self._groups(missing):
-            self._encode_group(params, group)
-        return {key: self._first_row[key] for key in wanted}
+                f'holds {self.rows}: raise config.feature_rows')
+        with self.lock:
+            self.images_requested += len(wanted)
+            missing = []
+            for key, image in wanted.items():
+                if key in self._rows_of:
+                    self._rows_of.move_to_end(key)
+                else:
+                    missing.append(image)
+            self._make_room(sum(image.tokens for image in missing), wanted)
+            for group, windows in self._groups(missing):
+                self._encode_group(params, group, windows)
+            return {key: self._rows_of[key] for key in wanted}
 
-    def _groups(self, images: list[ProcessedImage]) -> Iterator[list[ProcessedImage]]:
-        """Splits images into groups that fit into `windows`."""
-        group: list[ProcessedImage] = []
-        used = 0
-        for image in images:
-            windows = count_windows([image.grid_thw], self._config.vision)
-            if group and used + windows > self._windows:
-                yield group
-                group, used = [], 0
-            group.append(image)
-            used += windows
-        if group:
-            yield group
+    def _make_room(self, rows: int, keep: Iterable[str]) -> None:
+        """Evicts images, the longest unused first, until so many rows are free."""
+        while len(self._free) < rows:
+            # Those that are kept have just been moved to the end.
+            key = next(iter(self._rows_of))
+            assert key not in keep
+            self._free = np.concatenate([self._free, self._rows_of.pop(key)])
 
-    def _encode_group(self, params: Params, group: list[ProcessedImage]) -> None:
+    def _groups(
+        self, images: list[ProcessedImage]
+    ) -> Iterator[tuple[list[ProcessedImage], int]]:
+        """Splits images into groups, each with the smallest size that holds it."""
+        counts = [count_windows([image.grid_thw], self._config.vision) for image in images]
+        start = 0
+        while start < len(images):
+            stop = start + 1
+            while stop < len(images) and sum(counts[start : stop + 1]) <= self._windows[-1]:
+                stop += 1
+            used = sum(counts[start:stop])
+            size = min((n for n in self._windows if n >= used), default=self._windows[-1])
+            yield images[start:stop], size
+            start = stop
+
+    def _encode_group(self, params: Params, group: list[ProcessedImage], windows: int) -> None:
+        used = sum(image.tokens for image in group)
+        places, self._free = np.split(self._free, [used])
+        self._run(params, group, windows, places)
+        ends = np.cumsum([image.tokens for image in group])[:-1]
+        for image, rows in zip(group, np.split(places, ends), strict=True):
+            self._rows_of[image.key] = rows
+        self.images_encoded += len(group)
+
+    def _run(self, params: Params, group: list[ProcessedImage], windows: int,
+             places: np.ndarray) -> None:
         packed = pack_images(
             [(image.pixel_values, image.grid_thw) for image in group],
-            self._config,
-            windows=self._windows,
-            span=self._span,
-        )
+            self._config, windows=windows, span=self._span)
         # One scatter writes the group; rows past the images point outside the
         # buffer and are dropped.
-        used = sum(image.tokens for image in group)
-        destination = np.full(packed.order.shape[0], self._rows, np.int32)
-        destination[:used] = self._next + np.arange(used)
+        destination = np.full(packed.order.shape[0], self.rows, np.int32)
+        destination[: len(places)] = places
         self.buffer = self._encode(params, packed, self.buffer, destination)
-        for image in group:
-            self._first_row[image.key] = self._next
-            self._next += image.tokens
-        self.images_encoded += len(group)
 
 
 def make_encoder(graphdef: nnx.GraphDef[Qwen2_5_VL], mesh: Mesh | None = None) -> Callable:

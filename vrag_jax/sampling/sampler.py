@@ -1,15 +1,17 @@
-"""A sampler whose KV cache lives across turns: prefill what is new, then decode.
+"""A sampler with a paged KV cache that lives across turns: take in what is new, decode.
 
-The cache has a fixed number of slots (rows). `prefill` appends ragged chunks of
-new tokens to some rows; `decode` samples in one device loop until every active
-row has closed an action, ended its turn, or used up its budget. The end of an
-action is found on the device by the automaton of `perception.stopping`, so the
-host is not in the loop, whatever the tokenizer.
+A sequence keeps its pages of the cache for as long as it lives; a slot of compute it
+has only during a call. `prefill` takes in ragged chunks of new tokens; `decode` draws
+up to `decode_tokens` tokens for as many sequences as there are slots, in one loop on
+the device that ends a turn where its action is closed (`perception.stopping`), so the
+host is not in the loop, whatever the tokenizer. Who gets the slots is decided by
+`scheduler.Scheduler`.
 """
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -18,19 +20,31 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.parameters import Params, merge
+from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.perception.stopping import StopTable
-from vrag_jax.sampling.distribution import SamplingConfig, draw
-from vrag_jax.sampling.slots import SamplerConfig, SlotState, abstract_slots, init_slots
+from vrag_jax.sampling.distribution import SamplingConfig
+from vrag_jax.sampling.pages import CachedSequence, PageTable
+from vrag_jax.sampling.programs import (
+    ACTION,
+    ENDED,
+    LENGTH,
+    RUNNING,
+    DecodeInputs,
+    PrefillInputs,
+    StopRules,
+    make_programs,
+)
+from vrag_jax.sampling.slots import SamplerConfig, abstract_pool, batch_shards, init_pool
 
-RUNNING, ACTION, ENDED, LENGTH = range(4)
-STOP_REASONS = {ACTION: 'action', ENDED: 'end_of_turn', LENGTH: 'length'}
+T = TypeVar('T')
+
+STOP_REASONS = {RUNNING: '', ACTION: 'action', ENDED: 'end_of_turn', LENGTH: 'length'}
 
 
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """New tokens for a slot.
+    """New tokens of a sequence.
 
     Attributes:
       tokens: `[n]` int32.
@@ -42,33 +56,58 @@ class Chunk:
     position_ids: np.ndarray
     image_index: np.ndarray
 
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, part: slice) -> 'Chunk':
+        return Chunk(self.tokens[part], self.position_ids[:, part], self.image_index[part])
+
 
 @dataclasses.dataclass(frozen=True)
 class DecodeRequest:
-    """What a slot needs in order to sample its next turn.
+    """A sequence that goes on with its turn.
+
+    All its tokens but the last are cached, and its pages hold `decode_tokens` more.
 
     Attributes:
-      seed: seed of the episode; its samples depend on it and on nothing else.
-      next_position: M-RoPE position of the next token (equal on all axes).
-      budget: most tokens to sample, at most `max_new_tokens`.
+      sequence: its place in the cache.
+      pending: its last token.
+      position: M-RoPE position of that token (equal on all axes).
+      seed: of the sequence; what is drawn depends on it, on the tokens, and on
+        nothing else.
+      budget: most tokens to sample.
+      automaton: state that the call before left, `Sampler.initial` at a turn's start.
+      history: `[n]` int32 all its tokens; needed only with `draft_tokens`.
     """
 
+    sequence: CachedSequence
+    pending: int
+    position: int
     seed: int
-    next_position: int
     budget: int
+    automaton: int
+    history: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Sampled:
-    """A turn's tokens (`[n]` int32), log-probs (`[n]` float32) and why it stopped."""
+    """What a sequence has got in a call.
+
+    Attributes:
+      tokens: `[n]` int32.
+      logprobs: `[n]` float32.
+      automaton: state after them.
+      stop: why the turn is over, a value of `STOP_REASONS`; '' where it is not.
+    """
 
     tokens: np.ndarray
     logprobs: np.ndarray
+    automaton: int
     stop: str
 
 
 class Sampler:
-    """Samples turns for a fixed number of slots.
+    """Takes in and draws tokens of sequences whose keys and values are cached.
 
     Args:
       graphdef: structure of the policy; parameters are given at each call.
@@ -76,8 +115,8 @@ class Sampler:
       config: sizes of the sampler.
       stop_table: automaton that ends a turn at its action's closing tag.
       end_ids: token ids that end a turn by themselves.
-      base_seed: seed that is combined with each episode's.
-      mesh: over which the slots are spread; None leaves them on the default
+      base_seed: seed that is combined with each sequence's.
+      mesh: over which slots and cache are spread; None leaves them on the default
         device.
     """
 
@@ -92,30 +131,36 @@ class Sampler:
         mesh: Mesh | None = None,
     ):
         self.config = config
-        self._transitions = jnp.asarray(stop_table.transitions)
-        self._accepting = jnp.asarray(stop_table.accepting)
-        self._end_ids = jnp.asarray(list(end_ids), jnp.int32)
+        self.shards = batch_shards(mesh)
+        self.initial = stop_table.initial
+        self.hidden_size = model_config.text.hidden_size
+        self._rules = StopRules(
+            jnp.asarray(stop_table.transitions), jnp.asarray(stop_table.accepting),
+            jnp.asarray(list(end_ids), jnp.int32), stop_table.initial)
         self._key = jax.random.key(base_seed)
-        init = functools.partial(init_slots, model_config, config)
+        init = functools.partial(init_pool, model_config, config, self.shards)
         shardings = None if mesh is None else jax.tree.map(
-            lambda x: x.sharding, abstract_slots(model_config, config, mesh))
-        self._state = jax.jit(init, out_shardings=shardings)()
-        self._prefill, self._decode = _make_functions(
-            graphdef, stop_table.initial, config, shardings)
-        self._lengths = np.zeros(config.slots, np.int64)
+            lambda x: x.sharding, abstract_pool(model_config, config, mesh))
+        self._pool = jax.jit(init, out_shardings=shardings)()
+        self._programs = make_programs(graphdef, model_config, config, mesh, shardings)
+        self.table = PageTable(self.shards, config.pool_pages(self.shards), config.page_size)
         self.tokens_decoded = 0
         self.tokens_prefilled = 0
+        self.passes = 0
+
+    @property
+    def slots_per_shard(self) -> int:
+        """Slots of each part of the cache."""
+        return -(-self.config.slots // self.shards)
 
     def reset(self) -> None:
-        """Empties every slot."""
-        zeros = jnp.zeros_like(self._state.lengths)
-        self._state = dataclasses.replace(self._state, lengths=zeros)
-        self._lengths[:] = 0
+        """Forgets every sequence."""
+        self.table = PageTable(self.shards, self.table.pages, self.config.page_size)
 
     def warm_up(self, params: Params, features: jax.Array, sampling: SamplingConfig) -> None:
-        """Compiles prefill and decode for all lengths, by running them on empty slots.
+        """Compiles every program for all shapes, by running it on nothing.
 
-        Without it the first episode of a rare length, however late it comes, would
+        Without it the first sequence of a rare length, however late it comes, would
         wait for the compiler.
 
         Args:
@@ -123,215 +168,207 @@ class Sampler:
           features: `[F, D]` buffer of image features.
           sampling: how tokens will be drawn.
         """
-        self.reset()
-        slots = self.config.slots
-        for width, attend in self.config.prefill_shapes():
-            self._run_prefill(params, _no_chunks(slots, width), features, attend)
-        for attend in sorted({*self.config.attend_lengths, self.config.max_length}):
-            zeros = np.zeros(slots, np.int32)
-            self._run_decode(params, zeros, zeros, zeros.astype(np.uint32), sampling, attend)
+        attends = self.config.all_attend_pages()
+        for rows, width in self.config.prefill_shapes:
+            for pages in (0, *attends):
+                self._pool = self._programs.prefill(
+                    params, self._pool, self._no_chunks(rows, width, pages), features)
+        for slots in (self.config.slots, *self.config.fewer_slots):
+            for pages in attends:
+                self._run_decode(params, self._no_requests(slots, pages), sampling)
+        self._copy([])
 
-    def prefill(self, params: Params, chunks: Mapping[int, Chunk], features: jax.Array) -> None:
-        """Appends new tokens to slots and computes their next-token logits.
-
-        Args:
-          params: the policy's parameters.
-          chunks: new tokens by slot; the caller keeps them within `max_length`.
-          features: `[F, D]` buffer of image features.
-        """
-        longest = max((len(c.tokens) for c in chunks.values()), default=0)
-        largest = self.config.prefill_lengths[-1]
-        for start in range(0, longest, largest):
-            part = {row: _cut(c, start, start + largest) for row, c in chunks.items()}
-            self._prefill_piece(params, part, features)
-        self.tokens_prefilled += sum(len(c.tokens) for c in chunks.values())
-
-    def _prefill_piece(self, params, chunks, features):
-        longest = max(len(c.tokens) for c in chunks.values())
-        width = next(n for n in self.config.prefill_lengths if n >= longest)
-        arrays = _no_chunks(self.config.slots, width)
-        tokens, positions, counts, index = arrays
-        for row, chunk in chunks.items():
-            n = len(chunk.tokens)
-            tokens[row, :n] = chunk.tokens
-            positions[:, row, :n] = chunk.position_ids
-            index[row, :n] = chunk.image_index
-            counts[row] = n
-        self._lengths += counts
-        attend = self.config.attend_length(int(self._lengths[list(chunks)].max()))
-        self._run_prefill(params, arrays, features, attend)
-
-    def _run_prefill(self, params, arrays, features, attend: int) -> None:
-        tokens, positions, counts, index = arrays
-        self._state = self._prefill(
-            params, self._state, tokens, positions, counts, features, index, attend
-        )
-
-    def decode(
-        self, params: Params, requests: Mapping[int, DecodeRequest], sampling: SamplingConfig
-    ) -> dict[int, Sampled]:
-        """Samples one turn for each requested slot.
-
-        Args:
-          params: the policy's parameters.
-          requests: what to sample, by slot.
-          sampling: how to draw; one compilation for each value.
-
-        Returns:
-          The sampled turn of each slot; its tokens are in the cache already.
-        """
-        slots = self.config.slots
-        budgets, next_positions = np.zeros(slots, np.int32), np.zeros(slots, np.int32)
-        seeds = np.zeros(slots, np.uint32)
-        for row, request in requests.items():
-            budgets[row] = min(request.budget, self.config.max_new_tokens)
-            next_positions[row] = request.next_position
-            seeds[row] = request.seed & 0xFFFFFFFF
-        attend = self.config.attend_length(int((self._lengths + budgets)[budgets > 0].max()))
-        tokens, logprobs, counts, stops = jax.device_get(self._run_decode(
-            params, budgets, next_positions, seeds, sampling, attend))
-        self._lengths += counts
-        self.tokens_decoded += int(counts.sum())
-        return {
-            row: Sampled(
-                tokens[row, : counts[row]].copy(),
-                logprobs[row, : counts[row]].copy(),
-                STOP_REASONS[int(stops[row])],
-            )
-            for row in requests
-        }
-
-
-    def _run_decode(self, params, budgets, next_positions, seeds, sampling, attend: int):
-        self._state, *sampled = self._decode(
-            params,
-            self._state,
-            budgets,
-            next_positions,
-            seeds,
-            self._key,
-            self._transitions,
-            self._accepting,
-            self._end_ids,
-            sampling,
-            attend,
-        )
-        return sampled
-
-
-def _cut(chunk: Chunk, start: int, stop: int) -> Chunk:
-    return Chunk(
-        chunk.tokens[start:stop], chunk.position_ids[:, start:stop], chunk.image_index[start:stop]
-    )
-
-
-def _no_chunks(slots: int, width: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns tokens `[slots, width]`, positions, counts and image rows of an empty prefill."""
-    return (np.zeros((slots, width), np.int32), np.zeros((3, slots, width), np.int32),
-            np.zeros(slots, np.int32), np.full((slots, width), -1, np.int32))
-
-
-def _make_functions(
-    graphdef: nnx.GraphDef[Qwen2_5_VL],
-    initial: int,
-    config: SamplerConfig,
-    shardings: SlotState | None,
-):
-    """Builds the jitted prefill and decode; the slot state is donated to both.
-
-    It comes back in the shardings in which it went in: others would compile the
-    next call again.
-    """
+    # ---- Taking in tokens
 
     def prefill(
-        params, state: SlotState, tokens, positions, counts, features, image_index, attend: int
-    ):
-        model = merge(graphdef, params)
-        hidden, cache = model.extend(
-            tokens,
-            positions,
-            state.cache,
-            state.lengths,
-            counts,
-            image_features=features,
-            image_index=image_index,
-            attend_length=attend,
-        )
-        last = jnp.take_along_axis(hidden, jnp.maximum(counts - 1, 0)[:, None, None], axis=1)
-        logits = jnp.where(counts[:, None] > 0, model.logits(last[:, 0]), state.logits)
-        return SlotState(cache, state.lengths + counts, logits)
+        self, params: Params, chunks: Sequence[tuple[CachedSequence, Chunk]], features: jax.Array
+    ) -> None:
+        """Caches new tokens of sequences, whose pages must be reserved.
+
+        Args:
+          params: the policy's parameters.
+          chunks: sequences, each once, and their new tokens.
+          features: `[F, D]` buffer of image features.
+        """
+        self.tokens_prefilled += sum(len(chunk) for _, chunk in chunks)
+        widest = max(width for _, width in self.config.prefill_shapes)
+        rest = [(sequence, chunk) for sequence, chunk in chunks if len(chunk)]
+        while rest:
+            pieces = [(sequence, chunk[:widest]) for sequence, chunk in rest]
+            for shape, batch in self._batches(pieces):
+                self._prefill_batch(params, shape, batch, features)
+            rest = [(sequence, chunk[widest:]) for sequence, chunk in rest
+                    if len(chunk) > widest]
+
+    def _batches(self, pieces) -> Iterator[tuple[tuple[int, int], list]]:
+        """Splits pieces into calls: long with long, in as few rows as will do."""
+        shapes = self.config.prefill_shapes
+        widths = sorted({width for _, width in shapes})
+        # With equal widths those with as much cached are together: they then read no
+        # more of the cache than they have.
+        ordered = sorted(pieces, key=lambda piece: (len(piece[1]), piece[0].length))
+        for lower, width in zip((0, *widths), widths, strict=False):
+            rows = sorted(rows for rows, w in shapes if w == width)
+            left = [p for p in ordered if lower < len(p[1]) <= width]
+            while left:
+                # The largest call that is filled, else the smallest.
+                most = max(np.bincount([p[0].shard for p in left])) * self.shards
+                size = max((r for r in rows if r <= most), default=rows[0])
+                batch, left = self._fill(left, size)
+                yield (size, width), batch
+
+    def _fill(self, pieces: list, rows: int) -> tuple[list, list]:
+        """Splits pieces into those that a call of so many rows takes, and the rest."""
+        room = [-(-rows // self.shards)] * self.shards
+        taken: list = []
+        left: list = []
+        for piece in pieces:
+            shard = piece[0].shard
+            (taken if room[shard] else left).append(piece)
+            room[shard] = max(0, room[shard] - 1)
+        return taken, left
+
+    def _prefill_batch(self, params, shape, batch, features) -> None:
+        pages = self.config.attend_pages(max(sequence.length for sequence, _ in batch))
+        new = self._no_chunks(shape[0], shape[1], pages)
+        for row, (sequence, chunk) in self._rows(batch, lambda piece: piece[0], len(new.lengths)):
+            n = len(chunk)
+            self._fill_table(new, row, sequence, pages)
+            new.tokens[row, :n] = chunk.tokens
+            new.position_ids[:, row, :n] = chunk.position_ids
+            new.image_index[row, :n] = chunk.image_index
+            new.places[row, :n] = self.table.places(sequence, n)
+            sequence.length += n
+        self._pool = self._programs.prefill(params, self._pool, new, features)
+
+    def fork(
+        self, sequences: Sequence[CachedSequence], counts: Sequence[int]
+    ) -> list[list[CachedSequence] | None]:
+        """Copies sequences.
+
+        Args:
+          sequences: what to copy.
+          counts: how many copies of each.
+
+        Returns:
+          The copies of each, which share its whole pages; None where too little is
+          free for all of them.
+        """
+        made: list[list[CachedSequence] | None] = []
+        pairs = []
+        for sequence, count in zip(sequences, counts, strict=True):
+            copies = self.table.fork(sequence, count)
+            made.append(copies)
+            pairs += [(sequence, copy) for copy in copies or ()]
+        if pairs:
+            self._copy(pairs)
+        return made
+
+    def _copy(self, pairs: Sequence[tuple[CachedSequence, CachedSequence]]) -> None:
+        """Copies the partly filled page of each first sequence to the second's."""
+        width = self.config.slots
+        for start in range(0, max(1, len(pairs)), width):
+            source = np.zeros((self.shards, width), np.int32)
+            destination = np.full((self.shards, width), self.table.pages, np.int32)
+            for n, (original, copy) in enumerate(pairs[start : start + width]):
+                whole, rest = divmod(original.length, self.config.page_size)
+                if rest:
+                    source[original.shard, n] = original.pages[whole]
+                    destination[original.shard, n] = copy.pages[whole]
+            self._pool = self._programs.copy(self._pool, source, destination)
+
+    # ---- Drawing tokens
 
     def decode(
-        params,
-        state: SlotState,
-        budgets,
-        next_positions,
-        seeds,
-        key,
-        transitions,
-        accepting,
-        end_ids,
-        sampling: SamplingConfig,
-        attend: int,
-    ):
-        model = merge(graphdef, params)
-        slots, width = config.slots, config.max_new_tokens
-        row_keys = jax.vmap(lambda seed: jax.random.fold_in(key, seed))(seeds)
-        stops = jnp.where(budgets > 0, RUNNING, LENGTH)
-        carry = (
-            jnp.zeros((), jnp.int32),
-            state,
-            jnp.full(slots, initial, jnp.int32),
-            stops,
-            jnp.zeros(slots, jnp.int32),
-            jnp.zeros((slots, width), jnp.int32),
-            jnp.zeros((slots, width), jnp.float32),
-        )
+        self, params: Params, requests: Sequence[DecodeRequest], sampling: SamplingConfig,
+        stop_after: int | None = None,
+    ) -> list[Sampled]:
+        """Draws tokens until turns end, or there are `decode_tokens` of each.
 
-        def running(carry):
-            return jnp.any(carry[3] == RUNNING)
+        Args:
+          params: the policy's parameters.
+          requests: at most `slots_per_shard` of each shard.
+          sampling: how to draw; one compilation for each value.
+          stop_after: return as soon as so many turns have ended; None waits for all.
 
-        def step(carry):
-            i, state, automaton, stops, counts, out_tokens, out_logprobs = carry
-            keys = jax.vmap(jax.random.fold_in)(row_keys, state.lengths)
-            tokens, logprobs = draw(state.logits, keys, sampling)
-            active = stops == RUNNING
-            out_tokens = out_tokens.at[:, i].set(jnp.where(active, tokens, 0))
-            out_logprobs = out_logprobs.at[:, i].set(jnp.where(active, logprobs, 0.0))
-            automaton = jnp.where(active, transitions[automaton, tokens], automaton)
-            counts = counts + active
-            ended = jnp.any(tokens[:, None] == end_ids, axis=1)
-            stopped = jnp.where(
-                accepting[automaton],
-                ACTION,
-                jnp.where(ended, ENDED, jnp.where(counts >= budgets, LENGTH, RUNNING)),
-            )
-            stops = jnp.where(active, stopped, stops)
-            # The last token of a turn is fed too: the cache then holds all that
-            # was sampled, and the next prefill starts with the observation.
-            positions = jnp.broadcast_to(next_positions + i, (3, slots))[..., None]
-            hidden, cache = model.extend(
-                tokens[:, None],
-                positions,
-                state.cache,
-                state.lengths,
-                active.astype(jnp.int32),
-                attend_length=attend,
-            )
-            logits = jnp.where(active[:, None], model.logits(hidden[:, 0]), state.logits)
-            state = SlotState(cache, state.lengths + active, logits)
-            return i + 1, state, automaton, stops, counts, out_tokens, out_logprobs
+        Returns:
+          What each has got; its tokens but the last are cached.
+        """
+        count = max(np.bincount([r.sequence.shard for r in requests])) * self.shards
+        slots = min((n for n in self.config.fewer_slots if n >= count), default=self.config.slots)
+        longest = max(request.sequence.length for request in requests)
+        pages = self.config.attend_pages(max(1, longest))
+        inputs = self._no_requests(slots, pages)
+        inputs.stop_after[...] = len(requests) if stop_after is None else stop_after
+        placed = list(self._rows(requests, lambda request: request.sequence, len(inputs.lengths)))
+        for row, request in placed:
+            self._fill_table(inputs, row, request.sequence, pages)
+            inputs.places[row] = self.table.places(request.sequence, inputs.places.shape[1])
+            inputs.pending[row] = request.pending
+            inputs.positions[row] = request.position
+            inputs.automaton[row] = request.automaton
+            inputs.budgets[row] = request.budget
+            inputs.seeds[row] = request.seed & 0xFFFFFFFF
+            if inputs.history is not None:
+                assert request.history is not None
+                inputs.history[row, : len(request.history)] = request.history
+        decoded = jax.device_get(self._run_decode(params, inputs, sampling))
+        self.passes += int(decoded.passes)
+        by_request: dict[int, Sampled] = {}
+        for row, request in placed:
+            chosen = decoded.sampled[row]
+            sampled = Sampled(
+                decoded.tokens[row][chosen], decoded.logprobs[row][chosen],
+                int(decoded.automaton[row]), STOP_REASONS[int(decoded.stops[row])])
+            request.sequence.length += len(sampled.tokens)
+            self.tokens_decoded += len(sampled.tokens)
+            by_request[id(request)] = sampled
+        return [by_request[id(request)] for request in requests]
 
-        carry = jax.lax.while_loop(running, step, carry)
-        _, state, _, stops, counts, tokens, logprobs = carry
-        return state, tokens, logprobs, counts, stops
+    def _run_decode(self, params, inputs: DecodeInputs, sampling: SamplingConfig):
+        self._pool, decoded = self._programs.decode(
+            params, self._pool, inputs, self._key, self._rules, sampling)
+        return decoded
 
-    return (
-        jax.jit(prefill, donate_argnums=1, static_argnames='attend', out_shardings=shardings),
-        jax.jit(
-            decode,
-            donate_argnums=1,
-            static_argnames=('sampling', 'attend'),
-            out_shardings=(shardings, None, None, None, None),
-        ),
-    )
+    # ---- Inputs of the programs
+
+    def _rows(
+        self, items: Sequence[T], sequence_of: Callable[[T], CachedSequence], rows: int
+    ) -> Iterator[tuple[int, T]]:
+        """Gives each item a row of its shard's share of `rows`."""
+        each = rows // self.shards
+        used = [0] * self.shards
+        for item in items:
+            shard = sequence_of(item).shard
+            assert used[shard] < each, 'more sequences of a shard than it has rows'
+            yield shard * each + used[shard], item
+            used[shard] += 1
+
+    def _fill_table(self, inputs, row: int, sequence: CachedSequence, pages: int) -> None:
+        inputs.lengths[row] = sequence.length
+        table = inputs.table.reshape(len(inputs.lengths), pages)
+        own = sequence.pages[: min(pages, self.table.needed(sequence.length))]
+        table[row, : len(own)] = own
+
+    def _no_chunks(self, rows: int, width: int, pages: int) -> PrefillInputs:
+        rows = -(-rows // self.shards) * self.shards
+        return PrefillInputs(
+            table=np.zeros((self.shards, rows // self.shards, pages), np.int32),
+            lengths=np.zeros(rows, np.int32),
+            places=np.full((rows, width), self.table.pages * self.config.page_size, np.int32),
+            tokens=np.zeros((rows, width), np.int32),
+            position_ids=np.zeros((3, rows, width), np.int32),
+            image_index=np.full((rows, width), -1, np.int32))
+
+    def _no_requests(self, slots: int, pages: int) -> DecodeInputs:
+        rows = -(-slots // self.shards) * self.shards
+        ints = {name: np.zeros(rows, np.int32)
+                for name in ('lengths', 'pending', 'positions', 'automaton', 'budgets')}
+        history = (np.full((rows, self.config.max_length), -1, np.int32)
+                   if self.config.draft_tokens else None)
+        return DecodeInputs(
+            table=np.zeros((self.shards, rows // self.shards, pages), np.int32),
+            places=np.full((rows, self.config.recent_tokens),
+                           self.table.pages * self.config.page_size, np.int32),
+            seeds=np.zeros(rows, np.uint32), stop_after=np.ones((), np.int32), history=history,
+            **ints)

@@ -1,15 +1,17 @@
-"""What a sampler keeps on the device: a KV cache of a fixed number of slots."""
+"""Sizes of a sampler and what it keeps on the device: a pool of key-value pages."""
 
 import dataclasses
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl import KVCache, init_cache
-from vrag_jax.parallel.sharding import SLOT_RULES, tree_shardings
+from vrag_jax.parallel.sharding import BATCH_AXES, POOL_RULES, tree_shardings
+
+Shape = tuple[int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,77 +19,144 @@ class SamplerConfig:
     """Sizes of the sampler.
 
     Attributes:
-      slots: rows of the cache: episodes that are sampled at the same time.
-      max_length: tokens a slot holds, prompt, observations and samples.
+      slots: sequences that are decoded at the same time, over all devices.
+      fewer_slots: smaller numbers of slots, for when few sequences are left; one
+        compilation each.
+      max_length: tokens a sequence holds, prompt, observations and samples.
       max_new_tokens: most tokens sampled in one turn.
-      prefill_lengths: lengths to which chunks of new tokens are padded; one
+      decode_tokens: most tokens that a slot samples in one call to the device.
+      refill: share of the slots in use whose turns must end for a call to return
+        early, so that others move in.
+      prefill_shapes: rows and tokens of the programs that take in new tokens; one
         compilation each. Longer chunks are fed in several pieces.
-      attend_lengths: cache lengths that attention reads, chosen by the longest
-        row; one compilation each. `max_length` is always one of them.
+      attend_lengths: numbers of cached tokens that attention reads, chosen by the
+        longest sequence of a call; one compilation each. `max_length` is always one.
+      page_size: tokens a page of the cache.
+      cache_tokens: tokens that the cache holds, over all devices; 0 is
+        `slots * max_length`. When it is full, sequences wait.
       cache_dtype: dtype of the cache, e.g. 'bfloat16'.
+      draft_tokens: tokens guessed ahead from what the sequence holds already and
+        verified in one pass (prompt lookup); 0 samples one by one.
+      draft_ngram: tokens that must have occurred before for a guess.
+      unroll_depth: policies with at most so many layers have them unrolled, see
+        `Decoder.extend`: faster passes, longer compilation.
     """
 
-    slots: int = 128
+    slots: int = 64
+    fewer_slots: tuple[int, ...] = ()
     max_length: int = 1024
     max_new_tokens: int = 256
-    prefill_lengths: tuple[int, ...] = (64, 256, 1024)
+    decode_tokens: int = 64
+    refill: float = 0.25
+    prefill_shapes: tuple[Shape, ...] = ((16, 64), (4, 256))
     attend_lengths: tuple[int, ...] = ()
+    page_size: int = 16
+    cache_tokens: int = 0
     cache_dtype: str = 'float32'
+    draft_tokens: int = 0
+    draft_ngram: int = 2
+    unroll_depth: int = 4
 
     def __post_init__(self):
-        for name in ('slots', 'max_length', 'max_new_tokens'):
+        for name in ('slots', 'max_length', 'max_new_tokens', 'decode_tokens', 'page_size',
+                     'draft_ngram'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-        if not self.prefill_lengths or list(self.prefill_lengths) != sorted(self.prefill_lengths):
-            raise ValueError(f'prefill_lengths must be increasing, got {self.prefill_lengths}')
-        if any(not 0 < n <= self.max_length for n in self.attend_lengths):
+        if not self.prefill_shapes or min(min(shape) for shape in self.prefill_shapes) < 1:
             raise ValueError(
-                f'attend_lengths {self.attend_lengths} must lie within '
-                f'max_length = {self.max_length}'
-            )
+                f'prefill_shapes must be pairs of positive numbers, got {self.prefill_shapes}')
+        if any(not 0 < n <= self.max_length for n in self.attend_lengths):
+            raise ValueError(f'attend_lengths {self.attend_lengths} must lie within '
+                             f'max_length = {self.max_length}')
+        if any(not 0 < n < self.slots for n in self.fewer_slots):
+            raise ValueError(f'fewer_slots {self.fewer_slots} must lie between 0 and '
+                             f'slots = {self.slots}')
         if self.max_new_tokens > self.max_length:
             raise ValueError(
-                f'max_new_tokens = {self.max_new_tokens} exceeds max_length = {self.max_length}'
-            )
+                f'max_new_tokens = {self.max_new_tokens} exceeds max_length = {self.max_length}')
+        if not 0 < self.refill <= 1:
+            raise ValueError(f'refill must be in (0, 1], got {self.refill}')
+        if not 0 <= self.draft_tokens < self.decode_tokens:
+            raise ValueError(f'draft_tokens = {self.draft_tokens} must not be negative and be less '
+                             f'than decode_tokens = {self.decode_tokens}')
+        if self.cache_tokens and self.cache_tokens < self.most_tokens:
+            raise ValueError(f'cache_tokens = {self.cache_tokens} holds not even one sequence of '
+                             f'max_length, which takes {self.most_tokens} with whole pages')
 
-    def attend_length(self, needed: int) -> int:
-        """Returns the smallest allowed length that holds `needed` tokens."""
-        fitting = [n for n in self.attend_lengths if n >= needed]
-        return min(fitting, default=self.max_length)
+    @property
+    def most_tokens(self) -> int:
+        """Tokens of the pages of a sequence of `max_length`."""
+        return math.ceil(self.max_length / self.page_size) * self.page_size
 
-    def prefill_shapes(self) -> list[tuple[int, int]]:
-        """Returns every pair of prefill length and attend length that can occur."""
-        attends = sorted({*self.attend_lengths, self.max_length})
-        shortest = (1, *(n + 1 for n in self.prefill_lengths))
-        return [(width, attend) for least, width in zip(
-                    shortest, self.prefill_lengths, strict=False)
-                for attend in attends if attend >= min(least, self.max_length)]
+    @property
+    def decode_steps(self) -> int:
+        """Passes of a call, each of which takes a token and its drafts."""
+        return self.decode_tokens // (self.draft_tokens + 1)
+
+    @property
+    def recent_tokens(self) -> int:
+        """Tokens, accepted or not, that a call runs in each slot."""
+        return self.decode_steps * (self.draft_tokens + 1)
+
+    def attend_pages(self, tokens: int) -> int:
+        """Returns how many pages attention reads where `tokens` are cached at most."""
+        if not tokens:
+            return 0
+        fitting = [n for n in self.attend_lengths if n >= tokens]
+        return math.ceil(min(fitting, default=self.max_length) / self.page_size)
+
+    def all_attend_pages(self) -> list[int]:
+        """Returns every value of `attend_pages` but 0."""
+        return sorted({self.attend_pages(n) for n in (*self.attend_lengths, self.max_length)})
+
+    def pool_pages(self, shards: int) -> int:
+        """Returns the pages of each of `shards` equal parts of the cache.
+
+        Raises:
+          ValueError: if a part does not hold one sequence of `max_length`.
+        """
+        tokens = self.cache_tokens or self.slots * self.max_length
+        pages = math.ceil(tokens / (shards * self.page_size))
+        if pages * self.page_size < self.most_tokens:
+            if self.cache_tokens:
+                raise ValueError(
+                    f'cache_tokens = {tokens} over {shards} devices is less than the '
+                    f'{self.most_tokens} tokens of one sequence on each')
+            pages = self.most_tokens // self.page_size
+        return pages
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class SlotState:
-    """Device state: the cache, `lengths` `[B]` int32, next-token `logits` `[B, V]`."""
+class KVPool:
+    """Keys and values in pages, each `[D, P, page_size, L, KVH, head_dim]`.
 
-    cache: KVCache
-    lengths: jax.Array
-    logits: jax.Array
+    A token is one piece of memory. `D` parts, one for each group of devices that
+    shares a part of the batch: no device reads another's.
+    """
 
-
-def init_slots(model_config: ModelConfig, config: SamplerConfig) -> SlotState:
-    """Returns empty slots."""
-    return SlotState(
-        cache=init_cache(
-            model_config, config.slots, config.max_length, jnp.dtype(config.cache_dtype)
-        ),
-        lengths=jnp.zeros(config.slots, jnp.int32),
-        logits=jnp.zeros((config.slots, model_config.text.vocab_size), jnp.float32),
-    )
+    k: jax.Array
+    v: jax.Array
 
 
-def abstract_slots(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> SlotState:
-    """Returns shapes and shardings of the slots: spread over data axes and key heads."""
-    shapes = jax.eval_shape(functools.partial(init_slots, model_config, config))
+def batch_shards(mesh: Mesh | None) -> int:
+    """Returns over how many devices of a mesh a batch is spread."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def init_pool(model_config: ModelConfig, config: SamplerConfig, shards: int) -> KVPool:
+    """Returns an empty pool in `shards` parts."""
+    text = model_config.text
+    shape = (shards, config.pool_pages(shards), config.page_size, text.num_hidden_layers,
+             text.num_key_value_heads, text.head_dim)
+    dtype = jnp.dtype(config.cache_dtype)
+    return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+
+def abstract_pool(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> KVPool:
+    """Returns shapes and shardings of the pool: parts over data axes, heads over `tensor`."""
+    init = functools.partial(init_pool, model_config, config, batch_shards(mesh))
+    shapes = jax.eval_shape(init)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes, tree_shardings(shapes, mesh, SLOT_RULES))
+        shapes, tree_shardings(shapes, mesh, POOL_RULES))

@@ -23,11 +23,12 @@ from vrag_jax.learner.train_state import (
     train_state_shardings,
 )
 from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.decoder import KVCache, init_cache
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import BATCH_AXES, batch_sharding, tree_shardings
-from vrag_jax.sampling.slots import SlotState, abstract_slots
+from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace, abstract_policy, policy_config
 
@@ -65,7 +66,8 @@ class Plan:
       params: the policy's parameters by path; a phase starts from them, and they
         stay while it runs: as the reference of the KL term, and to start another.
       phases: training phases by name.
-      slots: the sampler's cache, or None where nothing is sampled.
+      pool: pages of the sampler's cache, or None where nothing is sampled.
+      working: what a call to decode copies out of them, at its largest.
       features: the buffer of image features, `[rows, D]`.
     """
 
@@ -74,7 +76,8 @@ class Plan:
     mesh: Mesh
     params: Params
     phases: Mapping[str, PlannedPhase]
-    slots: SlotState | None
+    pool: KVPool | None
+    working: KVCache | None
     features: jax.ShapeDtypeStruct
 
     @property
@@ -91,9 +94,9 @@ class Plan:
             out[f'{name}: gradients'] = phase.gradients
             out[f'{name}: micro-batch'] = phase.batch
             out[f'{name}: attention scores'] = phase.scores
-        if self.slots is not None:
-            out['sampler: key-value cache'] = self.slots.cache
-            out['sampler: logits'] = self.slots.logits
+        if self.pool is not None:
+            out['sampler: pages of the cache'] = self.pool
+            out['sampler: copy of a call'] = self.working
         return out | {'image features': self.features}
 
     def __str__(self) -> str:
@@ -139,9 +142,11 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
             temperature = config.grpo.sampling.temperature
         phases[name] = _phase(
             graphdef, params, features, model_config, learner, loss, temperature, mesh)
-    slots = (None if list(phases) == ['sft']
-             else abstract_slots(model_config, config.sampler, mesh))
-    return Plan(config.task, model_config, mesh, params, phases, slots, features)
+    pool, working = None, None
+    if list(phases) != ['sft']:
+        pool = abstract_pool(model_config, config.sampler, mesh)
+        working = _working_cache(model_config, config.sampler, mesh)
+    return Plan(config.task, model_config, mesh, params, phases, pool, working, features)
 
 
 def run(config: RunConfig, workdir: Path) -> None:
@@ -193,7 +198,7 @@ def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: b
     sequence = TokenSequence(
         tokens=np.zeros(2, np.int32), position_ids=np.zeros((3, 2), np.int32),
         loss_mask=np.ones(2, bool), image_index=np.full(2, -1, np.int32), images=())
-    rows: dict[str, int] | None = {} if vision_is_frozen else None
+    rows: dict[str, np.ndarray] | None = {} if vision_is_frozen else None
     return next(micro_batches([sequence], config.layout, model_config, rows)).batch
 
 
@@ -206,6 +211,16 @@ def _scores(config: LearnerConfig, model_config: ModelConfig, mesh: Mesh) -> jax
     return jax.ShapeDtypeStruct(
         (config.rows, text.num_attention_heads, config.length, config.length), jnp.float32,
         sharding=NamedSharding(mesh, spec))
+
+
+def _working_cache(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> KVCache:
+    """The cache that a call to decode reads, for sequences of the largest length."""
+    shards = batch_shards(mesh)
+    rows = -(-config.slots // shards) * shards
+    shapes = jax.eval_shape(lambda: init_cache(
+        model_config, rows, config.most_tokens, jnp.dtype(config.cache_dtype)))
+    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, 'tensor'))
+    return _placed(shapes, jax.tree.map(lambda _: sharding, shapes))
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

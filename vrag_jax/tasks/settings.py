@@ -12,6 +12,7 @@ from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
+from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
 
@@ -270,7 +271,8 @@ class RunConfig:
       task: which task runs.
       seed: seed of everything random.
       feature_rows: rows of the image feature buffer.
-      feature_windows: attention windows encoded at a time.
+      feature_windows: attention windows encoded at a time; of several sizes the smallest
+        that holds what is to be encoded.
       feature_span: attention windows that the largest image may take.
       evidence_sft: whether GRPO on files is preceded by SFT on an expert that knows
         the questions' evidence boxes (it searches, zooms into them, answers).
@@ -280,7 +282,7 @@ class RunConfig:
     task: str
     seed: int = 0
     feature_rows: int = 16384
-    feature_windows: int = 64
+    feature_windows: tuple[int, ...] = (64,)
     feature_span: int = 16
     evidence_sft: bool = False
     instruction: str = '{question}'
@@ -291,6 +293,7 @@ class RunConfig:
     environment: EnvironmentConfig = EnvironmentConfig()
     messages: Messages = Messages()
     sampler: SamplerConfig = SamplerConfig()
+    observing: ObservingConfig = ObservingConfig()
     judge: JudgeConfig = JudgeConfig()
     reward: RewardWeights = RewardWeights(0.2, 0.7, 0.1)
     pretrain: PretrainConfig = PretrainConfig()

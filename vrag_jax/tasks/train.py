@@ -168,6 +168,7 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
 
     def warm_up() -> None:
         learner.warm_up(features, params if config.loss.kl_coef else None)
+        space.features.warm_up(learner.state.params)
         space.sampler.warm_up(learner.state.params, space.features.buffer, config.sampling)
 
     def prepare(step: int) -> list[Question]:

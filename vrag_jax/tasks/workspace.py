@@ -28,8 +28,8 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.perception.stopping import build_stop_table
 from vrag_jax.rewards.judge import AnswerJudge, OpenAIJudge, RuleJudge
-from vrag_jax.rollout.driver import World
 from vrag_jax.rollout.environment import Environment
+from vrag_jax.rollout.world import World
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.tasks.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
@@ -125,7 +125,8 @@ class Workspace:
             self.corpus.store, self.corpus.engine, self.config.environment, self.config.messages)
         if not allow_crop:
             environment = environment.with_config(allow_crop=False)
-        return World(environment, self.chat, self.preprocess, self.model_config)
+        return World(environment, self.chat, self.preprocess, self.model_config,
+                     self.config.observing)
 
     @functools.cached_property
     def judge(self) -> AnswerJudge:

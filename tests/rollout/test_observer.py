@@ -1,0 +1,102 @@
+"""Observations come back in the order that was asked for, and what fails is heard of."""
+
+import dataclasses
+import threading
+
+import numpy as np
+import pytest
+
+from vrag_jax.rollout.observer import Observer
+from vrag_jax.rollout.world import ObservingConfig
+from vrag_jax.sampling.scheduler import SampledTurn
+
+SEARCH = '<think>x</think><search>{}</search>'
+
+
+def ended(world, question, text):
+    """An episode that has just sampled a turn."""
+    episode = world.start(question)
+    tokens = np.asarray(world.chat.encode(text), np.int32)
+    episode.append_text(tokens, np.zeros(len(tokens)), sampled=True)
+    return episode, SampledTurn(tokens, np.zeros(len(tokens)), 'action')
+
+
+class Gate:
+    """A search that waits until it is let through, then finds nothing."""
+
+    def __init__(self):
+        self.open = threading.Event()
+        self.calls = []
+
+    def search(self, queries, k):
+        self.calls.append(list(queries))
+        assert self.open.wait(20)
+        return [[] for _ in queries]
+
+
+@pytest.fixture
+def gate():
+    return Gate()
+
+
+def observer(make_world, gate, **config):
+    world = make_world(gate)
+    world = dataclasses.replace(world, observing=ObservingConfig(**config))
+    return world, Observer(world, 320)
+
+
+def test_in_order_the_last_call_may_take_as_long_as_the_next(make_world, gate, questions):
+    world, watcher = observer(make_world, gate)
+    with watcher:
+        searching = ended(world, questions[0], SEARCH.format('a'))
+        cropping = ended(world, questions[1], '<think>x</think><bbox>[1, 2, 30, 40]</bbox>')
+        watcher.submit([searching, cropping])
+        # The crop has long been done; its call is still the last one.
+        assert watcher.collect(wait=False) == [] and watcher.busy
+        watcher.submit([])
+        gate.open.set()
+        assert set(map(id, watcher.collect(wait=False))) == {id(searching[0]), id(cropping[0])}
+        assert watcher.collect(wait=False) == []
+    assert len(searching[0].turns) == len(cropping[0].turns) == 1
+
+
+def test_without_order_a_slow_search_holds_up_none(make_world, gate, questions):
+    world, watcher = observer(make_world, gate, in_order=False)
+    with watcher:
+        searching = ended(world, questions[0], SEARCH.format('a'))
+        cropping = ended(world, questions[1], '<think>x</think><bbox>[1, 2, 30, 40]</bbox>')
+        watcher.submit([searching, cropping])
+        assert watcher.collect(wait=True) == [cropping[0]]
+        assert watcher.collect(wait=False) == [] and watcher.busy
+        gate.open.set()
+        assert watcher.collect(wait=True) == [searching[0]]
+        assert not watcher.busy
+
+
+def test_searches_of_a_call_go_out_together(make_world, gate, questions):
+    gate.open.set()
+    world, watcher = observer(make_world, gate, threads=2)
+    turns = [ended(world, q, SEARCH.format(n)) for n, q in enumerate(questions[:5])]
+    turns.insert(2, ended(world, questions[5], '<think>x</think><answer>1</answer>'))
+    with watcher:
+        watcher.submit(turns)
+        assert set(map(id, watcher.collect(wait=True))) == {id(e) for e, _ in turns}
+    assert [sorted(queries) for queries in gate.calls] == [['0', '1', '2', '3', '4']]
+    assert turns[2][0].done and not turns[0][0].done
+
+
+def test_what_goes_wrong_in_a_thread_is_raised(make_world, questions):
+    class Broken:
+        def search(self, queries, k):
+            raise ConnectionError('the index is gone')
+
+    for in_order in (True, False):
+        world, watcher = observer(make_world, Broken(), in_order=in_order)
+        with watcher, pytest.raises(ConnectionError, match='the index is gone'):
+            watcher.submit([ended(world, questions[0], SEARCH.format('a'))])
+            watcher.collect(wait=True)
+
+
+def test_threads_must_be_positive():
+    with pytest.raises(ValueError, match='threads'):
+        ObservingConfig(threads=0)

@@ -1,0 +1,133 @@
+"""The world of the episodes: starts them, and carries out what was sampled."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.records import Question
+from vrag_jax.data.sequences import ImagePreprocessor
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.perception.actions import parse_action
+from vrag_jax.rollout.environment import Environment, Observation
+from vrag_jax.rollout.episode import Episode
+from vrag_jax.rollout.trajectory import Turn
+
+
+@dataclasses.dataclass(frozen=True)
+class ObservingConfig:
+    """How actions are carried out beside decoding.
+
+    Attributes:
+      threads: that search, crop and tokenise.
+      in_order: whether a call to decode waits for the observations of the call before
+        the last. Episodes then meet in the same calls in every run, and a run repeats
+        bit by bit; without it none waits for a slow search of another.
+    """
+
+    threads: int = 4
+    in_order: bool = True
+
+    def __post_init__(self):
+        if self.threads < 1:
+            raise ValueError(f'threads must be positive, got {self.threads}')
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """Everything an episode needs apart from a policy.
+
+    Attributes:
+      environment: carries out actions.
+      chat: tokenizer and turn delimiters.
+      preprocess: images to patches.
+      model_config: sizes and special ids of the policy.
+      observing: how actions are carried out beside decoding.
+    """
+
+    environment: Environment
+    chat: ChatFormat
+    preprocess: ImagePreprocessor
+    model_config: ModelConfig
+    observing: ObservingConfig = ObservingConfig()
+
+    def start(self, question: Question) -> Episode:
+        """Returns an episode that holds the question's turn."""
+        episode = Episode(
+            question,
+            self.chat.prompt_text(question.query),
+            self.model_config.image_token_id,
+            self.model_config.vision.spatial_merge_size,
+        )
+        episode.append_text(self.chat.prompt_ids(question.query))
+        return episode
+
+    def blank(self) -> Episode:
+        """Returns an episode without a question and without tokens."""
+        return Episode(
+            Question(uid='', query='', answer=''),
+            '',
+            self.model_config.image_token_id,
+            self.model_config.vision.spatial_merge_size,
+        )
+
+    def advance(
+        self,
+        episodes: Sequence[Episode],
+        texts: Sequence[str],
+        ended: Sequence[bool],
+        max_length: int,
+    ) -> None:
+        """Parses each episode's new turn, carries it out, appends what is observed.
+
+        Args:
+          episodes: episodes whose sampled tokens have just been appended.
+          texts: their texts.
+          ended: whether the policy has itself closed the turn.
+          max_length: most tokens of an episode; one whose observation does not
+            leave room for an answer is truncated.
+        """
+        allow_index = self.environment.config.allow_image_index
+        actions = [parse_action(text, allow_index) for text in texts]
+        observations = self.environment.step(episodes, actions)
+        views = [o.view for o in observations if o.view is not None]
+        processed = iter(self.preprocess([image for image, _ in views]))
+        for episode, text, over, observation in zip(
+            episodes, texts, ended, observations, strict=True
+        ):
+            shown = None
+            if observation.view is not None:
+                shown = (*observation.view, next(processed))
+            self._record(episode, text, over, observation, shown, max_length)
+
+    def _record(
+        self,
+        episode: Episode,
+        text: str,
+        ended: bool,
+        observation: Observation,
+        shown,
+        max_length: int,
+    ) -> None:
+        ids: Sequence[int] = ()
+        if not observation.done:
+            tokens = shown[2].tokens if shown else None
+            ids = self.chat.observation_ids(observation.text, tokens, ended=ended)
+            if len(episode) + len(ids) >= max_length:
+                # No room to go on: nothing of the observation is shown, so the
+                # trajectory still ends with a token that was sampled.
+                episode.truncated = True
+                shown = None
+        over = observation.done or episode.truncated
+        episode.turns.append(
+            Turn(
+                text=text,
+                action=observation.action,
+                observation='' if over else observation.text,
+                image=len(episode.images) if shown and not over else None,
+                retrieved=() if over else observation.retrieved,
+            )
+        )
+        episode.done = over
+        if not over:
+            episode.retrieved.extend(observation.retrieved)
+            episode.append_observation(ids, shown)
