@@ -8,23 +8,25 @@ from vrag_jax.data.packing import pack
 
 
 def test_by_hand():
-    # 5 opens a row, 6 does not fit behind it; 3 goes behind 5, 4 behind 6, 2 behind 5 and 3.
-    assert pack([5, 6, 3, 4, 2, 10], 10) == [[0, 2, 4], [1, 3], [5]]
+    # In order 10, 6, 5, 4, 3, 2: 4 goes behind 6, 3 and 2 behind 5.
+    assert pack([5, 6, 3, 4, 2, 10], 10) == [[5], [1, 3], [0, 2, 4]]
     assert pack([], 10) == []
 
 
 @given(st.lists(st.integers(1, 20), max_size=60), st.integers(20, 50))
-def test_first_fit(lengths, row_length):
+def test_first_fit_decreasing(lengths, row_length):
     rows = pack(lengths, row_length)
     assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
-    for number, row in enumerate(rows):
-        assert row == sorted(row)
-        assert sum(lengths[i] for i in row) <= row_length
-        for i in row:
-            # When sequence i came, no earlier row had room for it.
-            for earlier in rows[:number]:
-                held = sum(lengths[j] for j in earlier if j < i)
-                assert held + lengths[i] > row_length
+    row_of = {i: number for number, row in enumerate(rows) for i in row}
+    room, want = [], {}
+    for i in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [number for number, free in enumerate(room) if free >= lengths[i]]
+        if not fitting:
+            room.append(row_length)
+        want[i] = fitting[0] if fitting else len(room) - 1
+        room[want[i]] -= lengths[i]
+    assert row_of == want
+    assert all(row == sorted(row) for row in rows)
 
 
 @pytest.mark.parametrize('length', [0, 11])

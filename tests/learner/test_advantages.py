@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vrag_jax.learner.advantages import group_normalised
+from vrag_jax.learner.variants import group_normalised
 
 
 def test_one_right_answer_in_five():

@@ -90,7 +90,7 @@ def test_an_image_that_several_sequences_show_is_packed_once(make_sequence, mode
 def test_rows_of_a_feature_cache_are_used_as_given(sequences, images, model_config):
     rows_of = {image.key: 100 * i + np.arange(image.tokens)[::-1]
                for i, image in enumerate(images)}
-    for micro in micro_batches(sequences, LAYOUT, model_config, rows_of):
+    for micro in micro_batches(sequences, LAYOUT, model_config, lambda _: rows_of):
         assert micro.batch.images is None
         for place in micro.placements:
             sequence = sequences[place.sequence]
@@ -123,7 +123,7 @@ def test_images_past_the_windows_begin_a_new_micro_batch(make_sequence, model_co
         assert count_windows(grids.values(), model_config.vision) <= layout.windows
     # With a cache there is no such limit.
     rows = {f'own{seed}': 24 * seed + np.arange(24) for seed in range(5)}
-    assert len(list(micro_batches(distinct, layout, model_config, rows))) == 1
+    assert len(list(micro_batches(distinct, layout, model_config, lambda _: rows))) == 1
 
 
 def test_images_of_one_row_that_do_not_fit_are_refused(make_sequence, model_config):

@@ -66,7 +66,7 @@ def reference(make_learner, sequences):
 
 def assert_same(got, want, tolerance=1e-5):
     for (metrics, weights), (want_metrics, want_weights) in zip(got, want, strict=True):
-        losses = {k: v for k, v in metrics.items() if k != 'grad_norm'}
+        losses = {k: v for k, v in metrics.items() if k not in ('grad_norm', 'padding')}
         assert losses == pytest.approx(
             {k: want_metrics[k] for k in losses}, rel=tolerance, abs=tolerance)
         for path, value in want_weights.items():
@@ -165,7 +165,7 @@ def test_frozen_parameters_stay_as_they_are_to_the_bit(frozen_vision, policy):
 
 def test_cached_features_give_the_loss_of_encoding_in_the_step(frozen_vision, reference):
     _, features, metrics, _, compiled = frozen_vision
-    want = {k: v for k, v in reference[0][0].items() if k != 'grad_norm'}
+    want = {k: v for k, v in reference[0][0].items() if k not in ('grad_norm', 'padding')}
     assert {k: metrics[0][k] for k in want} == pytest.approx(want, rel=1e-5, abs=1e-5)
     # Each image was encoded once, for both updates.
     assert features.images_encoded == 3
@@ -197,7 +197,7 @@ def test_logprobs_are_those_of_each_sequence_alone(
 
     for sequence, values in zip(sequences, got, strict=True):
         table = np.concatenate([np.zeros(0, int), *(
-            first[i.key] + np.arange(i.tokens) for i in sequence.images)]).astype(np.int32)
+            first[i.key] for i in sequence.images)]).astype(np.int32)
         index = np.where(sequence.image_index < 0, -1,
                          np.append(table, 0)[sequence.image_index]).astype(np.int32)
         width = ((0, 80 - len(sequence)),)
@@ -219,3 +219,66 @@ def test_a_mini_batch_without_trained_tokens_is_refused(make_learner, make_seque
 def test_the_step_counts_updates(frozen_vision):
     assert frozen_vision[0].step == 2
     assert frozen_vision[0].state.step.dtype == jnp.int32
+
+
+def test_a_small_feature_buffer_gives_the_same_update(
+        make_learner, sequences, policy, model_config, frozen_vision):
+    """Images are asked for a micro-batch at a time: 28 rows hold those of one of them."""
+    cache = ImageFeatureCache(make_encoder(policy[0]), model_config, rows=28, windows=4, span=2)
+    learner = make_learner(frozen='^visual/', rows=1)
+    with pytest.raises(ValueError, match='31 feature rows at once'):
+        cache.rows_of(policy[1], {i.key: i for s in sequences for i in s.images}.values())
+    order = [s for s in sequences if len({i.key for i in s.images}) < 2]
+    want = make_learner(frozen='^visual/').update(order, make_cache(policy, model_config))
+    got = learner.update(order, cache)
+    assert {k: got[k] for k in ('loss', 'kl', 'entropy')} == pytest.approx(
+        {k: want[k] for k in ('loss', 'kl', 'entropy')}, rel=1e-5, abs=1e-5)
+
+
+def test_frozen_parameters_are_shared_not_copied(make_learner, policy, sequences, model_config):
+    mesh = make_mesh({}, devices=jax.devices()[:1])
+    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    graphdef, loss = policy[0], grpo(GrpoLossConfig())
+    config = LearnerConfig(**SETTINGS, frozen='^visual/')
+    learner = Learner(graphdef, params, model_config, config, loss, 10, mesh)
+    learner.update(sequences, make_cache(policy, model_config))
+    pointer = lambda x: x.addressable_shards[0].data.unsafe_buffer_pointer()  # noqa: E731
+    for path, value in params.items():
+        shared = pointer(learner.state.params[path]) == pointer(value)
+        assert shared == path.startswith('visual/'), path
+
+
+def test_rows_may_be_shorter(make_learner, sequences, reference):
+    learner = make_learner(rows=2, length=160, shorter=(80,), windows=16)
+    learner.warm_up()
+    before = compilations()
+    metrics = learner.update(sequences)
+    assert compilations() == before + 1  # The optimiser's step.
+    assert metrics['loss'] == pytest.approx(reference[0][0]['loss'], abs=1e-5)
+
+
+@pytest.mark.parametrize('averaging', ['token', 'sequence', 'constant'])
+def test_averages_do_not_depend_on_micro_batches(
+        policy, model_config, sequences, averaging):
+    """Against the loss of each sequence by itself, averaged by hand."""
+    mesh = make_mesh({}, devices=jax.devices()[:1])
+    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    config = GrpoLossConfig(averaging=averaging, constant_length=7, kl_coef=0.1)
+
+    def learner(**settings):
+        return Learner(policy[0], params, model_config, LearnerConfig(**SETTINGS | settings),
+                       grpo(config), 10, mesh)
+
+    whole = learner().update(sequences)
+    parts = learner(rows=1).update(sequences)
+    alone = [(learner().update([s]), s.loss_mask[1:].sum()) for s in sequences
+             if s.loss_mask[1:].sum()]
+    tokens = sum(n for _, n in alone)
+    weight = {'token': lambda n: n / tokens, 'sequence': lambda n: 1 / len(alone),
+              'constant': lambda n: 1 / len(alone)}[averaging]
+    assert whole['loss'] == pytest.approx(
+        sum(weight(n) * float(m['loss']) for m, n in alone), rel=1e-4)
+    for name in ('loss', 'kl', 'ratio', 'clip_fraction', 'entropy'):
+        assert parts[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5)
+    # Metrics are means over tokens, whatever the loss is.
+    assert whole['kl'] == pytest.approx(sum(m['kl'] * n for m, n in alone) / tokens, rel=1e-4)

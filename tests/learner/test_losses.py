@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrag_jax.learner.losses import GrpoLossConfig, grpo_loss, k3, sft_loss, target_logprobs
+from vrag_jax.learner.losses import GrpoLossConfig, grpo_loss, sft_loss
+from vrag_jax.learner.variants import k3
 
 GARBAGE = (math.inf, -math.inf, math.nan, 1e30)
 
@@ -160,57 +161,3 @@ def test_a_ratio_past_float32_gives_no_nan(advantage):
 def test_impossible_coefficients_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         GrpoLossConfig(**{field: value})
-
-
-class LinearHead:
-    """A head whose logits are the hidden states times a matrix."""
-
-    def __init__(self, kernel):
-        self.kernel = kernel
-
-    def logits(self, hidden):
-        return hidden @ self.kernel
-
-
-ROWS, LENGTH, WIDTH, VOCAB = 2, 7, 4, 11
-
-
-@pytest.fixture(scope='module')
-def head():
-    """Hidden states, targets and kernel."""
-    rng = np.random.default_rng(1)
-    return (rng.normal(size=(ROWS, LENGTH, WIDTH)).astype(np.float32),
-            rng.integers(0, VOCAB, (ROWS, LENGTH)).astype(np.int32),
-            rng.normal(size=(WIDTH, VOCAB)).astype(np.float32))
-
-
-@pytest.mark.parametrize('temperature', [1.0, 0.7])
-def test_target_logprobs_are_the_log_of_the_softmax(head, temperature):
-    hidden, targets, kernel = head
-    logits = (hidden.astype(np.float64) @ kernel) / temperature
-    probs = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    logp, entropy = target_logprobs(LinearHead(kernel), hidden, targets, temperature=temperature)
-    chosen = np.take_along_axis(probs, targets[..., None], -1)[..., 0]
-    np.testing.assert_allclose(logp, np.log(chosen), atol=1e-5)
-    np.testing.assert_allclose(entropy, -(probs * np.log(probs)).sum(-1), atol=1e-5)
-
-
-def test_the_entropy_of_a_uniform_distribution():
-    _, entropy = target_logprobs(
-        LinearHead(jnp.zeros((WIDTH, VOCAB))), jnp.ones((1, 2, WIDTH)), jnp.zeros((1, 2), int))
-    np.testing.assert_allclose(entropy, math.log(VOCAB), rtol=1e-6)
-
-
-@pytest.mark.parametrize('chunk', [1, 4, 7, 14, 100])
-def test_chunks_change_neither_values_nor_gradients(head, chunk):
-    hidden, targets, kernel = head
-    signs = np.sin(np.arange(ROWS * LENGTH)).reshape(ROWS, LENGTH)
-
-    def weighted(hidden, kernel, chunk):
-        outputs = target_logprobs(
-            LinearHead(kernel), hidden, targets, temperature=0.7, chunk=chunk)
-        return (outputs[0] * signs + outputs[1]).sum(), outputs
-
-    differentiate = jax.value_and_grad(weighted, argnums=(0, 1), has_aux=True)
-    got, want = (differentiate(hidden, kernel, c) for c in (chunk, 0))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), got, want)

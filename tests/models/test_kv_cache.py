@@ -200,11 +200,36 @@ def test_remat_changes_no_gradient(params, rows, features, plain_gradients, rema
 
 
 @pytest.mark.parametrize('block', [8, 10])
+@pytest.mark.parametrize('recomputed', [0, 1024])
 def test_blocks_of_queries_change_no_gradient(
-        params, rows, features, plain_gradients, block, monkeypatch):
+        params, rows, features, plain_gradients, block, recomputed, monkeypatch):
     """Whether or not the block divides the 24 tokens."""
-    monkeypatch.setattr(decoder, 'QUERY_BLOCK', block)
+    monkeypatch.setattr(decoder, 'SMALLEST_BLOCK', block)
+    monkeypatch.setattr(decoder, 'BLOCKS', 24)
+    monkeypatch.setattr(decoder, 'RECOMPUTED_LENGTH', recomputed)
+    assert decoder.block_size(24) == block
     assert_close(gradients(params, rows, features), plain_gradients)
+
+
+@pytest.mark.parametrize(('length', 'size'), [
+    (1, 128), (128, 128), (384, 128), (1024, 128), (1025, 256), (10240, 1280)])
+def test_sizes_of_blocks(length, size):
+    assert decoder.block_size(length) == size
+
+
+def test_blocks_skip_what_cannot_be_seen():
+    """Eight blocks work out 36 of 64 squares of scores, and their share of the output."""
+    def flops(length):
+        q = jnp.zeros((1, length, 2, 16))
+        k = jnp.zeros((1, 2, length, 16))
+        compiled = jax.jit(decoder.causal_attention).lower(
+            q, k, k, jnp.ones((1, length), jnp.int32)).compile()
+        return compiled.cost_analysis()['flops']
+
+    products = 4 * 2 * 16 * 1024**2  # Both products of a whole square.
+    whole = flops(128) / 128**2 * 1024**2  # One block, scaled up.
+    assert whole > products
+    assert flops(1024) < 0.6 * whole
 
 
 def test_one_query_at_a_time_is_all_at_once():

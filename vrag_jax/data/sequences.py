@@ -80,8 +80,9 @@ class TokenSequence:
         concatenated, -1 for text.
       images: the images, in order of appearance.
       advantages: `[T]` float32, or None outside RL.
-      old_logprobs: `[T]` float32 log-probs under the sampling policy, or None.
+      old_logprobs: `[T]` float32 log-probs under the policy before the update, or None.
       ref_logprobs: `[T]` float32 log-probs under the reference policy, or None.
+      sampler_logprobs: `[T]` float32 log-probs as recorded when sampled, or None.
     """
 
     tokens: np.ndarray
@@ -92,6 +93,7 @@ class TokenSequence:
     advantages: np.ndarray | None = None
     old_logprobs: np.ndarray | None = None
     ref_logprobs: np.ndarray | None = None
+    sampler_logprobs: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.tokens)

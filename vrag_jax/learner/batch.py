@@ -1,7 +1,7 @@
 """Micro-batches of packed rows: fixed shapes, so that nothing compiles twice."""
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,6 +11,9 @@ from vrag_jax.data.packing import pack
 from vrag_jax.data.sequences import ProcessedImage, TokenSequence, global_rows
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.packing import PatchBatch, count_windows, pack_images
+
+# What a sequence may hold of each token.
+TOKEN_VALUES = ('advantages', 'old_logprobs', 'ref_logprobs', 'sampler_logprobs')
 
 Array = Any  # numpy on the host, jax on the devices and under jit
 
@@ -24,6 +27,9 @@ class BatchLayout:
       fewer_rows: smaller numbers of rows that a micro-batch may have instead, so
         that a small one costs less; one compilation each.
       length: tokens a row; a longer sequence is refused.
+      shorter: other lengths that a row may have, divisors of `length`: a micro-batch
+        then has as many rows more, so it holds as many tokens. Taken where sequences
+        leave less padding in them; one compilation each.
       windows: attention windows for the images of a micro-batch, used where the
         vision tower runs inside the step (otherwise features come from a cache).
       span: windows that the largest image may take, likewise.
@@ -37,11 +43,14 @@ class BatchLayout:
     span: int = 1
     fewer_rows: tuple[int, ...] = ()
     fewer_windows: tuple[int, ...] = ()
+    shorter: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ('rows', 'length', 'windows', 'span'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+        if any(not 0 < n < self.length or self.length % n for n in self.shorter):
+            raise ValueError(f'shorter {self.shorter} must be divisors of length = {self.length}')
         if any(not 0 < n < self.rows for n in self.fewer_rows):
             raise ValueError(f'fewer_rows {self.fewer_rows} must lie between 0 and {self.rows}')
         if self.fewer_windows and len(self.fewer_windows) != len(self.fewer_rows):
@@ -58,13 +67,42 @@ class BatchLayout:
         return min((size for size in sizes if size[0] >= rows and size[1] >= windows),
                    default=(self.rows, self.windows))
 
+    def next_rows(self, left: int) -> int:
+        """Returns how many rows the next micro-batch takes where so many are left.
+
+        The largest size that is filled, or, where none is, the smallest.
+        """
+        sizes = (*self.fewer_rows, self.rows)
+        return max((n for n in sizes if n <= left), default=min(sizes))
+
+    def with_length(self, length: int) -> 'BatchLayout':
+        """Returns the layout of rows of another length, with as many tokens."""
+        more = self.length // length
+        return dataclasses.replace(
+            self, length=length, shorter=(), rows=self.rows * more,
+            fewer_rows=tuple(n * more for n in self.fewer_rows))
+
+    def lengths(self) -> Iterator['BatchLayout']:
+        """Yields a layout for each length, the shortest first, with that length alone."""
+        for length in sorted((*self.shorter, self.length)):
+            yield self.with_length(length)
+
     def sizes(self) -> Iterator['BatchLayout']:
-        """Yields a layout for each size that a micro-batch may have, with that size alone."""
-        fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
-        for rows, windows in ((self.rows, self.windows),
-                              *zip(self.fewer_rows, fewer, strict=True)):
-            yield dataclasses.replace(
-                self, rows=rows, windows=windows, fewer_rows=(), fewer_windows=())
+        """Yields a layout for each shape that a micro-batch may have, with that shape alone."""
+        for layout in self.lengths():
+            fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
+            for rows, windows in ((layout.rows, self.windows),
+                                  *zip(layout.fewer_rows, fewer, strict=True)):
+                yield dataclasses.replace(
+                    layout, rows=rows, windows=windows, fewer_rows=(), fewer_windows=())
+
+    def positions(self, rows: int) -> int:
+        """Returns the positions, padding and all, of the micro-batches for so many rows."""
+        total = 0
+        while rows > 0:
+            size = self.next_rows(rows)
+            total, rows = total + size * self.length, rows - size
+        return total
 
 
 @jax.tree_util.register_dataclass
@@ -85,6 +123,7 @@ class Batch:
       advantages: `[R, T]` float32.
       old_logprobs: `[R, T]` float32.
       ref_logprobs: `[R, T]` float32.
+      sampler_logprobs: `[R, T]` float32.
       images: packed patches, or None where features are given from a cache.
     """
 
@@ -97,6 +136,7 @@ class Batch:
     advantages: Array
     old_logprobs: Array
     ref_logprobs: Array
+    sampler_logprobs: Array
     images: PatchBatch | None = None
 
 
@@ -117,6 +157,11 @@ class MicroBatch:
     batch: Batch
     placements: tuple[Placement, ...]
 
+    @property
+    def positions(self) -> int:
+        """Positions of the batch, with and without a token."""
+        return self.batch.tokens.size
+
     def scatter(self, values: np.ndarray, sequences: Sequence[TokenSequence]) -> dict:
         """Takes values of the predicting positions back to the predicted tokens.
 
@@ -136,20 +181,23 @@ class MicroBatch:
         return out
 
 
+FeatureRows = Callable[[Sequence[ProcessedImage]], Mapping[str, np.ndarray]]
+
+
 def micro_batches(
     sequences: Sequence[TokenSequence],
     layout: BatchLayout,
     config: ModelConfig,
-    feature_rows: Mapping[str, np.ndarray] | None = None,
+    feature_rows: FeatureRows | None = None,
 ) -> Iterator[MicroBatch]:
     """Packs sequences first-fit into rows and rows into micro-batches.
 
     Args:
-      sequences: what to pack; order is kept within a row.
+      sequences: what to pack.
       layout: shape of a micro-batch.
       config: sizes of the model.
-      feature_rows: rows of each image's features in a cache, by image key; None
-        makes the step encode the images itself.
+      feature_rows: returns the rows of images' features in a cache, by image key; asked
+        when a micro-batch is built. None makes the step encode the images itself.
 
     Yields:
       Micro-batches that together hold every sequence once.
@@ -164,13 +212,14 @@ def micro_batches(
                 f'sequence {index} has {len(sequence)} tokens, '
                 f'but a row holds layout.length = {layout.length}'
             )
-    rows = pack([len(s) for s in sequences], layout.length)
+    layout, rows = fit_rows([len(s) for s in sequences], layout)
     group: list[list[int]] = []
     images: dict[str, ProcessedImage] = {}
-    for row in rows:
+    size = layout.next_rows(len(rows))
+    for number, row in enumerate(rows):
         added = {image.key: image for i in row for image in sequences[i].images}
         union = {**images, **added}
-        full = len(group) == layout.rows
+        full = len(group) == size
         crowded = (
             feature_rows is None
             and count_windows([i.grid_thw for i in union.values()], config.vision) > layout.windows
@@ -178,10 +227,26 @@ def micro_batches(
         if group and (full or crowded):
             yield _build(group, images, sequences, layout, config, feature_rows)
             group, images, union = [], {}, added
+            size = layout.next_rows(len(rows) - number)
         group.append(row)
         images = union
     if group:
         yield _build(group, images, sequences, layout, config, feature_rows)
+
+
+def fit_rows(lengths: Sequence[int], layout: BatchLayout) -> tuple[BatchLayout, list[list[int]]]:
+    """Packs sequences into rows of the length that leaves the least padding.
+
+    Args:
+      lengths: tokens of each sequence, none above `layout.length`.
+      layout: lengths to choose from.
+
+    Returns:
+      The layout with that length alone, and the sequences of each row.
+    """
+    longest = max(lengths, default=0)
+    tried = [(one, pack(lengths, one.length)) for one in layout.lengths() if one.length >= longest]
+    return min(tried, key=lambda pair: pair[0].positions(len(pair[1])))
 
 
 def empty_batch(layout: BatchLayout, config: ModelConfig, with_images: bool) -> Batch:
@@ -192,7 +257,7 @@ def empty_batch(layout: BatchLayout, config: ModelConfig, with_images: bool) -> 
       config: sizes of the model.
       with_images: whether the step encodes images itself.
     """
-    return _build([], {}, (), layout, config, None if with_images else {}).batch
+    return _build([], {}, (), layout, config, None if with_images else lambda _: {}).batch
 
 
 def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch:
@@ -204,13 +269,13 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
     ints = {name: np.zeros(shape, np.int32) for name in ('tokens', 'segment_ids', 'targets')}
     floats = {
         name: np.zeros(shape, np.float32)
-        for name in ('weights', 'advantages', 'old_logprobs', 'ref_logprobs')
+        for name in ('weights', *TOKEN_VALUES)
     }
     image_index = np.full(shape, -1, np.int32)
     position_ids = np.zeros((3, *shape), np.int32)
     packed = None
+    unique = list(images.values())
     if feature_rows is None:
-        unique = list(images.values())
         packed = pack_images(
             [(i.pixel_values, i.grid_thw) for i in unique],
             config,
@@ -218,8 +283,11 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
             span=layout.span,
         )
         starts = np.cumsum([0] + [i.tokens for i in unique])
-        feature_rows = {image.key: start + np.arange(image.tokens, dtype=np.int32)
-                        for image, start in zip(unique, starts, strict=False)}
+        rows_of: Mapping[str, np.ndarray] = {
+            image.key: start + np.arange(image.tokens, dtype=np.int32)
+            for image, start in zip(unique, starts, strict=False)}
+    else:
+        rows_of = feature_rows(unique)
 
     placements = []
     for row, members in enumerate(group):
@@ -232,11 +300,11 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
             ints['segment_ids'][row, here] = segment
             position_ids[:, row, here] = sequence.position_ids
             image_index[row, here] = global_rows(
-                sequence.image_index, sequence.images, feature_rows
+                sequence.image_index, sequence.images, rows_of
             )
             ints['targets'][row, before] = sequence.tokens[1:]
             floats['weights'][row, before] = sequence.loss_mask[1:]
-            for name in ('advantages', 'old_logprobs', 'ref_logprobs'):
+            for name in TOKEN_VALUES:
                 values = getattr(sequence, name)
                 if values is not None:
                     floats[name][row, before] = values[1:]

@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -10,13 +10,13 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence
-from vrag_jax.learner.batch import Batch, BatchLayout, empty_batch, micro_batches
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.learner.batch import Batch, BatchLayout, MicroBatch, empty_batch, micro_batches
 from vrag_jax.learner.optimizer import OptimizerConfig, make_optimizer
-from vrag_jax.learner.steps import LossFn, StepConfig, make_steps
+from vrag_jax.learner.steps import Loss, StepConfig, make_steps
 from vrag_jax.learner.train_state import (
     TrainState,
-    create_train_state,
+    place_train_state,
     train_state_shardings,
 )
 from vrag_jax.models.config import ModelConfig
@@ -36,11 +36,12 @@ class LearnerConfig(OptimizerConfig):
       rows: packed rows a micro-batch.
       fewer_rows: smaller numbers of rows that a micro-batch may have instead.
       length: tokens a row.
+      shorter: other lengths that a row may have, see `BatchLayout`.
       windows: attention windows for images a micro-batch, where the vision
         tower is trained.
       span: windows that the largest image may take, likewise.
       fewer_windows: windows that go with each of `fewer_rows`; () is `windows`.
-      vocab_chunk: tokens for which logits exist at a time; 0 is all at once.
+      vocab_chunk: ids for which logits exist at a time; 0 is all at once.
     """
 
     frozen: str = ''
@@ -50,7 +51,8 @@ class LearnerConfig(OptimizerConfig):
     span: int = 1
     fewer_rows: tuple[int, ...] = ()
     fewer_windows: tuple[int, ...] = ()
-    vocab_chunk: int = 0
+    shorter: tuple[int, ...] = ()
+    vocab_chunk: int = 8192
 
     def __post_init__(self):
         super().__post_init__()
@@ -61,7 +63,7 @@ class LearnerConfig(OptimizerConfig):
     @property
     def layout(self) -> BatchLayout:
         return BatchLayout(self.rows, self.length, self.windows, self.span, self.fewer_rows,
-                           self.fewer_windows)
+                           self.fewer_windows, self.shorter)
 
 
 class Learner:
@@ -72,7 +74,7 @@ class Learner:
       params: initial parameters by path; copied to the mesh by the sharding rules.
       model_config: sizes of the policy.
       config: settings.
-      loss_fn: loss of a micro-batch.
+      loss: what is minimised.
       total_steps: optimiser steps of the phase, for the schedule.
       temperature: divides the logits, as in sampling.
       mesh: where rows are spread over the data axes.
@@ -84,7 +86,7 @@ class Learner:
         params: Params,
         model_config: ModelConfig,
         config: LearnerConfig,
-        loss_fn: LossFn,
+        loss: Loss,
         total_steps: int,
         mesh: Mesh,
         temperature: float = 1.0,
@@ -92,14 +94,12 @@ class Learner:
         self.config = config
         self._model_config = model_config
         self._mesh = mesh
+        self._averaging = loss.averaging
         optimizer = make_optimizer(config, total_steps)
         step_config = StepConfig(temperature, config.vocab_chunk)
         shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
-        self._steps = make_steps(graphdef, optimizer, loss_fn, step_config, shardings)
-        # Under jit, so that nothing is ever whole on one device. The parameters
-        # are copied: the steps donate them, and the caller keeps its own.
-        create = lambda p: create_train_state(p, optimizer, config.frozen)  # noqa: E731
-        self.state: TrainState = jax.jit(create, out_shardings=shardings)(params)
+        self._steps = make_steps(graphdef, optimizer, loss, step_config, shardings)
+        self.state: TrainState = place_train_state(params, optimizer, config.frozen, shardings)
         zeros = functools.partial(jax.tree.map, jnp.zeros_like)
         self._zeros = jax.jit(zeros, out_shardings=shardings.trainable)
         self._accumulated = self._zeros(self.state.trainable)
@@ -120,32 +120,40 @@ class Learner:
         """Takes one optimiser step on a mini-batch.
 
         Args:
-          sequences: the mini-batch; its loss is the mean over all trained tokens.
+          sequences: the mini-batch; the loss says how it is averaged over them.
           features: image features, where the vision tower is frozen; None runs
             it inside the step.
 
         Returns:
-          Metrics of the loss, 'grad_norm' and 'tokens' (trained tokens).
+          Metrics of the loss, 'grad_norm', 'tokens' (trained tokens) and 'padding'
+          (share of the positions that hold no token).
 
         Raises:
           ValueError: if no token is trained on.
         """
-        total = float(sum(s.loss_mask[1:].sum() for s in sequences))
-        if total == 0:
+        lengths = np.array([s.loss_mask[1:].sum() for s in sequences])
+        tokens = float(lengths.sum())
+        if tokens == 0:
             raise ValueError('no token of this mini-batch is trained on')
-        rows, buffer = self._features(sequences, features)
+        weights, total = self._averaging(lengths)
+        weighted = [s if weight == 1 else dataclasses.replace(s, loss_mask=s.loss_mask * weight)
+                    for s, weight in zip(sequences, weights, strict=True)]
         parts: list[dict[str, jax.Array]] = []
-        for micro in micro_batches(sequences, self.config.layout, self._model_config, rows):
+        positions = 0
+        for batch, buffer, micro in self._batches(weighted, features):
             self._accumulated, metrics = self._steps.gradients(
-                self.state, self._accumulated, self._place(micro.batch), buffer, jnp.float32(total)
-            )
+                self.state, self._accumulated, batch, buffer, jnp.float32(total),
+                jnp.float32(tokens))
             parts.append(metrics)
+            positions += micro.positions
         self.state, self._accumulated, norm = self._steps.apply(self.state, self._accumulated)
         # Summed on the host: on the device the first step of several micro-batches, however
         # late it comes, would compile the sums.
         parts, norm = jax.device_get((parts, norm))
-        sums = {k: sum(float(part[k]) for part in parts) for k in parts[0]}
-        return sums | {'grad_norm': float(norm), 'tokens': total}
+        combined = {key: (max if key.endswith('_max') else sum)(float(part[key]) for part in parts)
+                    for key in parts[0]}
+        padding = 1 - sum(map(len, sequences)) / positions
+        return combined | {'grad_norm': float(norm), 'tokens': tokens, 'padding': padding}
 
     def warm_up(
         self, features: ImageFeatureCache | None = None, scored: Params | None = None
@@ -163,7 +171,7 @@ class Learner:
         for layout in self.config.layout.sizes():
             batch = self._place(empty_batch(layout, self._model_config, features is None))
             self._accumulated, _ = self._steps.gradients(
-                self.state, self._accumulated, batch, buffer, jnp.float32(1))
+                self.state, self._accumulated, batch, buffer, jnp.float32(1), jnp.float32(1))
             if scored is not None:
                 self._steps.logprobs(scored, batch, buffer)
         self._accumulated = self._zeros(self.state.trainable)
@@ -185,21 +193,35 @@ class Learner:
           A `[T_i]` float32 array a sequence; 0 on the first token and on tokens
           that are not trained on.
         """
-        rows, buffer = self._features(sequences, features)
+        # Fetched once all are dispatched: the devices do not wait for the host.
+        parts = [(micro, self._steps.logprobs(params, batch, buffer))
+                 for batch, buffer, micro in self._batches(sequences, features)]
         out: dict[int, np.ndarray] = {}
-        for micro in micro_batches(sequences, self.config.layout, self._model_config, rows):
-            values = self._steps.logprobs(params, self._place(micro.batch), buffer)
+        for micro, values in parts:
             out |= micro.scatter(jax.device_get(values), sequences)
         return [out[i] * sequences[i].loss_mask for i in range(len(sequences))]
 
-    def _features(
+    def _batches(
         self, sequences: Sequence[TokenSequence], features: ImageFeatureCache | None
-    ) -> tuple[Mapping[str, np.ndarray] | None, jax.Array | None]:
+    ) -> Iterator[tuple[Batch, jax.Array | None, MicroBatch]]:
+        """Yields micro-batches, on the mesh and on the host, and the feature buffer.
+
+        Images are looked up a micro-batch at a time, so the buffer need not hold those
+        of all. The cache is locked until the caller has dispatched what reads it.
+        """
+        layout, config = self.config.layout, self._model_config
         if features is None:
-            return None, None
-        images: dict[str, ProcessedImage] = {i.key: i for s in sequences for i in s.images}
-        rows = features.rows_of(self.state.params, images.values())
-        return rows, features.buffer
+            for micro in micro_batches(sequences, layout, config):
+                yield self._place(micro.batch), None, micro
+            return
+        rows_of = functools.partial(features.rows_of, self.state.params)
+        built = micro_batches(sequences, layout, config, rows_of)
+        for _ in sequences:  # There are at most as many micro-batches.
+            with features.lock:
+                ready = next(built, None)
+                if ready is None:
+                    return
+                yield self._place(ready.batch), features.buffer, ready
 
     def _place(self, batch: Batch) -> Batch:
         """Spreads the rows over the data axes of the mesh."""

@@ -1,4 +1,4 @@
-"""Log-probabilities of tokens and the SFT and GRPO losses.
+"""The SFT and GRPO losses.
 
 All sums run over tokens with weight > 0 and are divided by a given total, so
 that gradient accumulation over micro-batches gives the gradient of the whole.
@@ -9,27 +9,39 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-KL_LIMIT = 10.0  # k3 is clamped to [-10, 10], as in the VRAG-RL code.
-# exp() of a larger log-ratio would overflow, and 0 * inf in its gradient is NaN;
-# k3 and the clipped ratio are far past their own limits there.
-LOG_RATIO_LIMIT = 20.0
+from vrag_jax.learner.variants import AVERAGING, KL_ESTIMATORS, RATIOS, clipped_difference
+
+DRIFT = 0.01  # A sampler's log-prob that is further from the learner's is counted.
 
 
 @dataclasses.dataclass(frozen=True)
 class GrpoLossConfig:
-    """Coefficients of the GRPO loss.
+    """Coefficients and variants of the GRPO loss; see `variants` for what the names mean.
 
     Attributes:
       clip_low: lower bound of the probability ratio is `1 - clip_low`.
-      clip_high: upper bound of the probability ratio is `1 + clip_high`.
+      clip_high: upper bound is `1 + clip_high`; larger than `clip_low`, it leaves more
+        room to unlikely tokens (clip-higher, DAPO, arXiv 2503.14476).
       kl_coef: weight of the KL term against the reference policy.
+      kl: its estimate, 'k1', 'k2' or 'k3'.
       entropy_coef: weight of the entropy bonus.
+      ratio: what is clipped: the 'token' ratio, or the 'sequence' ratio of GSPO.
+      averaging: of the loss, by 'token', by 'sequence', or over a 'constant' length.
+      constant_length: tokens of that constant.
+      importance_cap: tokens' policy losses are multiplied by
+        `min(old / sampler, importance_cap)`, the truncated ratio of the learner's and
+        the sampler's probability; 0 does without.
     """
 
     clip_low: float = 0.2
     clip_high: float = 0.2
     kl_coef: float = 0.01
+    kl: str = 'k3'
     entropy_coef: float = 0.0
+    ratio: str = 'token'
+    averaging: str = 'token'
+    constant_length: int = 1024
+    importance_cap: float = 0.0
 
     def __post_init__(self):
         if not 0 < self.clip_low < 1:
@@ -38,50 +50,13 @@ class GrpoLossConfig:
             raise ValueError(f'clip_high must be positive, got {self.clip_high}')
         if self.kl_coef < 0 or self.entropy_coef < 0:
             raise ValueError('kl_coef and entropy_coef must not be negative')
-
-
-def target_logprobs(
-    model,
-    hidden: jax.Array,
-    targets: jax.Array,
-    *,
-    temperature: float = 1.0,
-    chunk: int = 0,
-) -> tuple[jax.Array, jax.Array]:
-    """Log-probabilities of target tokens, and entropies.
-
-    Args:
-      model: anything with `logits(hidden [..., D]) -> [..., V]`.
-      hidden: `[R, T, D]` final hidden states.
-      targets: `[R, T]` int32, the token that follows each position.
-      temperature: the logits are divided by it, as in sampling.
-      chunk: if positive, logits exist only for so many tokens at a time, and are
-        computed again in the backward pass.
-
-    Returns:
-      `(logprobs, entropies)`, each `[R, T]` float32.
-    """
-
-    def of(hidden_and_targets):
-        states, tokens = hidden_and_targets
-        log_p = jax.nn.log_softmax(model.logits(states).astype(jnp.float32) / temperature)
-        chosen = jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0]
-        return chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
-
-    if chunk <= 0:
-        return of((hidden, targets))
-    # A chunk takes a few columns of every row: rows are spread over devices, and
-    # each device then works on its own part of every chunk.
-    rows, length = targets.shape
-    columns = max(1, chunk // rows)
-
-    def split(x):
-        padded = jnp.pad(x, ((0, 0), (0, -length % columns)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(rows, -1, columns, *x.shape[2:]), 1, 0)
-
-    chunks = jax.lax.map(jax.checkpoint(of), (split(hidden), split(targets)))
-    logp, entropy = (jnp.moveaxis(x, 0, 1).reshape(rows, -1)[:, :length] for x in chunks)
-    return logp, entropy
+        if self.constant_length < 1:
+            raise ValueError(f'constant_length must be positive, got {self.constant_length}')
+        if self.importance_cap < 0:
+            raise ValueError(f'importance_cap must not be negative, got {self.importance_cap}')
+        KL_ESTIMATORS.check(self.kl)
+        RATIOS.check(self.ratio)
+        AVERAGING.check(self.averaging)
 
 
 def sft_loss(
@@ -101,16 +76,6 @@ def sft_loss(
     return loss, {'loss': loss}
 
 
-def k3(logprobs: jax.Array, ref_logprobs: jax.Array) -> jax.Array:
-    """The k3 estimate of KL(policy || reference) a token, never negative.
-
-    `exp(ref - logp) - (ref - logp) - 1` (Schulman, "Approximating KL
-    divergence", 2020), clamped to ±`KL_LIMIT`.
-    """
-    log_ratio = jnp.clip(ref_logprobs - logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    return jnp.clip(jnp.exp(log_ratio) - log_ratio - 1.0, -KL_LIMIT, KL_LIMIT)
-
-
 def grpo_loss(
     logprobs: jax.Array,
     old_logprobs: jax.Array,
@@ -120,44 +85,73 @@ def grpo_loss(
     total: jax.Array,
     config: GrpoLossConfig,
     entropies: jax.Array | None = None,
+    *,
+    segment_ids: jax.Array | None = None,
+    sampler_logprobs: jax.Array | None = None,
+    tokens: jax.Array | None = None,
+    old_is_current: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """PPO-clipped policy gradient with a KL term, averaged over `total` tokens.
+    """PPO-clipped policy gradient with a KL term, averaged over `total`.
 
     Args:
       logprobs: `[R, T]` float32 under the policy that is trained.
-      old_logprobs: `[R, T]` float32 under the policy that sampled.
+      old_logprobs: `[R, T]` float32 under the policy before the mini-batch's rollout
+        is first trained on.
       ref_logprobs: `[R, T]` float32 under the frozen reference.
       advantages: `[R, T]` float32.
-      weights: `[R, T]` float32, 1 on sampled tokens, 0 on observations.
-      total: scalar, the sum of the weights of the whole mini-batch.
-      config: clip bounds and coefficients.
+      weights: `[R, T]` float32, positive on sampled tokens, 0 on observations.
+      total: scalar, what the weighted sums are divided by.
+      config: coefficients and variants.
       entropies: `[R, T]` float32, for the metric and the bonus.
+      segment_ids: `[R, T]` int32, for the ratio of sequences.
+      sampler_logprobs: `[R, T]` float32 as the sampler worked them out; gives the
+        drift, and the weights of `importance_cap`.
+      tokens: scalar, trained tokens of the whole mini-batch, by which metrics are
+        averaged; None is `total`.
+      old_is_current: whether the old policy is the one that is trained, as in a single
+        update after a rollout; `old_logprobs` is not read then.
 
     Returns:
-      The scalar loss, and the metrics, whose sums over micro-batches are means
-      over the mini-batch.
+      The scalar loss, and the metrics, whose sums over micro-batches are means over
+      the tokens of the mini-batch (of 'drift_max' the maximum is to be taken).
     """
-    mean = lambda x: jnp.sum(_trained(x, weights) * weights) / total  # noqa: E731
-    logprobs, old_logprobs, ref_logprobs, advantages = (
-        _trained(x, weights) for x in (logprobs, old_logprobs, ref_logprobs, advantages)
-    )
-    log_ratio = jnp.clip(logprobs - old_logprobs, -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
-    ratio = jnp.exp(log_ratio)
+    tokens = total if tokens is None else tokens
+    trained = weights > 0
+    mean = lambda x: jnp.sum(jnp.where(trained, x, 0.0)) / tokens  # noqa: E731
+    average = lambda x: jnp.sum(_trained(x, weights) * weights) / total  # noqa: E731
+    logprobs, ref_logprobs, advantages = (
+        _trained(x, weights) for x in (logprobs, ref_logprobs, advantages))
+    current = jax.lax.stop_gradient(logprobs)
+    old = current if old_is_current else _trained(old_logprobs, weights)
+    log_ratio = clipped_difference(logprobs, old)
+    if config.ratio != 'token' and segment_ids is None:
+        raise ValueError(f'ratio = {config.ratio!r} needs segment_ids')
+    ratio = jnp.exp(RATIOS[config.ratio](log_ratio, trained, segment_ids))
     clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
-    policy_loss = mean(-jnp.minimum(ratio * advantages, clipped * advantages))
-    kl = mean(k3(logprobs, ref_logprobs))
-    loss = policy_loss + config.kl_coef * kl
+    losses = -jnp.minimum(ratio * advantages, clipped * advantages)
+    metrics = {}
+    if sampler_logprobs is not None:
+        sampler = _trained(sampler_logprobs, weights)
+        if config.importance_cap:
+            importance = jnp.exp(clipped_difference(jax.lax.stop_gradient(old), sampler))
+            losses = losses * jnp.minimum(importance, config.importance_cap)
+            metrics['importance'] = mean(importance)
+        drift = jnp.abs(current - sampler)
+        metrics |= {'drift_mean': mean(drift), 'drift_max': jnp.max(drift),
+                    'drift_share': mean((drift > DRIFT).astype(jnp.float32))}
+    policy_loss = average(losses)
+    kl = KL_ESTIMATORS[config.kl](logprobs, ref_logprobs)
+    loss = policy_loss + config.kl_coef * average(kl)
     was_clipped = ratio * advantages > clipped * advantages
-    metrics = {
+    metrics |= {
         'policy_loss': policy_loss,
-        'kl': kl,
+        'kl': mean(kl),
         'ratio': mean(ratio),
         'clip_fraction': mean(was_clipped.astype(jnp.float32)),
     }
     if entropies is not None:
-        entropy = mean(entropies)
-        loss = loss - config.entropy_coef * entropy
-        metrics['entropy'] = entropy
+        loss = loss - config.entropy_coef * average(entropies)
+        metrics['entropy'] = mean(entropies)
     return loss, metrics | {'loss': loss}
 
 

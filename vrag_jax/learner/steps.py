@@ -1,21 +1,45 @@
 """The jitted functions of training: log-probs, gradients, optimiser update."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import nnx
 
 from vrag_jax.learner import losses
 from vrag_jax.learner.batch import Batch
+from vrag_jax.learner.logprobs import target_logprobs
 from vrag_jax.learner.train_state import TrainState
+from vrag_jax.learner.variants import AVERAGING
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
 Metrics = dict[str, jax.Array]
-LossFn = Callable[[jax.Array, jax.Array, Batch, jax.Array], tuple[jax.Array, Metrics]]
+# `(logprobs, entropies, batch, total, tokens) -> (loss, metrics)` of a micro-batch;
+# `total` and `tokens` are those of the whole mini-batch.
+LossFn = Callable[
+    [jax.Array, jax.Array, Batch, jax.Array, jax.Array], tuple[jax.Array, Metrics]]
+# `(trained tokens of each sequence) -> (weight of each sequence, total)`.
+Averaging = Callable[[np.ndarray], tuple[np.ndarray, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Loss:
+    """What a phase minimises.
+
+    Attributes:
+      of: loss of a micro-batch.
+      averaging: weights of a mini-batch's sequences.
+      entropy_gradient: whether entropies are part of it, and not only a metric.
+    """
+
+    of: LossFn
+    averaging: Averaging
+    entropy_gradient: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,7 +48,7 @@ class StepConfig:
 
     Attributes:
       temperature: divides the logits, as in sampling.
-      vocab_chunk: tokens for which logits exist at a time; 0 is all at once.
+      vocab_chunk: ids for which logits exist at a time; 0 is all at once.
     """
 
     temperature: float = 1.0
@@ -37,10 +61,10 @@ class Steps:
 
     Attributes:
       logprobs: `(params, batch, features) -> [R, T]` float32.
-      gradients: `(state, accumulated, batch, features, total) ->
+      gradients: `(state, accumulated, batch, features, total, tokens) ->
         (accumulated, metrics)`; `accumulated` is donated.
       apply: `(state, accumulated) -> (state, accumulated zeros, gradient norm)`;
-        both arguments are donated.
+        both arguments but the frozen parameters are donated.
     """
 
     logprobs: Callable
@@ -48,34 +72,37 @@ class Steps:
     apply: Callable
 
 
-def supervised(logprobs, entropies, batch: Batch, total) -> tuple[jax.Array, Metrics]:
-    """Loss of pretraining and SFT."""
-    del entropies
+def _supervised(logprobs, entropies, batch: Batch, total, tokens) -> tuple[jax.Array, Metrics]:
+    del entropies, tokens
     return losses.sft_loss(logprobs, batch.weights, total)
 
 
-def grpo(config: losses.GrpoLossConfig) -> LossFn:
-    """Loss of GRPO with the given coefficients."""
+# Loss of pretraining and SFT.
+supervised = Loss(_supervised, functools.partial(AVERAGING['token'], constant=0))
 
-    def loss(logprobs, entropies, batch: Batch, total):
+
+def grpo(config: losses.GrpoLossConfig, old_is_current: bool = False) -> Loss:
+    """Loss of GRPO.
+
+    Args:
+      config: coefficients and variants.
+      old_is_current: see `losses.grpo_loss`.
+    """
+    def loss(logprobs, entropies, batch: Batch, total, tokens):
         return losses.grpo_loss(
-            logprobs,
-            batch.old_logprobs,
-            batch.ref_logprobs,
-            batch.advantages,
-            batch.weights,
-            total,
-            config,
-            entropies,
-        )
+            logprobs, batch.old_logprobs, batch.ref_logprobs, batch.advantages, batch.weights,
+            total, config, entropies, segment_ids=batch.segment_ids,
+            sampler_logprobs=batch.sampler_logprobs, tokens=tokens,
+            old_is_current=old_is_current)
 
-    return loss
+    averaging = functools.partial(AVERAGING[config.averaging], constant=config.constant_length)
+    return Loss(loss, averaging, entropy_gradient=config.entropy_coef > 0)
 
 
 def make_steps(
     graphdef: nnx.GraphDef[Qwen2_5_VL],
     optimizer: optax.GradientTransformation,
-    loss_fn: LossFn,
+    loss: Loss,
     config: StepConfig,
     shardings: TrainState,
 ) -> Steps:
@@ -84,7 +111,7 @@ def make_steps(
     Args:
       graphdef: structure of the policy.
       optimizer: takes the accumulated gradients.
-      loss_fn: loss of a micro-batch.
+      loss: what is minimised.
       config: static choices.
       shardings: of the state. State and batch are placed on the mesh by the
         caller, what comes out lies as it went in, and GSPMD does the rest.
@@ -104,28 +131,40 @@ def make_steps(
                 image_features=features,
                 image_index=batch.image_index,
             )
-        return losses.target_logprobs(
-            model, hidden, batch.targets, temperature=config.temperature, chunk=config.vocab_chunk
-        )
+            return target_logprobs(
+                model, hidden, batch.targets, temperature=config.temperature,
+                chunk=config.vocab_chunk, entropy_gradient=loss.entropy_gradient)
 
     @jax.jit
     def logprobs(params, batch, features):
         return forward(params, batch, features)[0]
 
-    def gradients(state: TrainState, accumulated, batch, features, total):
+    def gradients(state: TrainState, accumulated, batch, features, total, tokens):
         def loss_of(trainable):
             logp, entropies = forward({**trainable, **state.frozen}, batch, features)
-            return loss_fn(logp, entropies, batch, total)
+            return loss.of(logp, entropies, batch, total, tokens)
 
         grads, metrics = jax.grad(loss_of, has_aux=True)(state.trainable)
         return jax.tree.map(jnp.add, accumulated, grads), metrics
 
-    def apply(state: TrainState, accumulated):
-        updates, opt_state = optimizer.update(accumulated, state.opt_state, state.trainable)
-        trainable = optax.apply_updates(state.trainable, updates)
-        new_state = TrainState(trainable, state.frozen, opt_state, state.step + 1)
+    def step_of(changing, accumulated):
+        trainable, opt_state, step = changing
+        updates, opt_state = optimizer.update(accumulated, opt_state, trainable)
         norm = optax.global_norm(accumulated)
-        return new_state, jax.tree.map(jnp.zeros_like, accumulated), norm
+        changed = (optax.apply_updates(trainable, updates), opt_state, step + 1)
+        return changed, jax.tree.map(jnp.zeros_like, accumulated), norm
+
+    jitted_step = jax.jit(
+        step_of, donate_argnums=(0, 1),
+        out_shardings=((shardings.trainable, shardings.opt_state, shardings.step),
+                       shardings.trainable, None))
+
+    def apply(state: TrainState, accumulated):
+        # What is frozen is not given to the program: donated, it would be lost to those
+        # who share it (the reference policy), and returned, it would be a copy.
+        (trainable, opt_state, step), zeros, norm = jitted_step(
+            (state.trainable, state.opt_state, state.step), accumulated)
+        return TrainState(trainable, state.frozen, opt_state, step), zeros, norm
 
     return Steps(
         logprobs=logprobs,
@@ -134,7 +173,5 @@ def make_steps(
         gradients=jax.jit(
             gradients, donate_argnums=1, out_shardings=(shardings.trainable, None)
         ),
-        apply=jax.jit(
-            apply, donate_argnums=(0, 1), out_shardings=(shardings, shardings.trainable, None)
-        ),
+        apply=apply,
     )

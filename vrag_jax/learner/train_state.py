@@ -63,9 +63,34 @@ def partition(params: Params, frozen_pattern: str) -> tuple[dict, dict]:
 def create_train_state(
     params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str = ''
 ) -> TrainState:
-    """Builds the state at step 0 from parameters (arrays or shapes under jit)."""
+    """Returns the shapes of the state at step 0, or, under jit, the state."""
     trainable, frozen = partition(params, frozen_pattern)
     return TrainState(trainable, frozen, optimizer.init(trainable), jnp.zeros((), jnp.int32))
+
+
+def place_train_state(
+    params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str,
+    shardings: TrainState,
+) -> TrainState:
+    """Builds the state at step 0 from parameters.
+
+    What is trained is copied, because updates donate it and the caller keeps its own.
+    What is frozen is shared: a reference policy that starts from the same parameters
+    costs no second copy of it.
+
+    Args:
+      params: arrays by path.
+      optimizer: of the trainable ones.
+      frozen_pattern: see `partition`.
+      shardings: see `train_state_shardings`.
+    """
+    trainable, frozen = partition(params, frozen_pattern)
+    # Under jit, so that nothing is ever whole on one device.
+    copy = jax.jit(
+        lambda p: (p, optimizer.init(p), jnp.zeros((), jnp.int32)),
+        out_shardings=(shardings.trainable, shardings.opt_state, shardings.step))
+    placed, opt_state, step = copy(trainable)
+    return TrainState(placed, jax.device_put(frozen, shardings.frozen), opt_state, step)
 
 
 def train_state_shardings(

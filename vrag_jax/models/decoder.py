@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -24,7 +25,10 @@ from vrag_jax.models.layers import (
 from vrag_jax.models.mrope import rotary_angles, rotate
 from vrag_jax.parallel.sharding import BATCH_AXES, constrain
 
-QUERY_BLOCK = 1024  # Queries whose scores exist at a time, see `causal_attention`.
+# Of `causal_attention`. A block is never smaller than what fills a matrix unit.
+BLOCKS = 8
+SMALLEST_BLOCK = 128
+RECOMPUTED_LENGTH = 1024  # Longer sequences keep no scores for the backward pass.
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -236,9 +240,10 @@ def causal_attention(
 ) -> jax.Array:
     """Grouped-query attention to earlier tokens of the same segment.
 
-    Long sequences are done `QUERY_BLOCK` queries at a time, and a block's scores
-    are computed again in the backward pass: a `[T, T]` array of them would not
-    fit for the published models.
+    Queries are done in up to `BLOCKS` blocks, each of which looks at the keys up to its
+    own end and no further: of eight blocks that is little more than half of all scores.
+    Blocks of a long sequence have their scores computed again in the backward pass: a
+    `[T, T]` array of them would not fit for the published models.
 
     Args:
       q: `[B, T, H, head_dim]`; heads of a group are consecutive.
@@ -250,28 +255,33 @@ def causal_attention(
       `[B, T, H, head_dim]`.
     """
     length = q.shape[1]
-    steps = jnp.arange(length)
+
     # Segments 1 1 2 0 see:   1 0 0 0
     #                         1 1 0 0
     #                         0 0 1 0
     #                         0 0 0 0
-    def attend(q, own_segment, own_step):
-        same = own_segment[:, :, None] == segment_ids[:, None, :]
-        causal = own_step[:, None] >= steps
-        return grouped_attention(q, k, v, same & causal & (segment_ids > 0)[:, None, :])
+    def attend(start: int, q, k, v, own_segment, segments):
+        seen = segments.shape[1]
+        steps = jnp.arange(seen)
+        same = own_segment[:, :, None] == segments[:, None, :]
+        causal = (start + jnp.arange(q.shape[1]))[:, None] >= steps
+        return grouped_attention(q, k, v, same & causal & (segments > 0)[:, None, :])
 
-    if length <= QUERY_BLOCK:
-        return attend(q, segment_ids, steps)
+    size = block_size(length)
+    out = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        block: Callable[..., jax.Array] = functools.partial(attend, start)
+        if length > RECOMPUTED_LENGTH:
+            block = jax.checkpoint(block)
+        out.append(block(q[:, start:end], k[:, :, :end], v[:, :, :end],
+                         segment_ids[:, start:end], segment_ids[:, :end]))
+    return jnp.concatenate(out, axis=1)
 
-    def blocks(x, axis):
-        widths = [(0, 0)] * x.ndim
-        widths[axis] = (0, -length % QUERY_BLOCK)
-        shape = (*x.shape[:axis], -1, QUERY_BLOCK, *x.shape[axis + 1:])
-        return jnp.moveaxis(jnp.pad(x, widths).reshape(shape), axis, 0)
 
-    block = jax.checkpoint(lambda args: attend(*args), prevent_cse=False)
-    out = jax.lax.map(block, (blocks(q, 1), blocks(segment_ids, 1), blocks(steps, 0)))
-    return jnp.moveaxis(out, 0, 1).reshape(q.shape[0], -1, *q.shape[2:])[:, :length]
+def block_size(length: int) -> int:
+    """Returns the queries of a block: a multiple of `SMALLEST_BLOCK`, at most `BLOCKS` of them."""
+    return math.ceil(length / (BLOCKS * SMALLEST_BLOCK)) * SMALLEST_BLOCK
 
 
 def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

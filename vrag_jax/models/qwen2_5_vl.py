@@ -112,16 +112,19 @@ class Qwen2_5_VL(nnx.Module):
         return self.language_model.extend(
             x, position_ids, recent, place, recent_seen, past, past_seen)
 
+    def unembedding(self) -> jax.Array:
+        """Returns the projection of hidden states to logits, `[D, V]`."""
+        if self.config.text.tie_word_embeddings:
+            return self.language_model.embed_tokens.embedding[...].T
+        return self.lm_head.kernel[...]
+
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Projects `[..., D]` hidden states to `[..., V]` float32 logits.
 
         Those of `config.suppressed_ids` are a large negative number: their
         probability is zero, and the softmax runs over the other ids.
         """
-        if self.config.text.tie_word_embeddings:
-            kernel = self.language_model.embed_tokens.embedding[...].T
-        else:
-            kernel = self.lm_head.kernel[...]
+        kernel = self.unembedding()
         rows = hidden.reshape(-1, hidden.shape[-1])
         logits = jnp.matmul(rows, kernel.astype(rows.dtype), preferred_element_type=jnp.float32)
         if self.config.suppressed_ids:

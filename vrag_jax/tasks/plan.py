@@ -14,7 +14,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner import steps
-from vrag_jax.learner.batch import Batch, micro_batches
+from vrag_jax.learner.batch import Batch, FeatureRows, micro_batches
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.learner.optimizer import make_optimizer
 from vrag_jax.learner.train_state import (
@@ -135,7 +135,7 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
         sharding=NamedSharding(mesh, PartitionSpec()))
     phases = {}
     for field, learner in config.learners.items():
-        loss: steps.LossFn = steps.supervised
+        loss: steps.Loss = steps.supervised
         name, temperature = field.removesuffix('.learner'), 1.0
         if field == 'learner':
             name, loss = 'grpo', steps.grpo(config.grpo.loss)
@@ -170,7 +170,7 @@ def device_bytes(tree: Any) -> int:
 
 def _phase(
     graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params, features: jax.ShapeDtypeStruct,
-    model_config: ModelConfig, config: LearnerConfig, loss: steps.LossFn, temperature: float,
+    model_config: ModelConfig, config: LearnerConfig, loss: steps.Loss, temperature: float,
     mesh: Mesh,
 ) -> PlannedPhase:
     """Plans a phase as `Learner` builds it, and traces a step."""
@@ -187,7 +187,7 @@ def _phase(
     total = jax.ShapeDtypeStruct((), jnp.float32)
     gradients, metrics = jax.eval_shape(
         functions.gradients, state, state.trainable, batch,
-        features if vision_is_frozen else None, total)
+        features if vision_is_frozen else None, total, total)
     gradients = _placed(gradients, shardings.trainable)
     scores = _scores(config, model_config, mesh)
     return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)))
@@ -198,8 +198,9 @@ def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: b
     sequence = TokenSequence(
         tokens=np.zeros(2, np.int32), position_ids=np.zeros((3, 2), np.int32),
         loss_mask=np.ones(2, bool), image_index=np.full(2, -1, np.int32), images=())
-    rows: dict[str, np.ndarray] | None = {} if vision_is_frozen else None
-    return next(micro_batches([sequence], config.layout, model_config, rows)).batch
+    rows: FeatureRows | None = (lambda _: {}) if vision_is_frozen else None
+    layout = dataclasses.replace(config.layout, fewer_rows=(), fewer_windows=(), shorter=())
+    return next(micro_batches([sequence], layout, model_config, rows)).batch
 
 
 def _scores(config: LearnerConfig, model_config: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
