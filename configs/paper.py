@@ -78,7 +78,6 @@ def sft_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         'learner': {
             'lr': 1e-5, 'schedule': 'cosine', 'warmup_fraction': 0.1, 'weight_decay': 0.0,
             'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows, 'length': 16384,
-            'vocab_chunk': 2048,
         },
     })
     return config
@@ -104,7 +103,8 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         'cache_tokens': trajectories * 3456, 'cache_dtype': 'bfloat16',
     })
     config.grpo = ConfigDict({
-        # Mini-batches of 32 trajectories: 4 a device.
+        # Mini-batches of 32 trajectories: 4 a device. In bfloat16 the sampler's log-probs are
+        # not quite the learner's, so the learner works them out anew ('auto').
         'epochs': 1, 'steps': 0, 'prompts': prompts, 'group_size': group_size,
         'mini_batches': 5, 'save_every': 10, 'sampling': {'temperature': 1.0},
         'loss': {'clip_low': 0.2, 'clip_high': 0.2, 'kl_coef': 0.01, 'entropy_coef': 0.0},
@@ -112,7 +112,6 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
     config.learner = ConfigDict({
         'lr': 1e-6, 'schedule': 'constant', 'warmup_steps': 5, 'weight_decay': 0.01,
         'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows, 'length': 8192 + 2048,
-        'vocab_chunk': 2048,
     })
     config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1, 'pattern_gate': True})
     config.evaluation = ConfigDict({

@@ -58,22 +58,25 @@ def get_config() -> ConfigDict:
         'save_every': 200,
         'learner': {
             **learner, 'algorithm': 'muon', 'lr': 4e-3, 'warmup_steps': 30,
-            'length': 288, 'span': 1, 'rows': 16, 'windows': 80,
-            'fewer_rows': (8,), 'fewer_windows': (60,)},
+            'length': 576, 'span': 1, 'rows': 6, 'windows': 80,
+            'fewer_rows': (2, 1), 'fewer_windows': (40, 20)},
     })
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
         'careful': 0.7, 'loose': 0.15, 'hasty': 0.15,
-        'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 16, 'length': 384},
+        'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 4,
+                    'fewer_rows': (1,), 'length': 768},
     })
     config.grpo = ConfigDict({
         'steps': 60, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
+        # In float32 the sampler's log-probs are the learner's to 1e-5 (`drift_max`).
+        'old_logprobs': 'sampler',
         'sampling': {'temperature': 1.0},
         'loss': {'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.01},
     })
     config.learner = ConfigDict({
         **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'linear',
-        'frozen': '^visual/', 'length': 384, 'rows': 32, 'fewer_rows': (16,),
+        'frozen': '^visual/', 'length': 768, 'rows': 4, 'fewer_rows': (1,),
     })
     config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1})
     config.evaluation = ConfigDict({

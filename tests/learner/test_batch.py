@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vrag_jax.learner.batch import BatchLayout, micro_batches
+from vrag_jax.learner.batch import BatchLayout, fit_rows, micro_batches
 from vrag_jax.models.packing import count_windows
 
 LAYOUT = BatchLayout(rows=2, length=80, windows=6, span=2)
@@ -143,11 +143,13 @@ def test_a_sequence_longer_than_a_row_is_refused(make_sequence, model_config):
 def test_a_small_micro_batch_may_have_fewer_rows(make_sequence, model_config):
     layout = BatchLayout(rows=8, length=20, windows=4, span=2, fewer_rows=(4, 2))
     assert [layout.size_for(n)[0] for n in (1, 2, 3, 4, 5, 8)] == [2, 2, 4, 4, 8, 8]
-    # Each sequence fills a row: eleven make a full micro-batch and one of three rows.
+    assert [layout.next_rows(n) for n in (1, 2, 3, 4, 7, 8, 99)] == [2, 2, 2, 4, 4, 8, 8]
+    assert [layout.positions(n) // 20 for n in (1, 5, 8, 11)] == [2, 6, 8, 12]
+    # Each sequence fills a row: eleven make micro-batches of eight, two and one rows.
     full = [make_sequence(seed, (), text=20) for seed in range(11)]
     batches = list(micro_batches(full, layout, model_config))
-    assert [micro.batch.tokens.shape for micro in batches] == [(8, 20), (4, 20)]
-    assert [micro.batch.position_ids.shape for micro in batches] == [(3, 8, 20), (3, 4, 20)]
+    assert [micro.batch.tokens.shape for micro in batches] == [(8, 20), (2, 20), (2, 20)]
+    assert [micro.positions for micro in batches] == [160, 40, 40]
     for micro in batches:
         for place in micro.placements:
             brute_force(micro.batch, full[place.sequence], place.row, place.start)
@@ -182,3 +184,17 @@ def test_fewer_rows_are_fewer(fewer):
 def test_empty_layouts_are_refused(field):
     with pytest.raises(ValueError, match=field):
         BatchLayout(**{field: 0})
+
+
+def test_the_length_with_the_least_padding_is_taken():
+    layout = BatchLayout(rows=2, length=120, shorter=(40, 60), fewer_rows=(1,), span=1)
+    assert [(one.length, one.rows, one.fewer_rows) for one in layout.lengths()] == [
+        (40, 6, (3,)), (60, 4, (2,)), (120, 2, (1,))]
+    for lengths, want in ((6 * [40], 40), (6 * [60], 60), (8 * [30], 60), (4 * [61], 120),
+                          ([100, 20, 70, 50], 120)):
+        one, rows = fit_rows(lengths, layout)
+        assert one.length == want, lengths
+        assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
+        assert max(sum(lengths[i] for i in row) for row in rows) <= want
+    with pytest.raises(ValueError, match='shorter'):
+        BatchLayout(length=120, shorter=(50,))

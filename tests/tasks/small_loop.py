@@ -30,9 +30,9 @@ def get_config() -> ConfigDict:
         'steps': 5, 'prompts': 4, 'group_size': 2, 'mini_batches': 2, 'save_every': 2})
     config.grpo.loss.entropy_coef = 0.01
     for learner in (config.pretrain.learner, config.sft.learner, config.learner):
-        learner.rows = 8
+        learner.rows = 4
         learner.fewer_rows = learner.fewer_windows = ()
-    config.pretrain.learner.update({'lr': 3e-3, 'warmup_steps': 5, 'rows': 2, 'windows': 24})
+    config.pretrain.learner.update({'lr': 3e-3, 'warmup_steps': 5, 'rows': 1, 'windows': 24})
     config.learner.lr = 1e-5
     config.grpo.sampling.temperature = 0.5
     config.evaluation.update({'questions': 10, 'report_trajectories': 8})

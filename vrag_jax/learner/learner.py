@@ -155,6 +155,11 @@ class Learner:
         padding = 1 - sum(map(len, sequences)) / positions
         return combined | {'grad_norm': float(norm), 'tokens': tokens, 'padding': padding}
 
+    def skip(self) -> None:
+        """Counts an optimiser step that is not taken, where there is nothing to learn from."""
+        step = jax.device_put(np.int32(self.step + 1), self.state.step.sharding)
+        self.state = dataclasses.replace(self.state, step=step)
+
     def warm_up(
         self, features: ImageFeatureCache | None = None, scored: Params | None = None
     ) -> None:

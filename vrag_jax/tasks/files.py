@@ -8,12 +8,12 @@ from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.parameters import Params
 from vrag_jax.tasks.corpus import report_retrieval
 from vrag_jax.tasks.evaluate import evaluate, test_questions
+from vrag_jax.tasks.grpo import grpo
 from vrag_jax.tasks.results import export_policy, write_results
 from vrag_jax.tasks.train import (
     evidence_trajectories,
     expert_trajectories,
     finetune,
-    grpo,
 )
 from vrag_jax.tasks.workspace import Workspace
 

@@ -7,8 +7,9 @@ from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.tasks.evaluate import evaluate, test_questions
+from vrag_jax.tasks.grpo import grpo
 from vrag_jax.tasks.results import export_policy, write_results
-from vrag_jax.tasks.train import grpo, pretrain, sft
+from vrag_jax.tasks.train import pretrain, sft
 from vrag_jax.tasks.workspace import Workspace
 
 GREEDY = SamplingConfig(temperature=0.0)

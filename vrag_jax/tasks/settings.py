@@ -7,6 +7,7 @@ from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
+from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.models.config import PRESETS
 from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
@@ -19,6 +20,7 @@ from vrag_jax.sampling.slots import SamplerConfig
 TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan')
 DTYPES = ('float32', 'bfloat16', 'float16')
 REMAT = ('none', 'full', 'dots')
+OLD_LOGPROBS = ('auto', 'sampler', 'learner')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,7 +218,16 @@ class GrpoConfig:
       group_size: trajectories a question.
       mini_batches: optimiser steps an iteration.
       sampling: how training trajectories are drawn.
-      loss: clip bounds and coefficients.
+      loss: clip bounds, coefficients, variants.
+      advantages: 'group_normalised', 'group_mean' or 'leave_one_out'.
+      old_logprobs: whose log-probs the ratio is taken to: those that the 'sampler'
+        recorded, those that the 'learner' works out anew before the first update, or
+        'auto', the sampler's if one update follows a rollout, else the learner's.
+      dynamic_sampling: most rounds in which groups without spread are replaced.
+      mask_truncated, mask_unfinished: whether trajectories that were cut off, or gave
+        no answer, are left out of the loss (they count in their group's mean).
+      overlap: whether the next rollout runs beside the update, with the weights
+        before it. A run then does not repeat bit by bit.
       save_every: iterations between checkpoints.
     """
 
@@ -227,6 +238,12 @@ class GrpoConfig:
     mini_batches: int = 2
     sampling: SamplingConfig = SamplingConfig()
     loss: GrpoLossConfig = GrpoLossConfig()
+    advantages: str = 'group_normalised'
+    old_logprobs: str = 'auto'
+    dynamic_sampling: int = 0
+    mask_truncated: bool = False
+    mask_unfinished: bool = False
+    overlap: bool = False
     save_every: int = 10
 
     def __post_init__(self):
@@ -244,6 +261,34 @@ class GrpoConfig:
             )
         if self.sampling.temperature == 0:
             raise ValueError('sampling.temperature must be positive: greedy groups have no spread')
+        if self.dynamic_sampling < 0:
+            raise ValueError(f'dynamic_sampling must not be negative, got {self.dynamic_sampling}')
+        ADVANTAGES.check(self.advantages)
+        if self.old_logprobs not in OLD_LOGPROBS:
+            raise ValueError(
+                f'old_logprobs must be one of {OLD_LOGPROBS}, got {self.old_logprobs!r}')
+        capped, several = self.loss.importance_cap > 0, self.mini_batches > 1
+        if capped and several and self.old_source == 'sampler':
+            raise ValueError(
+                "old_logprobs = 'sampler' leaves loss.importance_cap nothing to correct in "
+                f"mini_batches = {self.mini_batches} updates; take 'learner'")
+        if self.overlap and self.old_source == 'learner' and not capped:
+            raise ValueError(
+                "overlap needs the ratio to the policy that sampled: old_logprobs = 'sampler', "
+                'or a positive loss.importance_cap')
+
+    @property
+    def old_source(self) -> str:
+        """'sampler' or 'learner'."""
+        if self.old_logprobs == 'auto':
+            return 'sampler' if self.mini_batches == 1 else 'learner'
+        return self.old_logprobs
+
+    @property
+    def old_is_current(self) -> bool:
+        """Whether the old policy is the learner's own in the only update."""
+        return (self.loss.importance_cap > 0 and self.mini_batches == 1
+                and self.old_source == 'sampler')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The three training phases: pretraining, SFT on expert trajectories, GRPO."""
+"""Training on given sequences: pretraining, and SFT on expert trajectories."""
 
 import logging
 import random
@@ -13,13 +13,12 @@ from vrag_jax.experts.evidence import EvidenceExpert
 from vrag_jax.experts.pretraining import PretrainingExercises
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.learner import steps
-from vrag_jax.learner.advantages import group_normalised
 from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.models.parameters import Params
-from vrag_jax.rewards.combine import RewardWeights
-from vrag_jax.rollout.driver import World, episode_seed, run_expert, run_policy
+from vrag_jax.rollout.driver import run_expert
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.rollout.world import World
 from vrag_jax.tasks.phase import host_rng, run_phase
 from vrag_jax.tasks.workspace import Workspace
 
@@ -46,9 +45,9 @@ def pretrain(space: Workspace, params: Params) -> Params:
         rng = random.Random(f'{space.config.seed}/pretrain/{step}')
         return exercises.sample(rng, *config.exercises(step))
 
-    learner = _learner(space, params, config.learner, steps.supervised, config.steps)
+    learner = make_learner(space, params, config.learner, steps.supervised, config.steps)
     run_phase(
-        'pretrain', learner, _directory(space, 'pretrain'), space.config.seed, config.steps,
+        'pretrain', learner, directory(space, 'pretrain'), space.config.seed, config.steps,
         prepare, lambda _, sequences: learner.update(sequences), space.metrics,
         config.save_every, warm_up=learner.warm_up)
     return learner.state.params
@@ -129,109 +128,19 @@ def finetune(space: Workspace, params: Params, name: str,
     """
     config = space.config.sft
     total = total_steps(config.steps, config.epochs, config.sequences, len(sequences))
-    learner = _learner(space, params, config.learner, steps.supervised, total)
+    learner = make_learner(space, params, config.learner, steps.supervised, total)
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
 
     def prepare(step: int) -> list[TokenSequence]:
-        return [sequences[i] for i in _epoch_slice(
+        return [sequences[i] for i in epoch_slice(
             len(sequences), config.sequences, step, space.config.seed, name)]
 
     run_phase(
-        name, learner, _directory(space, name), space.config.seed, total, prepare,
+        name, learner, directory(space, name), space.config.seed, total, prepare,
         lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
         warm_up=lambda: learner.warm_up(features), on_save=space.features.clear)
     return learner.state.params
-
-
-def grpo(space: Workspace, params: Params, name: str, world: World,
-         reward: RewardWeights) -> Params:
-    """Trains with group-relative policy optimisation.
-
-    Args:
-      space: the run.
-      params: weights to start from; they are the frozen reference, too.
-      name: of the phase, for metrics and checkpoints.
-      world: where the episodes take place.
-      reward: weights of the parts of the reward.
-
-    Returns:
-      The weights after the last iteration.
-    """
-    config = space.config.grpo
-    questions = space.corpus.questions['train']
-    total = total_steps(config.steps, config.epochs, config.prompts, len(questions))
-    learner = _learner(space, params, space.config.learner, steps.grpo(config.loss),
-                       total * config.mini_batches, config.sampling.temperature)
-    features = space.features if learner.vision_is_frozen else None
-    space.features.clear()
-
-    def warm_up() -> None:
-        learner.warm_up(features, params if config.loss.kl_coef else None)
-        space.features.warm_up(learner.state.params)
-        space.sampler.warm_up(learner.state.params, space.features.buffer, config.sampling)
-
-    def prepare(step: int) -> list[Question]:
-        return [questions[i] for i in _epoch_slice(
-            len(questions), config.prompts, step, space.config.seed, name)]
-
-    def iterate(step: int, prompts: list[Question]) -> Mapping[str, float]:
-        grouped = [q for q in prompts for _ in range(config.group_size)]
-        seeds = [episode_seed(space.config.seed, name, step, i) for i in range(len(grouped))]
-        trajectories = run_policy(
-            world, space.sampler, space.features, learner.state.params, grouped,
-            config.sampling, seeds)
-        score(trajectories, reward, space.judge)
-        totals = np.array([t.rewards['total'] for t in trajectories])
-        advantages = group_normalised(totals.reshape(-1, config.group_size)).reshape(-1)
-        sequences = _rl_sequences(
-            learner, params, trajectories, advantages, features, config.loss.kl_coef)
-        order = host_rng(space.config.seed, name, step).permutation(len(sequences))
-        metrics: dict[str, float] = {}
-        for part in np.array_split(order, config.mini_batches):
-            values = learner.update([sequences[i] for i in part], features)
-            for key, value in values.items():
-                share = 1 if key == 'tokens' else 1 / config.mini_batches
-                metrics[key] = metrics.get(key, 0.0) + value * share
-            if features is None:
-                space.features.clear()
-        return metrics | rollout_metrics(trajectories)
-
-    run_phase(
-        name, learner, _directory(space, name), space.config.seed, total, prepare,
-        iterate, space.metrics, config.save_every, updates_per_step=config.mini_batches,
-        warm_up=warm_up, on_save=space.features.clear)
-    return learner.state.params
-
-
-def _rl_sequences(learner: Learner, reference: Params, trajectories: Sequence[Trajectory],
-                  advantages: np.ndarray, features, kl_coef: float) -> list[TokenSequence]:
-    """Adds advantages, the sampler's log-probs and the reference's to trajectories."""
-    plain = [t.sequence() for t in trajectories]
-    ref = (learner.logprobs(reference, plain, features) if kl_coef
-           else [t.logprobs for t in trajectories])
-    return [
-        t.sequence(float(advantage), t.logprobs, ref_logprobs)
-        for t, advantage, ref_logprobs in zip(trajectories, advantages, ref, strict=True)
-    ]
-
-
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over trajectories: parts of the reward, turns, lengths, invalid actions."""
-    actions = [turn.action for t in trajectories for turn in t.turns]
-    parts = {key: float(np.mean([t.rewards[key] for t in trajectories]))
-             for key in ('total', 'answer', 'retrieval', 'pattern')}
-    return {
-        'reward': parts.pop('total'),
-        'accuracy': parts.pop('answer'),
-        **{f'reward_{key}': value for key, value in parts.items()},
-        'finished': float(np.mean([t.finished for t in trajectories])),
-        'turns': float(np.mean([len(t.turns) for t in trajectories])),
-        'length': float(np.mean([len(t.tokens) for t in trajectories])),
-        'invalid': float(np.mean([a.kind.name == 'INVALID' for a in actions])),
-        'crops': float(np.mean([a.kind.name == 'BBOX' for a in actions])),
-        'tokens_sampled': float(sum(t.loss_mask.sum() for t in trajectories)),
-    }
 
 
 def total_steps(steps: int, epochs: int, size: int, count: int) -> int:
@@ -246,18 +155,29 @@ def total_steps(steps: int, epochs: int, size: int, count: int) -> int:
     return steps or -(-epochs * count // size)
 
 
-def _learner(space: Workspace, params: Params, config: LearnerConfig, loss, total: int,
-             temperature: float = 1.0) -> Learner:
+def make_learner(space: Workspace, params: Params, config: LearnerConfig, loss: steps.Loss,
+                 total: int, temperature: float = 1.0) -> Learner:
+    """Returns a phase's learner.
+
+    Args:
+      space: the run.
+      params: weights to start from.
+      config: optimiser and shapes.
+      loss: what is minimised.
+      total: optimiser steps of the phase.
+      temperature: at which the trajectories are sampled.
+    """
     return Learner(space.graphdef, params, space.model_config, config, loss, max(1, total),
                    space.mesh, temperature)
 
 
-def _directory(space: Workspace, name: str) -> Path:
+def directory(space: Workspace, name: str) -> Path:
+    """Returns where a phase keeps its checkpoints."""
     return space.workdir / 'checkpoints' / name
 
 
-def _epoch_slice(count: int, size: int, step: int, seed: int, name: str) -> list[int]:
-    """Indices of the step's items: epochs in an order of their own, one after the other."""
+def epoch_slice(count: int, size: int, step: int, seed: int, name: str) -> list[int]:
+    """Returns indices of a step's items: epochs in an order of their own, one after the other."""
     out: list[int] = []
     for position in range(step * size, (step + 1) * size):
         epoch, place = divmod(position, count)
