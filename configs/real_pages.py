@@ -29,7 +29,8 @@ def get_config() -> ConfigDict:
     # with such questions and to zoom into such pages.
     config.evidence_sft = True
     config.sft.update({'steps': 120, 'sequences': 24, 'save_every': 60})
-    config.sft.learner.update({'algorithm': 'muon', 'lr': 4e-3, 'rows': 8, 'fewer_rows': (2,), 'length': 1280})
+    rows = {'rows': 8, 'fewer_rows': (2,), 'length': 1280}
+    config.sft.learner.update({'algorithm': 'muon', 'lr': 4e-3, **rows})
 
     config.data = ConfigDict({
         'source': 'files',
@@ -44,6 +45,6 @@ def get_config() -> ConfigDict:
         'slots': 40, 'max_length': 640, 'max_new_tokens': 128,
         'attend_lengths': (256, 384, 512), 'cache_tokens': 0})
     config.grpo.update({'steps': 2, 'prompts': 8, 'mini_batches': 1, 'save_every': 1})
-    config.learner.update({'rows': 8, 'fewer_rows': (2,), 'length': 1280})
+    config.learner.update(rows)
     config.evaluation.update({'questions': 40})
     return config

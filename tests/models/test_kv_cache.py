@@ -10,7 +10,7 @@ from flax import nnx
 
 from vrag_jax.models import decoder
 from vrag_jax.models.config import preset
-from vrag_jax.models.decoder import init_cache, join_layers, split_layers
+from vrag_jax.models.decoder import init_cache, join_caches, split_cache
 from vrag_jax.models.mrope import rope_index
 from vrag_jax.models.packing import pack_images
 from vrag_jax.models.parameters import flat_params, merge
@@ -52,10 +52,10 @@ def append(params, tokens, positions, recent, place, recent_seen, past, past_see
     """One call of `extend`: logits, and the cache of all layers."""
     model = merge(GRAPHDEF, params)
     if by_layer:
-        recent, past = split_layers(recent), None if past is None else split_layers(past)
+        recent, past = split_cache(recent), None if past is None else split_cache(past)
     hidden, recent = model.extend(
         tokens, positions, recent, place, recent_seen, past, past_seen, features, index)
-    return model.logits(hidden), join_layers(recent)
+    return model.logits(hidden), join_caches(recent)
 
 
 @pytest.fixture(scope='module')

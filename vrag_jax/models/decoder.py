@@ -60,13 +60,13 @@ def init_cache(config: ModelConfig, batch: int, length: int, dtype=jnp.float32) 
                    jnp.zeros((*rows, length, text.head_dim), dtype))
 
 
-def split_layers(cache: KVCache) -> list[KVCache]:
+def split_cache(cache: KVCache) -> list[KVCache]:
     """Returns a cache for each layer, `[B, ...]`."""
     return [KVCache(cache.k[n], cache.v[n]) for n in range(cache.k.shape[0])]
 
 
-def join_layers(caches: Caches) -> KVCache:
-    """The inverse of `split_layers`."""
+def join_caches(caches: Caches) -> KVCache:
+    """The inverse of `split_cache`."""
     if isinstance(caches, KVCache):
         return caches
     return jax.tree.map(lambda *layers: jnp.stack(layers), *caches)
@@ -119,6 +119,12 @@ class Decoder(nnx.Module):
 
         return self.norm(scan_layers(body, x, stacked, self.numerics))
 
+    def split_layers(self) -> list:
+        """Returns the parameters of each layer."""
+        stacked = nnx.split(self.layers)[1]
+        return [jax.tree.map(lambda x, n=n: x[n], stacked)
+                for n in range(self.config.text.num_hidden_layers)]
+
     def extend(
         self,
         x: jax.Array,
@@ -128,6 +134,7 @@ class Decoder(nnx.Module):
         recent_seen: jax.Array,
         past: Caches | None = None,
         past_seen: jax.Array | None = None,
+        layers: list | None = None,
     ) -> tuple[jax.Array, Caches]:
         """Runs new tokens of each row against those whose keys and values are kept.
 
@@ -137,7 +144,7 @@ class Decoder(nnx.Module):
         Given as one cache of all layers, the layers are scanned over: compile time does
         not grow with depth, but a loop around it copies each layer's part of weights and
         cache out of the whole before using it. Given by layer, they are unrolled, and
-        nothing is copied.
+        with `layers` worked out before the loop nothing is copied in it.
 
         Args:
           x: `[B, T, D]` embeddings.
@@ -148,6 +155,7 @@ class Decoder(nnx.Module):
           recent_seen: `[B, T, R]` bool, what a new token sees of `recent`.
           past: of `S` tokens, in the same form as `recent`, or None.
           past_seen: `[B, T or 1, S]` bool, what it sees of `past`.
+          layers: of `split_layers`, where caches are given by layer.
 
         Returns:
           `[B, T, D]` after the final norm, and the new `recent`.
@@ -177,8 +185,8 @@ class Decoder(nnx.Module):
 
         if isinstance(recent, list):
             written = []
-            for number, cache in enumerate(recent):
-                params = jax.tree.map(lambda x, number=number: x[number], stacked)
+            for number, (params, cache) in enumerate(
+                    zip(layers or self.split_layers(), recent, strict=True)):
                 old = past[number] if isinstance(past, list) else None
                 x, cache = run(params, x, cache, None, old)
                 written.append(cache)
@@ -190,8 +198,8 @@ class Decoder(nnx.Module):
             params, number, old = layer
             return run(params, *carry, number, old), None
 
-        layers = (stacked, jnp.arange(recent.k.shape[0]), past)
-        (x, recent), _ = jax.lax.scan(body, (x, recent), layers)
+        scanned = (stacked, jnp.arange(recent.k.shape[0]), past)
+        (x, recent), _ = jax.lax.scan(body, (x, recent), scanned)
         return self.norm(x), recent
 
 

@@ -95,13 +95,14 @@ class Qwen2_5_VL(nnx.Module):
         past_seen: jax.Array | None = None,
         image_features: jax.Array | None = None,
         image_index: jax.Array | None = None,
+        layers: list | None = None,
     ) -> tuple[jax.Array, Caches]:
         """Runs new tokens of each row against kept keys and values: prefill and decode.
 
         Args:
           tokens: `[B, T]` int32.
           position_ids: `[3, B, T]` int32.
-          recent, place, recent_seen, past, past_seen: see `Decoder.extend`.
+          recent, place, recent_seen, past, past_seen, layers: see `Decoder.extend`.
           image_features: `[M, D]`.
           image_index: `[B, T]` int32 row of `image_features`, -1 on text.
 
@@ -110,7 +111,7 @@ class Qwen2_5_VL(nnx.Module):
         """
         x = self._embed(tokens, image_features, image_index)
         return self.language_model.extend(
-            x, position_ids, recent, place, recent_seen, past, past_seen)
+            x, position_ids, recent, place, recent_seen, past, past_seen, layers)
 
     def unembedding(self) -> jax.Array:
         """Returns the projection of hidden states to logits, `[D, V]`."""

@@ -11,8 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.decoder import Caches, KVCache, init_cache, join_layers, split_layers
-from vrag_jax.models.parameters import merge
+from vrag_jax.models.decoder import Caches, KVCache, init_cache, join_caches, split_cache
+from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.sharding import BATCH_AXES, constrain
 from vrag_jax.sampling.distribution import SamplingConfig, draw
@@ -153,7 +153,7 @@ def make_programs(
     unrolled = model_config.text.num_hidden_layers <= config.unroll_depth
 
     def as_used(cache: KVCache) -> Caches:
-        return split_layers(cache) if unrolled else cache
+        return split_cache(cache) if unrolled else cache
 
     def empty(rows: int, width: int) -> Caches:
         return as_used(init_cache(model_config, rows, width, dtype))
@@ -181,11 +181,13 @@ def make_programs(
             new.tokens, new.position_ids, empty(rows, width), 0,
             jnp.broadcast_to(causal, (rows, width, width)), past, past_seen,
             image_features=features, image_index=new.image_index)
-        return scatter(pool, join_layers(chunk), new.places)
+        return scatter(pool, join_caches(chunk), new.places)
 
     def decode(params, pool: KVPool, slots: DecodeInputs, key, rules: StopRules,
                sampling: SamplingConfig) -> tuple[KVPool, Decoded]:
-        model = merge(graphdef, params)
+        # Cast, and taken apart, once a call and not at every pass.
+        model = merge(graphdef, in_dtype_of_products(graphdef, params))
+        weights = model.language_model.split_layers() if unrolled else None
         rows, width = slots.places.shape
         ahead = config.draft_tokens
         steps = config.decode_steps
@@ -222,7 +224,8 @@ def make_programs(
             own = (columns >= first) & (columns - first <= offsets[:, None])
             hidden, recent = model.extend(
                 jnp.maximum(tokens, 0), jnp.broadcast_to(positions, (3, *tokens.shape)), recent,
-                first, sampled[:, None] | own, layers, past_seen)
+                first, sampled[:, None] | own, layers, past_seen,
+                layers=weights)
             keys = jax.vmap(lambda k, n: jax.vmap(
                 lambda offset: jax.random.fold_in(k, n + offset))(1 + offsets))(row_keys, index)
             drawn, logprobs = (x.reshape(tokens.shape) for x in draw(
@@ -254,7 +257,7 @@ def make_programs(
         order = jnp.cumsum(sampled, axis=1) - 1
         places = jnp.where(sampled, jnp.take_along_axis(
             jnp.asarray(slots.places), jnp.maximum(order, 0), axis=1), _pool_tokens(pool))
-        return (scatter(pool, join_layers(recent), places),
+        return (scatter(pool, join_caches(recent), places),
                 Decoded(out, logp, sampled, automaton, stops, passes))
 
     def copy(pool: KVPool, source, destination) -> KVPool:
@@ -269,6 +272,14 @@ def make_programs(
                        out_shardings=(pool_shardings, None)),
         copy=jax.jit(copy, donate_argnums=0, out_shardings=pool_shardings),
     )
+
+
+def in_dtype_of_products(graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params) -> Params:
+    """Returns the parameters of products and lookups in the dtype in which they are done."""
+    dtype = merge(graphdef, params).language_model.numerics.dtype
+    return {path: value.astype(dtype)
+            if path.rpartition('/')[2] in ('kernel', 'bias', 'embedding') else value
+            for path, value in params.items()}
 
 
 def gather(pool: KVPool, table: jax.Array) -> KVCache:

@@ -200,11 +200,14 @@ class Scheduler:
             shard = min(shards, key=lambda s: (ready[s], len(residents[s])))
             if ready[shard] >= self._sampler.slots_per_shard:
                 break
+            # Whole pages of the prompt are shared; what follows is each member's own.
             tokens = len(group[0].stream)
-            room = table.free(shard) - promised[shard] - table.needed(tokens)
-            fitting = 1 + max(0, room - table.needed(ahead)) // (1 + table.needed(ahead))
-            if room < table.needed(ahead) and residents[shard]:
+            shared = tokens // self._config.page_size
+            own = table.needed(min(tokens + ahead, self._config.max_length)) - shared
+            fitting = (table.free(shard) - promised[shard] - shared) // max(1, own)
+            if fitting < 1 and residents[shard]:
                 break
+            fitting = max(1, fitting)
             # A group that does not fit as a whole comes in parts.
             members, rest = group[:fitting], group[fitting:]
             self._waiting.popleft()
@@ -214,7 +217,7 @@ class Scheduler:
             members[0].state = _State.READY
             admitted.append(members)
             # Pages are taken when tokens are; until then they are spoken for.
-            promised[shard] += table.needed(tokens) + len(members) * (1 + table.needed(ahead))
+            promised[shard] += shared + len(members) * own
             residents[shard] += members
             ready[shard] += len(members)
         return admitted
