@@ -1,0 +1,253 @@
+"""The harness of the benchmarks: worker processes that run strictly in turn, JSON lines out.
+
+A pair is two workers, each a process of its own (they may run under different Pythons),
+set up and warmed up once. Then runs are asked for one at a time, A B A B ..., so that
+whatever else slows the machine down meets both sides alike. The one that is not asked
+waits for its standard input. A worker times itself: the pipe is in no figure.
+
+The other way round, a worker is a script that ends in `serve(runs, facts)`.
+"""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A run takes the fields of its request, and returns its seconds and what is checked.
+Run = Callable[..., tuple[float, Any]]
+
+
+# ---- The worker's side
+
+
+def serve(runs: Mapping[str, Run], facts: Mapping[str, Any]) -> None:
+    """Answers requests until the standard input ends: the main loop of a worker.
+
+    Args:
+      runs: what can be asked for, by name.
+      facts: told once, when the worker is ready: versions, threads, sizes.
+    """
+    # Libraries print; only replies may go where the parent reads.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1)
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    print(json.dumps({'ready': dict(facts)}), file=replies)
+    for line in sys.stdin:
+        request = json.loads(line)
+        seconds, check = runs[request.pop('run')](**request)
+        print(json.dumps({'seconds': seconds, 'check': check}), file=replies)
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Returns the seconds that a call takes, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of Python and of installed packages."""
+    return {'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages}}
+
+
+# ---- The parent's side
+
+
+@dataclasses.dataclass(frozen=True)
+class Reply:
+    """A run's `seconds` and the value to check."""
+
+    seconds: float
+    check: Any
+
+
+class Worker:
+    """A worker process; a context manager.
+
+    Attributes:
+      name: in the records.
+      facts: what the worker told when it was ready.
+
+    Args:
+      name: in the records.
+      command: starts the process; its standard input and output are the pipe.
+      environment: variables that are set besides the parent's own.
+    """
+
+    def __init__(self, name: str, command: Sequence[str],
+                 environment: Mapping[str, str] | None = None):
+        self.name = name
+        self._process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
+            cwd=ROOT, env={**os.environ, **(environment or {})})
+        self.facts: dict[str, Any] = self._read()['ready']
+
+    def __enter__(self) -> 'Worker':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def run(self, run: str, **fields: Any) -> Reply:
+        """Asks for a run and waits for it.
+
+        Raises:
+          RuntimeError: if the worker has died.
+        """
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps({'run': run, **fields}), file=self._process.stdin)
+        except BrokenPipeError:
+            pass  # `_read` says so.
+        return Reply(**self._read())
+
+    def _read(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f'worker {self.name!r} ended with code {self._process.wait()}')
+        return json.loads(line)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """What is run in turn with others: a worker and its request."""
+
+    worker: Worker
+    run: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self) -> Reply:
+        return self.worker.run(self.run, **self.fields)
+
+
+def in_turn(lanes: Mapping[str, Callable[[], Reply]], repeats: int) -> dict[str, list[Reply]]:
+    """Runs lanes in turn, `repeats` rounds, in the order in which they are given.
+
+    Args:
+      lanes: what is run, by name, e.g. each a `Lane`.
+      repeats: runs of each.
+
+    Returns:
+      The replies of each lane, in order.
+    """
+    replies: dict[str, list[Reply]] = {name: [] for name in lanes}
+    for _ in range(repeats):
+        for name, lane in lanes.items():
+            replies[name].append(lane())
+    return replies
+
+
+def spread(seconds: Sequence[float]) -> dict[str, Any]:
+    """Returns every time (seconds, as run), their median, least and greatest."""
+    return {'seconds': [round(s, 6) for s in seconds],
+            'median': round(statistics.median(seconds), 6),
+            'min': round(min(seconds), 6), 'max': round(max(seconds), 6)}
+
+
+def compare(ours: Sequence[float], theirs: Sequence[float], amount: float = 1.0) -> dict[str, Any]:
+    """Returns both sides' times and how many times as fast ours is.
+
+    Args:
+      ours: seconds of each of our runs.
+      theirs: seconds of each of theirs, run in turn with ours.
+      amount: what one run gets done, e.g. trajectories; rates are `amount` a second.
+
+    Returns:
+      `ours` and `theirs` as `spread` gives them with the 'rate' of the median; 'ratio',
+      their median by ours, above 1 where ours is faster; 'ratio_min' and 'ratio_max',
+      of the runs that came one after the other.
+    """
+    sides = {name: {**spread(seconds), 'rate': round(amount / statistics.median(seconds), 4)}
+             for name, seconds in (('ours', ours), ('theirs', theirs))}
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return {**sides, 'ratio': round(sides['theirs']['median'] / sides['ours']['median'], 4),
+            'ratio_min': round(min(ratios), 4), 'ratio_max': round(max(ratios), 4)}
+
+
+def use_cores(count: int) -> list[int]:
+    """Binds this process, and the workers that it starts, to so many cores.
+
+    XLA takes as many threads as a process may use cores; torch's are set to as many.
+
+    Returns:
+      The cores; [] where the system does not bind processes.
+    """
+    if not hasattr(os, 'sched_setaffinity'):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        raise ValueError(f'threads = {count}, but this process may use {len(cores)} cores')
+    os.sched_setaffinity(0, cores[:count])
+    return cores[:count]
+
+
+def thread_environment(count: int) -> dict[str, str]:
+    """Variables that hold the thread pools of numerical libraries to `count` threads."""
+    return {name: str(count) for name in (
+        'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS')}
+
+
+def commit() -> str:
+    """Returns the commit of this checkout, with '+' where it has been changed since."""
+    def git(*arguments: str) -> str:
+        done = subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ''
+
+    head = git('rev-parse', 'HEAD')
+    return head + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What every record of a benchmark says of how it was taken.
+
+    Attributes:
+      benchmark: its name.
+      workers: their facts are told by name.
+      threads: of each side.
+      cores: to which all processes are bound.
+    """
+
+    benchmark: str
+    workers: Iterable[Worker] = ()
+    threads: int = 0
+    cores: Sequence[int] = ()
+
+    def record(self, figure: str, unit: str, **values: Any) -> dict[str, Any]:
+        """Returns the record of a figure: its values, then the conditions."""
+        now = datetime.datetime.now(datetime.timezone.utc)
+        return {
+            'benchmark': self.benchmark, 'figure': figure, 'unit': unit, **values,
+            'workers': {worker.name: worker.facts for worker in self.workers},
+            'threads': self.threads, 'cores': list(self.cores), 'machine': platform.machine(),
+            'malloc': os.environ.get('GLIBC_TUNABLES', ''),
+            'vrag_jax': commit(), 'command': shlex.join(['python', *sys.orig_argv[1:]]),
+            'date': now.isoformat(timespec='seconds'),
+        }
+
+
+def emit(record: Mapping[str, Any], out: str = '', stream: TextIO | None = None) -> None:
+    """Prints a record as one JSON line, and appends it to the file `out`, if one is given."""
+    line = json.dumps(record)
+    print(line, file=stream or sys.stdout, flush=True)
+    if out:
+        with open(out, 'a', encoding='utf-8') as file:
+            file.write(line + '\n')
