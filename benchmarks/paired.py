@@ -23,6 +23,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
+from absl import flags
+
 ROOT = Path(__file__).resolve().parents[1]
 
 # A run takes the fields of its request, and returns its seconds and what is checked.
@@ -63,6 +65,10 @@ def versions(*packages: str) -> dict[str, str]:
 
 
 # ---- The parent's side
+
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each side.', lower_bound=1)
+THREADS = flags.DEFINE_integer('threads', 2, 'Cores of each side.', lower_bound=1)
+OUT = flags.DEFINE_string('out', '', 'File to which the JSON lines are appended as well.')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,9 +245,19 @@ class Conditions:
             'workers': {worker.name: worker.facts for worker in self.workers},
             'threads': self.threads, 'cores': list(self.cores), 'machine': platform.machine(),
             'malloc': os.environ.get('GLIBC_TUNABLES', ''),
-            'vrag_jax': commit(), 'command': shlex.join(['python', *sys.orig_argv[1:]]),
+            'vrag_jax': commit(), 'command': command(),
             'date': now.isoformat(timespec='seconds'),
         }
+
+
+def command() -> str:
+    """Returns the command line of this process, without where things lie on this machine."""
+    words = ['python', *sys.orig_argv[1:]]
+    parts = [word.rpartition('=') for word in words]
+    return shlex.join(f'{name}{equals}{os.path.relpath(value, ROOT)}' if os.path.isabs(value)
+                      and Path(value).is_relative_to(ROOT) else
+                      f'{name}{equals}{Path(value).name}' if os.path.isabs(value) else
+                      f'{name}{equals}{value}' for name, equals, value in parts)
 
 
 def emit(record: Mapping[str, Any], out: str = '', stream: TextIO | None = None) -> None:
