@@ -19,7 +19,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -29,6 +29,9 @@ ROOT = Path(__file__).resolve().parents[1]
 
 # A run takes the fields of its request, and returns its seconds and what is checked.
 Run = Callable[..., tuple[float, Any]]
+
+# Names the file descriptor for a worker's replies: libraries print to the standard output.
+_REPLIES = 'VRAG_JAX_BENCHMARK_REPLIES'
 
 
 # ---- The worker's side
@@ -41,14 +44,12 @@ def serve(runs: Mapping[str, Run], facts: Mapping[str, Any]) -> None:
       runs: what can be asked for, by name.
       facts: told once, when the worker is ready: versions, threads, sizes.
     """
-    # Libraries print; only replies may go where the parent reads.
-    replies = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1)
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    print(json.dumps({'ready': dict(facts)}), file=replies)
-    for line in sys.stdin:
-        request = json.loads(line)
-        seconds, check = runs[request.pop('run')](**request)
-        print(json.dumps({'seconds': seconds, 'check': check}), file=replies)
+    with os.fdopen(int(os.environ[_REPLIES]), 'w', buffering=1) as replies:
+        print(json.dumps({'ready': dict(facts)}), file=replies)
+        for line in sys.stdin:
+            request = json.loads(line)
+            seconds, check = runs[request.pop('run')](**request)
+            print(json.dumps({'seconds': seconds, 'check': check}), file=replies)
 
 
 def timed(function: Callable[[], Any]) -> tuple[float, Any]:
@@ -88,16 +89,20 @@ class Worker:
 
     Args:
       name: in the records.
-      command: starts the process; its standard input and output are the pipe.
+      command: starts the process; what it prints goes to the standard error.
       environment: variables that are set besides the parent's own.
     """
 
     def __init__(self, name: str, command: Sequence[str],
                  environment: Mapping[str, str] | None = None):
         self.name = name
+        replies, theirs = os.pipe()
         self._process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1,
-            cwd=ROOT, env={**os.environ, **(environment or {})})
+            command, stdin=subprocess.PIPE, stdout=2, text=True, bufsize=1, cwd=ROOT,
+            pass_fds=(theirs,),
+            env={**os.environ, **(environment or {}), _REPLIES: str(theirs)})
+        os.close(theirs)  # The worker's end alone: when it dies, reading ends.
+        self._replies = os.fdopen(replies)
         self.facts: dict[str, Any] = self._read()['ready']
 
     def __enter__(self) -> 'Worker':
@@ -110,6 +115,7 @@ class Worker:
             self._process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self._process.kill()
+        self._replies.close()
 
     def run(self, run: str, **fields: Any) -> Reply:
         """Asks for a run and waits for it.
@@ -125,8 +131,7 @@ class Worker:
         return Reply(**self._read())
 
     def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        line = self._process.stdout.readline()
+        line = self._replies.readline()
         if not line:
             raise RuntimeError(f'worker {self.name!r} ended with code {self._process.wait()}')
         return json.loads(line)
@@ -227,27 +232,27 @@ class Conditions:
 
     Attributes:
       benchmark: its name.
-      workers: their facts are told by name.
+      workers: their facts are told by name; none where nothing is timed in pairs.
       threads: of each side.
       cores: to which all processes are bound.
     """
 
     benchmark: str
-    workers: Iterable[Worker] = ()
+    workers: Sequence[Worker] = ()
     threads: int = 0
     cores: Sequence[int] = ()
 
     def record(self, figure: str, unit: str, **values: Any) -> dict[str, Any]:
         """Returns the record of a figure: its values, then the conditions."""
-        now = datetime.datetime.now(datetime.timezone.utc)
-        return {
-            'benchmark': self.benchmark, 'figure': figure, 'unit': unit, **values,
+        now = datetime.datetime.now(datetime.UTC)
+        pair = {
             'workers': {worker.name: worker.facts for worker in self.workers},
-            'threads': self.threads, 'cores': list(self.cores), 'machine': platform.machine(),
-            'malloc': os.environ.get('GLIBC_TUNABLES', ''),
-            'vrag_jax': commit(), 'command': command(),
-            'date': now.isoformat(timespec='seconds'),
-        }
+            'threads': self.threads, 'cores': list(self.cores),
+            'malloc': os.environ.get('GLIBC_TUNABLES', '')} if self.workers else {}
+        return {
+            'benchmark': self.benchmark, 'figure': figure, 'unit': unit, **values, **pair,
+            'machine': platform.machine(), 'vrag_jax': commit(), 'command': command(),
+            'date': now.isoformat(timespec='seconds')}
 
 
 def command() -> str:

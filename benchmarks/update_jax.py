@@ -93,7 +93,8 @@ def main() -> None:
     layout = space.config.learner.layout
     facts = {**paired.versions('jax', 'jaxlib', 'flax', 'optax', 'numpy'),
              'platform': jax.default_backend(), 'dtype': space.config.policy.dtype,
-             'rows': layout.rows, 'length': layout.length, 'groups': groups.facts(updates.sequences)}
+             'rows': layout.rows, 'length': layout.length,
+             'groups': groups.facts(updates.sequences)}
     paired.serve({'update': updates.update}, facts)
 
 
