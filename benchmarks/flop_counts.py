@@ -46,7 +46,8 @@ def count(function: Callable, *args: Any, **static: Any) -> float:
     with unrolled_loops():
         # A new function: nothing that was traced before, with its loops, is used again.
         lowered = _JIT(lambda *arrays: function(*arrays, **static)).lower(*args)
-        return float(lowered.compile().cost_analysis().get('flops', 0.0))  # None for copies.
+        # Of what only copies nothing is told.
+        return float((lowered.compile().cost_analysis() or {}).get('flops', 0.0))
 
 
 def shapes(tree: Any) -> Any:

@@ -43,7 +43,7 @@ _CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that 
 _PROMPTS = flags.DEFINE_integer(
     'prompts', 0, 'Questions of the step; 0 is as many as the config says.', lower_bound=0)
 _GRID = flags.DEFINE_integer(
-    'grid', 16, 'Lengths for which programs are compiled are multiples of it.', lower_bound=1)
+    'grid', 32, 'Lengths for which programs are compiled are multiples of it.', lower_bound=1)
 
 ROWS = 8  # Rows of the programs that a row's share is taken from.
 

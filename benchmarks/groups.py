@@ -1,9 +1,9 @@
 """Scored groups of trajectories in a file, so that both sides update on the same tokens."""
 
 import dataclasses
-import hashlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -36,11 +36,11 @@ def rl_sequences(space: Workspace, trajectories: Sequence[Trajectory],
             for t, advantage in zip(trajectories, advantages, strict=True)]
 
 
-def save_sequences(path: Path, sequences: Sequence[TokenSequence]) -> str:
-    """Writes sequences to an `.npz` file, each image once; returns the file's hash."""
+def save_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
+    """Writes sequences, of which some show images, to an `.npz` file, each image once."""
     images = {image.key: image for sequence in sequences for image in sequence.images}
     number = {key: i for i, key in enumerate(images)}
-    arrays = {
+    arrays: dict[str, Any] = {
         'lengths': np.array([len(s) for s in sequences]),
         'tokens': np.concatenate([s.tokens for s in sequences]),
         'loss_mask': np.concatenate([s.loss_mask for s in sequences]),
@@ -57,7 +57,6 @@ def save_sequences(path: Path, sequences: Sequence[TokenSequence]) -> str:
     }
     with path.open('wb') as file:
         np.savez(file, **arrays)
-    return hashlib.blake2b(path.read_bytes(), digest_size=8).hexdigest()
 
 
 def _given(values: np.ndarray | None, sequence: TokenSequence) -> np.ndarray:
@@ -96,7 +95,7 @@ def facts(sequences: Sequence[TokenSequence]) -> dict[str, int]:
             'unique_images': len(unique)}
 
 
-def with_values(sequences: Sequence[TokenSequence], **values: Sequence[np.ndarray]
+def with_values(sequences: Sequence[TokenSequence], **values: Sequence[Any]
                 ) -> list[TokenSequence]:
     """Returns sequences with fields replaced, e.g. `ref_logprobs=[...]`, one array each."""
     return [dataclasses.replace(s, **{name: each[i] for name, each in values.items()})

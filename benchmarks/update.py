@@ -72,7 +72,7 @@ def measure(ours: paired.Worker, theirs: paired.Worker, cores: list[int]) -> Non
                       ('sampler', 'old log-probs of the policy that sampled')):
         values = [worker.run('update', old=old).check for worker in (ours, theirs)]
         emit(f'loss, {told}', 'nats', **agreement(*values))
-    figures = {
+    figures: dict[str, dict[str, Any]] = {
         'update': {},
         'update, ours has image features from the rollout': {'keep_features': True},
         "update, ours has image features from the rollout and the sampler's old log-probs":

@@ -173,19 +173,20 @@ class Updates:
         tokens = padded((s.tokens for s in sequences), self._model_config.bos_token_id)
         mask = padded((np.ones(len(s), np.int64) for s in sequences), 0)
         images = [image for s in sequences for image in s.images]
-        grids = torch.tensor([image.grid_thw for image in images])
+        seen: dict[str, torch.Tensor] = {}
+        if images:
+            seen = {'pixel_values': torch.from_numpy(
+                        np.concatenate([image.pixel_values for image in images])),
+                    'image_grid_thw': torch.tensor([image.grid_thw for image in images])}
         positions, _ = self._model.model.get_rope_index(
-            tokens, (tokens == self._model_config.image_token_id).int(), grids,
-            attention_mask=mask)
+            tokens, (tokens == self._model_config.image_token_id).int(),
+            seen.get('image_grid_thw'), attention_mask=mask)
         ours = np.concatenate([s.position_ids for s in sequences], axis=1)
         if not np.array_equal(positions[:, mask.bool()].numpy(), ours):
             raise ValueError("transformers' M-RoPE positions are not those of the trajectories")
         return Rows(
-            inputs={
-                'input_ids': tokens, 'attention_mask': mask, 'position_ids': positions,
-                'pixel_values': torch.from_numpy(
-                    np.concatenate([image.pixel_values for image in images])),
-                'image_grid_thw': grids},
+            inputs={'input_ids': tokens, 'attention_mask': mask, 'position_ids': positions,
+                    **seen},
             trained=padded((s.loss_mask.astype(np.int64) for s in sequences), 0)[:, 1:].bool(),
             targets=picked(s.tokens.astype(np.int64) for s in sequences),
             advantages=picked(s.advantages for s in sequences),
