@@ -1,1 +1,1 @@
-"""Side-by-side measurements; see README.md."""
+"""Side-by-side measurements; see README.md. Torch is needed by the other side only."""

@@ -1,151 +1,274 @@
-"""Two warmed-up worker processes that are timed strictly in turn, and records of it."""
+"""The harness of the benchmarks: worker processes that run strictly in turn, JSON lines out.
+
+A pair is two workers, each a process of its own (they may run under different Pythons),
+set up and warmed up once. Then runs are asked for one at a time, A B A B ..., so that
+whatever else slows the machine down meets both sides alike. The one that is not asked
+waits for its standard input. A worker times itself: the pipe is in no figure.
+
+The other way round, a worker is a script that ends in `serve(runs, facts)`.
+"""
 
 import dataclasses
 import datetime
 import importlib.metadata
 import json
 import os
+import platform
+import shlex
 import statistics
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-MARK = '@@'  # Before a line of the protocol; everything else a worker prints is noise.
+from absl import flags
+
 ROOT = Path(__file__).resolve().parents[1]
+
+# A run takes the fields of its request, and returns its seconds and what is checked.
+Run = Callable[..., tuple[float, Any]]
+
+# Names the file descriptor for a worker's replies: libraries print to the standard output.
+_REPLIES = 'VRAG_JAX_BENCHMARK_REPLIES'
+
+
+# ---- The worker's side
+
+
+def serve(runs: Mapping[str, Run], facts: Mapping[str, Any]) -> None:
+    """Answers requests until the standard input ends: the main loop of a worker.
+
+    Args:
+      runs: what can be asked for, by name.
+      facts: told once, when the worker is ready: versions, threads, sizes.
+    """
+    with os.fdopen(int(os.environ[_REPLIES]), 'w', buffering=1) as replies:
+        print(json.dumps({'ready': dict(facts)}), file=replies)
+        for line in sys.stdin:
+            request = json.loads(line)
+            seconds, check = runs[request.pop('run')](**request)
+            print(json.dumps({'seconds': seconds, 'check': check}), file=replies)
+
+
+def timed(function: Callable[[], Any]) -> tuple[float, Any]:
+    """Returns the seconds that a call takes, and its result."""
+    start = time.perf_counter()
+    result = function()
+    return time.perf_counter() - start, result
+
+
+def versions(*packages: str) -> dict[str, str]:
+    """Returns the versions of Python and of installed packages."""
+    return {'python': platform.python_version(),
+            **{name: importlib.metadata.version(name) for name in packages}}
+
+
+# ---- The parent's side
+
+REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each side.', lower_bound=1)
+THREADS = flags.DEFINE_integer('threads', 2, 'Cores of each side.', lower_bound=1)
+OUT = flags.DEFINE_string('out', '', 'File to which the JSON lines are appended as well.')
 
 
 @dataclasses.dataclass(frozen=True)
-class Pair:
-    """Times of two sides that were taken in turn.
+class Reply:
+    """A run's `seconds` and the value to check."""
 
-    Attributes:
-      ours, theirs: seconds of each run, in order.
-    """
-
-    ours: Sequence[float]
-    theirs: Sequence[float]
-
-    @property
-    def ratio(self) -> float:
-        """How many times as fast ours is: the ratio of medians."""
-        return statistics.median(self.theirs) / statistics.median(self.ours)
-
-    def record(self) -> dict[str, Any]:
-        """Every time, medians, spread, and the ratio of each turn."""
-        sides = {'ours': self.ours, 'theirs': self.theirs}
-        out: dict[str, Any] = {
-            name: {'seconds': [round(t, 4) for t in times],
-                   'median': round(statistics.median(times), 4),
-                   'min': round(min(times), 4), 'max': round(max(times), 4)}
-            for name, times in sides.items()}
-        ratios = [b / a for a, b in zip(self.ours, self.theirs, strict=True)]
-        return out | {'ratio': round(self.ratio, 2), 'ratio_min': round(min(ratios), 2),
-                      'ratio_max': round(max(ratios), 2)}
+    seconds: float
+    check: Any
 
 
 class Worker:
-    """A process that sets itself up once and then answers requests.
+    """A worker process; a context manager.
+
+    Attributes:
+      name: in the records.
+      facts: what the worker told when it was ready.
 
     Args:
-      python: its interpreter.
-      module: run with `python -m module`, e.g. 'benchmarks.rollouts_torch'.
-      arguments: for it.
-      threads: CPU cores that it may use.
+      name: in the records.
+      command: starts the process; what it prints goes to the standard error.
+      environment: variables that are set besides the parent's own.
     """
 
-    def __init__(self, python: str, module: str, arguments: Sequence[str], threads: int):
-        environment = os.environ | {
-            'PYTHONPATH': str(ROOT), 'OMP_NUM_THREADS': str(threads), 'BENCH_THREADS': str(threads),
-            'JAX_PLATFORMS': os.environ.get('JAX_PLATFORMS', '')}
-        self._name = module
+    def __init__(self, name: str, command: Sequence[str],
+                 environment: Mapping[str, str] | None = None):
+        self.name = name
+        replies, theirs = os.pipe()
         self._process = subprocess.Popen(
-            [python, '-m', module, *arguments], cwd=ROOT, env=environment, text=True,
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.facts = self._read()
+            command, stdin=subprocess.PIPE, stdout=2, text=True, bufsize=1, cwd=ROOT,
+            pass_fds=(theirs,),
+            env={**os.environ, **(environment or {}), _REPLIES: str(theirs)})
+        os.close(theirs)  # The worker's end alone: when it dies, reading ends.
+        self._replies = os.fdopen(replies)
+        self.facts: dict[str, Any] = self._read()['ready']
 
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Sends a request and waits for the reply."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(request) + '\n')
-        self._process.stdin.flush()
-        return self._read()
+    def __enter__(self) -> 'Worker':
+        return self
 
-    def _read(self) -> dict[str, Any]:
-        assert self._process.stdout is not None
-        for line in self._process.stdout:
-            if line.startswith(MARK):
-                return json.loads(line[len(MARK):])
-        raise RuntimeError(f'{self._name} ended with status {self._process.wait()}')
-
-    def close(self) -> None:
+    def __exit__(self, *_: Any) -> None:
         assert self._process.stdin is not None
         self._process.stdin.close()
-        self._process.wait()
+        try:
+            self._process.wait(timeout=60)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._replies.close()
+
+    def run(self, run: str, **fields: Any) -> Reply:
+        """Asks for a run and waits for it.
+
+        Raises:
+          RuntimeError: if the worker has died.
+        """
+        assert self._process.stdin is not None
+        try:
+            print(json.dumps({'run': run, **fields}), file=self._process.stdin)
+        except BrokenPipeError:
+            pass  # `_read` says so.
+        return Reply(**self._read())
+
+    def _read(self) -> dict[str, Any]:
+        line = self._replies.readline()
+        if not line:
+            raise RuntimeError(f'worker {self.name!r} ended with code {self._process.wait()}')
+        return json.loads(line)
 
 
-def serve(handle: Callable[..., Mapping[str, Any]], packages: Sequence[str]) -> None:
-    """Answers requests on standard input until it is closed; the worker's side.
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """What is run in turn with others: a worker and its request."""
+
+    worker: Worker
+    run: str
+    fields: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __call__(self) -> Reply:
+        return self.worker.run(self.run, **self.fields)
+
+
+def in_turn(lanes: Mapping[str, Callable[[], Reply]], repeats: int) -> dict[str, list[Reply]]:
+    """Runs lanes in turn, `repeats` rounds, in the order in which they are given.
 
     Args:
-      handle: gets a request's fields, returns a reply.
-      packages: whose versions are told.
+      lanes: what is run, by name, e.g. each a `Lane`.
+      repeats: runs of each.
+
+    Returns:
+      The replies of each lane, in order.
     """
-    _say({name: importlib.metadata.version(name) for name in packages})
-    for line in sys.stdin:
-        _say(handle(**json.loads(line)))
+    replies: dict[str, list[Reply]] = {name: [] for name in lanes}
+    for _ in range(repeats):
+        for name, lane in lanes.items():
+            replies[name].append(lane())
+    return replies
 
 
-def _say(reply: Mapping[str, Any]) -> None:
-    print(MARK + json.dumps(reply), flush=True)
+def spread(seconds: Sequence[float]) -> dict[str, Any]:
+    """Returns every time (seconds, as run), their median, least and greatest."""
+    return {'seconds': [round(s, 6) for s in seconds],
+            'median': round(statistics.median(seconds), 6),
+            'min': round(min(seconds), 6), 'max': round(max(seconds), 6)}
 
 
-def pin(threads: int) -> None:
-    """Keeps this process on so many cores."""
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+def compare(ours: Sequence[float], theirs: Sequence[float], amount: float = 1.0) -> dict[str, Any]:
+    """Returns both sides' times and how many times as fast ours is.
 
+    Args:
+      ours: seconds of each of our runs.
+      theirs: seconds of each of theirs, run in turn with ours.
+      amount: what one run gets done, e.g. trajectories; rates are `amount` a second.
 
-def threads() -> int:
-    """Cores that a worker was given."""
-    return int(os.environ['BENCH_THREADS'])
-
-
-def in_turn(ours: Worker, theirs: Worker, repeats: int, **request: Any) -> Pair:
-    """Asks both for the same timed run, one after the other, again and again.
-
-    Each must reply with 'seconds'. The first round warms up and is not counted.
+    Returns:
+      `ours` and `theirs` as `spread` gives them with the 'rate' of the median; 'ratio',
+      their median by ours, above 1 where ours is faster; 'ratio_min' and 'ratio_max',
+      of the runs that came one after the other.
     """
-    times: tuple[list[float], list[float]] = ([], [])
-    for repeat in range(repeats + 1):
-        for worker, taken in zip((ours, theirs), times, strict=True):
-            seconds = worker.ask(**request, repeat=repeat)['seconds']
-            if repeat:
-                taken.append(seconds)
-    return Pair(*times)
+    sides = {name: {**spread(seconds), 'rate': round(amount / statistics.median(seconds), 4)}
+             for name, seconds in (('ours', ours), ('theirs', theirs))}
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    return {**sides, 'ratio': round(sides['theirs']['median'] / sides['ours']['median'], 4),
+            'ratio_min': round(min(ratios), 4), 'ratio_max': round(max(ratios), 4)}
 
 
-def facts(**more: Any) -> dict[str, Any]:
-    """Date, commit, command and machine."""
-    commit = subprocess.run(['git', 'rev-parse', '--short', 'HEAD'], cwd=ROOT, text=True,
-                            capture_output=True, check=False).stdout.strip()
-    command = ['python', '-m', f'benchmarks.{Path(sys.argv[0]).stem}', *sys.argv[1:]]
-    return {'date': datetime.date.today().isoformat(), 'commit': commit,
-            'command': ' '.join(_without_path(word) for word in command),
-            'python': '.'.join(map(str, sys.version_info[:3])),
-            'cores': len(os.sched_getaffinity(0)), **more}
+def use_cores(count: int) -> list[int]:
+    """Binds this process, and the workers that it starts, to so many cores.
+
+    XLA takes as many threads as a process may use cores; torch's are set to as many.
+
+    Returns:
+      The cores; [] where the system does not bind processes.
+    """
+    if not hasattr(os, 'sched_setaffinity'):
+        return []
+    cores = sorted(os.sched_getaffinity(0))
+    if count > len(cores):
+        raise ValueError(f'threads = {count}, but this process may use {len(cores)} cores')
+    os.sched_setaffinity(0, cores[:count])
+    return cores[:count]
 
 
-def _without_path(word: str) -> str:
-    """An argument without what is special to this machine."""
-    name, equals, value = word.partition('=')
-    return f'{name}={Path(value).name}' if equals and '/' in value else word
+def thread_environment(count: int) -> dict[str, str]:
+    """Variables that hold the thread pools of numerical libraries to `count` threads."""
+    return {name: str(count) for name in (
+        'OMP_NUM_THREADS', 'MKL_NUM_THREADS', 'OPENBLAS_NUM_THREADS', 'NUMEXPR_NUM_THREADS')}
 
 
-def emit(path: str, benchmark: str, figure: str, **values: Any) -> None:
-    """Prints a figure as a JSON line, and appends it to a file if one is given."""
-    line = json.dumps({'benchmark': benchmark, 'figure': figure, **values})
-    print(line, flush=True)
-    if path:
-        with open(path, 'a', encoding='utf-8') as file:
+def commit() -> str:
+    """Returns the commit of this checkout, with '+' where it has been changed since."""
+    def git(*arguments: str) -> str:
+        done = subprocess.run(['git', *arguments], cwd=ROOT, capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ''
+
+    head = git('rev-parse', 'HEAD')
+    return head + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conditions:
+    """What every record of a benchmark says of how it was taken.
+
+    Attributes:
+      benchmark: its name.
+      workers: their facts are told by name; none where nothing is timed in pairs.
+      threads: of each side.
+      cores: to which all processes are bound.
+    """
+
+    benchmark: str
+    workers: Sequence[Worker] = ()
+    threads: int = 0
+    cores: Sequence[int] = ()
+
+    def record(self, figure: str, unit: str, **values: Any) -> dict[str, Any]:
+        """Returns the record of a figure: its values, then the conditions."""
+        now = datetime.datetime.now(datetime.UTC)
+        pair = {
+            'workers': {worker.name: worker.facts for worker in self.workers},
+            'threads': self.threads, 'cores': list(self.cores),
+            'malloc': os.environ.get('GLIBC_TUNABLES', '')} if self.workers else {}
+        return {
+            'benchmark': self.benchmark, 'figure': figure, 'unit': unit, **values, **pair,
+            'machine': platform.machine(), 'vrag_jax': commit(), 'command': command(),
+            'date': now.isoformat(timespec='seconds')}
+
+
+def command() -> str:
+    """Returns the command line of this process, without where things lie on this machine."""
+    words = ['python', *sys.orig_argv[1:]]
+    parts = [word.rpartition('=') for word in words]
+    return shlex.join(f'{name}{equals}{os.path.relpath(value, ROOT)}' if os.path.isabs(value)
+                      and Path(value).is_relative_to(ROOT) else
+                      f'{name}{equals}{Path(value).name}' if os.path.isabs(value) else
+                      f'{name}{equals}{value}' for name, equals, value in parts)
+
+
+def emit(record: Mapping[str, Any], out: str = '', stream: TextIO | None = None) -> None:
+    """Prints a record as one JSON line, and appends it to the file `out`, if one is given."""
+    line = json.dumps(record)
+    print(line, file=stream or sys.stdout, flush=True)
+    if out:
+        with open(out, 'a', encoding='utf-8') as file:
             file.write(line + '\n')

@@ -1,43 +1,98 @@
-"""Rollouts on PageWorld: vrag_jax against a loop over transformers' `generate` in torch."""
+"""Rollouts: trajectories a second, ours against a loop over `generate` in torch.
 
+    python -m benchmarks.rollouts --torch_python=PATH --workdir=runs/tiny
+
+Every figure but the first is a pair of times, taken in turn, of the same episodes:
+`prompts` training questions of PageWorld, `group_size` episodes of each.
+"""
+
+import json
 import sys
+from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
-from benchmarks.paired import Worker, emit, facts, in_turn
+from benchmarks import paired
+from benchmarks.setting import differences
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'A finished run of configs/tiny.py.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
+_CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 _TORCH_PYTHON = flags.DEFINE_string(
-    'torch_python', None, 'Python of an environment with torch, see benchmarks/README.md.',
+    'torch_python', None, 'Python with torch, transformers and what vrag_jax needs.',
     required=True)
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each side.', lower_bound=1)
-_THREADS = flags.DEFINE_integer('threads', 2, 'Cores of each side.', lower_bound=1)
-_OUT = flags.DEFINE_string('out', '', 'File to which JSON lines are appended.')
+_PROMPTS = flags.DEFINE_integer('prompts', 32, 'Questions of a run.', lower_bound=1)
+_GROUP_SIZE = flags.DEFINE_integer('group_size', 5, 'Episodes of each question.', lower_bound=1)
+_DISTINCT = flags.DEFINE_integer(
+    'distinct', 160, 'Questions whose greedy trajectories are compared, besides the timed ones.',
+    lower_bound=1)
+
+
+def compare_trajectories(ours: paired.Worker, theirs: paired.Worker, prompts: int,
+                         group_size: int) -> dict[str, Any]:
+    """Plays the same questions greedily on both sides and compares token by token.
+
+    Returns:
+      'identical' of 'trajectories', and of each other one the first token that differs
+      with the margin between the two tokens' logits, in float64: where it is as small as
+      float32 rounds, either may come first.
+    """
+    request = {'prompts': prompts, 'group_size': group_size, 'temperature': 0.0}
+    tokens = [worker.run('play', **request).check for worker in (ours, theirs)]
+    found = differences(*tokens)
+    inside = [d for d in found if min(d.ours, d.theirs) >= 0]
+    logits = theirs.run('margins', places=[
+        [d.episode, d.position, d.ours, d.theirs] for d in inside]).check
+    margins = {d.episode: abs(a - b) for d, (a, b) in zip(inside, logits, strict=True)}
+    return {
+        'identical': len(tokens[0]) - len(found), 'trajectories': len(tokens[0]),
+        'tokens': sum(map(len, tokens[0])),
+        'differences': [{'episode': d.episode, 'position': d.position, 'ours': d.ours,
+                         'theirs': d.theirs, 'logit_margin': margins.get(d.episode)}
+                        for d in found]}
 
 
 def main(_: list[str]) -> None:
-    ours = Worker(sys.executable, 'benchmarks.rollouts_jax', [_WORKDIR.value], _THREADS.value)
-    theirs = Worker(_TORCH_PYTHON.value, 'benchmarks.rollouts_torch', [_WORKDIR.value],
-                    _THREADS.value)
-    about = facts(threads=_THREADS.value, **ours.facts, **theirs.facts)
+    cores = paired.use_cores(paired.THREADS.value)
+    prompts, group_size = _PROMPTS.value, _GROUP_SIZE.value
+    options = json.dumps({
+        'workdir': str(Path(_WORKDIR.value).resolve()),
+        'config': str(Path(_CONFIG.value).resolve()),
+        'prompts': prompts, 'group_size': group_size, 'threads': paired.THREADS.value})
+    environment = paired.thread_environment(paired.THREADS.value)
+    with (paired.Worker('ours', [sys.executable, '-m', 'benchmarks.rollouts_jax', options],
+                        environment) as ours,
+          paired.Worker('theirs', [_TORCH_PYTHON.value, '-m', 'benchmarks.rollouts_torch',
+                                   options], environment) as theirs):
+        conditions = paired.Conditions(
+            'rollouts', (ours, theirs), paired.THREADS.value, cores)
 
-    a, b = (worker.ask(temperature=0.0, tokens=True) for worker in (ours, theirs))
-    same = sum(x == y for x, y in zip(a['turns'], b['turns'], strict=True))
-    emit(_OUT.value, 'rollouts', 'identical greedy trajectories', value=same,
-         of=len(a['turns']), right_ours=a['right'], right_theirs=b['right'], **about)
-    for figure, request in {
-        'greedy': {'temperature': 0.0},
-        'temperature 1': {'temperature': 1.0},
-        'greedy, theirs processes each image once': {'temperature': 0.0, 'reprocess': False},
-        'greedy, ours keeps image features': {'temperature': 0.0, 'keep_features': True},
-    }.items():
-        pair = in_turn(ours, theirs, _REPEATS.value, **request)
-        record = pair.record()
-        rates = {f'{side}_trajectories_per_s': round(len(a['turns']) / record[side]['median'], 1)
-                 for side in ('ours', 'theirs')}
-        emit(_OUT.value, 'rollouts', figure, aim=8.0, **record, **rates, **about)
-    ours.close()
-    theirs.close()
+        def emit(figure: str, unit: str, **values: Any) -> None:
+            paired.emit(conditions.record(figure, unit, **values), paired.OUT.value)
+
+        emit('greedy trajectories, each of another question', 'trajectories',
+             **compare_trajectories(ours, theirs, _DISTINCT.value, 1))
+        emit('greedy trajectories, as timed', 'trajectories',
+             **compare_trajectories(ours, theirs, prompts, group_size))
+        timed = {'prompts': prompts, 'group_size': group_size}
+        figures: dict[str, tuple[dict[str, Any], dict[str, Any], dict[str, Any]]] = {
+            'greedy': ({'temperature': 0.0}, {}, {}),
+            'temperature 1': ({'temperature': 1.0}, {}, {}),
+            'greedy, ours keeps image features': (
+                {'temperature': 0.0}, {'keep_features': True}, {}),
+            'greedy, theirs processes each image once': (
+                {'temperature': 0.0}, {}, {'reprocess': False}),
+        }
+        for figure, (both, only_ours, only_theirs) in figures.items():
+            lanes = {
+                'ours': paired.Lane(ours, 'play', {**timed, **both, **only_ours}),
+                'theirs': paired.Lane(theirs, 'play', {**timed, **both, **only_theirs})}
+            replies = paired.in_turn(lanes, paired.REPEATS.value)
+            seconds = {name: [reply.seconds for reply in lane] for name, lane in replies.items()}
+            tokens = {name: [sum(map(len, reply.check)) for reply in lane]
+                      for name, lane in replies.items()}
+            emit(figure, 'trajectories/s', trajectories=prompts * group_size, tokens=tokens,
+                 **paired.compare(amount=prompts * group_size, **seconds))
 
 
 if __name__ == '__main__':

@@ -1,42 +1,41 @@
-"""Worker: rollouts by vrag_jax."""
+"""Our side of the rollout benchmark; started by `benchmarks.rollouts`."""
 
+import json
 import sys
-import time
+from pathlib import Path
 
-from benchmarks.paired import pin, serve, threads
-from benchmarks.setting import load_policy, open_setting, sampled_runs
-from vrag_jax.rollout.driver import run_policy
-from vrag_jax.rollout.scoring import score
+import jax
+
+from benchmarks import paired
+from benchmarks.setting import grouped_questions, open_run
+from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.sampling.distribution import SamplingConfig
 
 
-def main(workdir: str) -> None:
-    pin(threads())
-    setting = open_setting(workdir)
-    space, world = setting.space, setting.space.world()
-    params = load_policy(setting)
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    space = open_run(Path(options['workdir']), Path(options['config']))
+    world, params = space.world(), space.initial_params()
 
-    def handle(temperature: float, repeat: int = 0, keep_features: bool = False,
-               tokens: bool = False, **_):
-        sampling = SamplingConfig(temperature=temperature)
+    def play(prompts: int, group_size: int, temperature: float, seed: int = 0,
+             keep_features: bool = False):
+        questions = grouped_questions(space, prompts, group_size)
+        seeds = [episode_seed('benchmark', seed, i) for i in range(len(questions))]
         if not keep_features:
-            space.features.clear()  # As if the policy were a new version.
-        seeds = [seed + repeat for seed in setting.seeds]
-        started = time.perf_counter()
-        trajectories = run_policy(world, space.sampler, space.features, params,
-                                  setting.questions, sampling, seeds)
-        reply = {'seconds': time.perf_counter() - started, 'trajectories': len(trajectories)}
-        if tokens:
-            score(trajectories, space.config.reward, space.judge)
-            reply |= {'turns': [sampled_runs(t) for t in trajectories],
-                      'right': sum(t.rewards['answer'] for t in trajectories)}
-        return reply
+            space.features.clear()  # As if the policy's vision tower had changed.
+        seconds, trajectories = paired.timed(lambda: run_policy(
+            world, space.sampler, space.features, params, questions,
+            SamplingConfig(temperature), seeds))
+        return seconds, [t.tokens.tolist() for t in trajectories]
 
     space.features.warm_up(params)
     for temperature in (0.0, 1.0):
         space.sampler.warm_up(params, space.features.buffer, SamplingConfig(temperature))
-    serve(handle, ['jax', 'flax'])
+        play(options['prompts'], options['group_size'], temperature)
+    facts = {**paired.versions('jax', 'jaxlib', 'flax', 'numpy', 'transformers'),
+             'platform': jax.default_backend(), 'dtype': space.config.policy.dtype}
+    paired.serve({'play': play}, facts)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

@@ -1,149 +1,221 @@
-"""Worker: rollouts by a plain loop over transformers' `generate`, as the reference does it.
+"""The other side of the rollout benchmark: a plain loop over `transformers` `generate`.
 
-Every turn the whole context of all episodes under way is given anew, as one left-padded
-batch, and every image in it is encoded anew. The world (search, crops, texts) is that of
-vrag_jax, so both play the same episodes.
+It does what the reference does: in every turn the whole context of every episode that
+still runs is given anew, all its images are encoded again, and the keys and values live
+only inside the turn's `generate`. Started by `benchmarks.rollouts`, under a Python that
+has torch.
 """
 
+import json
 import sys
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import (
+    LogitsProcessor,
     LogitsProcessorList,
     Qwen2_5_VLForConditionalGeneration,
     StoppingCriteria,
     StoppingCriteriaList,
-    SuppressTokensLogitsProcessor,
 )
 
-from benchmarks.paired import pin, serve, threads
-from benchmarks.setting import open_setting, sampled_runs
+from benchmarks import paired
+from benchmarks.setting import CHECKPOINT, grouped_questions, open_run
+from vrag_jax.data.records import Question
+from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.data.tokenizer import token_bytes
-from vrag_jax.perception.stopping import build_stop_table
-from vrag_jax.rollout.scoring import score
+from vrag_jax.perception.stopping import StopTable, build_stop_table
+from vrag_jax.rollout.episode import Episode
+from vrag_jax.tasks.workspace import Workspace
 
 
-class ActionClosed(StoppingCriteria):
-    """Says which rows have closed their action, by the automaton of vrag_jax."""
+def load_model(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
+    """Loads an exported policy in float32 with fused attention."""
+    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
+        directory, dtype=torch.float32, attn_implementation='sdpa').eval()
 
-    def __init__(self, table, rows: int):
+
+def fastest_threads(most: int, run: Callable[[], Any]) -> int:
+    """Warms up, and leaves torch with as many threads as it is fastest with, 1 or `most`.
+
+    The products of a small policy can take longer shared by threads than alone.
+    """
+    seconds = {}
+    for threads in sorted({1, most}):
+        torch.set_num_threads(threads)
+        run()
+        seconds[threads] = paired.timed(run)[0]
+    best = min(seconds, key=lambda threads: seconds[threads])
+    torch.set_num_threads(best)
+    return best
+
+
+class Suppress(LogitsProcessor):
+    """Masks ids that are never predicted."""
+
+    def __init__(self, ids: Sequence[int], vocab_size: int):
+        self._mask = torch.zeros(vocab_size, dtype=torch.bool)
+        self._mask[list(ids)] = True
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.masked_fill(self._mask, -torch.inf)
+
+
+class TurnEnds(StoppingCriteria):
+    """Ends a row at its action's closing tag, at an end token or at its budget.
+
+    Args:
+      table: automaton over token ids that finds the closing tag.
+      end_ids: ids that end a turn by themselves.
+      budgets: most new tokens of each row.
+    """
+
+    # Makes `generate` feed padding to rows that have ended.
+    eos_token_id = -1
+
+    def __init__(self, table: StopTable, end_ids: Sequence[int], budgets: Sequence[int]):
         self._transitions = torch.from_numpy(table.transitions.astype(np.int64))
         self._accepting = torch.from_numpy(table.accepting)
-        self._state = torch.full((rows,), table.initial)
+        self._end_ids = torch.tensor(list(end_ids))
+        self._budgets = torch.tensor(list(budgets))
+        self._states = torch.full_like(self._budgets, table.initial)
+        self.over = torch.zeros_like(self._budgets, dtype=torch.bool)
+        self.counts = torch.zeros_like(self._budgets)
 
-    def __call__(self, input_ids, scores, **_):
-        self._state = self._transitions[self._state, input_ids[:, -1]]
-        return self._accepting[self._state]
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **_: Any) -> torch.Tensor:
+        last = input_ids[:, -1]
+        self.counts += ~self.over
+        self._states = self._transitions[self._states, last]
+        self.over |= (self._accepting[self._states] | torch.isin(last, self._end_ids)
+                      | (self.counts >= self._budgets))
+        return self.over
 
 
-class Policy:
-    """The exported policy in torch.
+class GenerateLoop:
+    """Plays episodes with `generate`, all that still run as one batch.
 
     Args:
-      setting: of the benchmark.
-      workdir: of the run that exported it.
+      space: the run: world, tokenizer, sizes.
     """
 
-    def __init__(self, setting, workdir: str):
-        self.model = Qwen2_5_VLForConditionalGeneration.from_pretrained(
-            Path(workdir) / 'policy', dtype=torch.float32, attn_implementation='sdpa').eval()
-        space = setting.space
-        self.image_id = space.model_config.image_token_id
-        self.end_ids = space.end_ids
-        self.pad_id = space.end_ids[0]
-        self.suppress = LogitsProcessorList([SuppressTokensLogitsProcessor(
-            list(space.model_config.suppressed_ids), device='cpu')])
-        self.table = build_stop_table(
-            token_bytes(space.tokenizer, space.model_config.text.vocab_size))
-        self.most = space.config.sampler.max_new_tokens
-        self.max_length = space.config.sampler.max_length
+    def __init__(self, space: Workspace):
+        self._space = space
+        self._world = space.world()
+        self._config = space.config.sampler
+        self.model = load_model(space.workdir / CHECKPOINT)
+        vocab_size = space.model_config.text.vocab_size
+        self._table = build_stop_table(token_bytes(space.tokenizer, vocab_size))
+        self._suppress = Suppress(space.model_config.suppressed_ids, vocab_size)
 
     @torch.inference_mode()
-    def reply(self, episodes, processed, temperature: float) -> list[np.ndarray]:
-        """Samples a turn of each episode."""
-        contexts = [episode.tail(0)[0] for episode in episodes]
-        width = max(map(len, contexts))
-        ids = torch.full((len(contexts), width), self.pad_id)
-        mask = torch.zeros_like(ids)
-        for row, tokens in enumerate(contexts):
-            ids[row, width - len(tokens):] = torch.from_numpy(tokens.astype(np.int64))
-            mask[row, width - len(tokens):] = 1
-        inputs = {'input_ids': ids, 'attention_mask': mask,
-                  'mm_token_type_ids': (ids == self.image_id).int()}
-        if processed:
-            inputs['pixel_values'] = torch.from_numpy(
-                np.concatenate([image.pixel_values for image in processed]))
-            inputs['image_grid_thw'] = torch.tensor([image.grid_thw for image in processed])
-        drawn = {'do_sample': False} if temperature == 0 else {
-            'do_sample': True, 'temperature': temperature, 'top_k': 0, 'top_p': 1.0}
-        stopped = ActionClosed(self.table, len(episodes))
-        out = self.model.generate(
-            **inputs, **drawn, max_new_tokens=self.most, eos_token_id=self.end_ids,
-            pad_token_id=self.pad_id, logits_processor=self.suppress,
-            stopping_criteria=StoppingCriteriaList([stopped]))[:, width:].numpy()
-        return [self._until_stop(row, self.max_length - len(tokens))
-                for row, tokens in zip(out, contexts, strict=True)]
+    def play(self, questions: Sequence[Question], temperature: float, seed: int,
+             reprocess: bool = True) -> list[Episode]:
+        """Plays one episode a question to its end.
 
-    def _until_stop(self, row: np.ndarray, room: int) -> np.ndarray:
-        state = self.table.initial
-        for n, token in enumerate(row[:room]):
-            state = self.table.transitions[state, token]
-            if self.table.accepting[state] or token in self.end_ids:
-                return row[: n + 1]
-        return row[:room]
+        Args:
+          questions: one episode each.
+          temperature: divides the logits; 0 is greedy.
+          seed: of torch's generator.
+          reprocess: whether an image goes through the image processor in every turn, as
+            it does where an inference engine is given pictures, and not only once.
+        """
+        torch.manual_seed(seed)
+        episodes = [self._world.start(question) for question in questions]
+        running = episodes
+        while running:
+            turns = self._generate(running, temperature, reprocess)
+            texts, ended = [], []
+            for episode, tokens in zip(running, turns, strict=True):
+                episode.append_text(tokens, sampled=True)
+                texts.append(self._world.chat.decode(tokens))
+                ended.append(tokens[-1] in self._space.end_ids)
+            self._world.advance(running, texts, ended, self._config.max_length)
+            running = [episode for episode in running if not episode.done]
+        return episodes
 
-
-def play(setting, world, policy: Policy, temperature: float, reprocess: bool):
-    """Plays all episodes turn by turn.
-
-    Args:
-      setting: questions.
-      world: of the episodes.
-      policy: replies.
-      temperature: 0 is greedy.
-      reprocess: whether images go through the image processor at every turn, as they
-        do where the inference engine is given pictures; otherwise only once.
-    """
-    episodes = [world.start(question) for question in setting.questions]
-    while running := [episode for episode in episodes if not episode.done]:
+    def _generate(self, episodes: Sequence[Episode], temperature: float,
+                  reprocess: bool) -> list[list[int]]:
+        """Samples one turn of each episode."""
+        processed = [image for episode in episodes for image in episode.processed]
         if reprocess:
-            processed = world.preprocess([v.image for e in running for v in e.images])
-        else:
-            processed = [image for episode in running for image in episode.processed]
-        turns = policy.reply(running, processed, temperature)
-        for episode, tokens in zip(running, turns, strict=True):
-            episode.append_text(tokens, np.zeros(len(tokens), np.float32), sampled=True)
-        world.advance(
-            running, [world.chat.decode(tokens.tolist()) for tokens in turns],
-            [bool(tokens[-1] == world.chat.end_of_turn_id) for tokens in turns],
-            policy.max_length)
-    return [episode.finish() for episode in episodes]
+            processed = self._world.preprocess(
+                [view.image for episode in episodes for view in episode.images])
+        inputs = self._inputs([episode.tail(0)[0] for episode in episodes], processed)
+        budgets = [min(self._config.max_new_tokens, self._config.max_length - len(episode))
+                   for episode in episodes]
+        ends = TurnEnds(self._table, self._space.end_ids, budgets)
+        sampling: dict[str, Any] = {'do_sample': False}
+        if temperature:
+            sampling = {'do_sample': True, 'temperature': temperature, 'top_k': 0, 'top_p': 1.0}
+        output = self.model.generate(
+            **inputs, max_new_tokens=max(budgets), eos_token_id=None,
+            pad_token_id=self._space.model_config.bos_token_id,
+            logits_processor=LogitsProcessorList([self._suppress]),
+            stopping_criteria=StoppingCriteriaList([ends]), **sampling)
+        new = output[:, inputs['input_ids'].shape[1]:].tolist()
+        return [row[:count] for row, count in zip(new, ends.counts.tolist(), strict=True)]
+
+    def _inputs(self, contexts: Sequence[np.ndarray],
+                images: Sequence[ProcessedImage]) -> dict[str, torch.Tensor]:
+        """Returns left-padded contexts, and the patches of all images in them."""
+        width = max(map(len, contexts))
+        tokens = np.full((len(contexts), width), self._space.model_config.bos_token_id, np.int64)
+        mask = np.zeros((len(contexts), width), np.int64)
+        for row, context in enumerate(contexts):
+            tokens[row, width - len(context):] = context
+            mask[row, width - len(context):] = 1
+        inputs = {
+            'input_ids': torch.from_numpy(tokens), 'attention_mask': torch.from_numpy(mask),
+            'mm_token_type_ids': torch.from_numpy(
+                (tokens == self._space.model_config.image_token_id).astype(np.int32))}
+        if images:
+            inputs['pixel_values'] = torch.from_numpy(
+                np.concatenate([image.pixel_values for image in images]))
+            inputs['image_grid_thw'] = torch.tensor([image.grid_thw for image in images])
+        return inputs
+
+    @torch.inference_mode()
+    def margin(self, episode: Episode, position: int, tokens: Sequence[int]) -> list[float]:
+        """Returns the logits, in float64, of tokens at a position of an episode."""
+        context = episode.tail(0)[0][:position]
+        shown = sum(view.token_start < position for view in episode.images)
+        inputs = self._inputs([context], episode.processed[:shown])
+        model = load_model(self._space.workdir / CHECKPOINT).double()
+        if 'pixel_values' in inputs:
+            inputs['pixel_values'] = inputs['pixel_values'].double()
+        logits = model(**inputs, use_cache=False).logits[0, -1]
+        return [float(logits[token]) for token in tokens]
 
 
-def main(workdir: str) -> None:
-    pin(threads())
-    torch.set_num_threads(threads())
-    setting = open_setting(workdir)
-    space, world = setting.space, setting.space.world()
-    policy = Policy(setting, workdir)
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    space = open_run(Path(options['workdir']), Path(options['config']))
+    loop = GenerateLoop(space)
+    last: list[Episode] = []
 
-    def handle(temperature: float, repeat: int = 0, reprocess: bool = True,
-               tokens: bool = False, **_):
-        torch.manual_seed(repeat)
-        started = time.perf_counter()
-        trajectories = play(setting, world, policy, temperature, reprocess)
-        reply = {'seconds': time.perf_counter() - started, 'trajectories': len(trajectories)}
-        if tokens:
-            score(trajectories, space.config.reward, space.judge)
-            reply |= {'turns': [sampled_runs(t) for t in trajectories],
-                      'right': sum(t.rewards['answer'] for t in trajectories)}
-        return reply
+    def play(prompts: int, group_size: int, temperature: float, seed: int = 0,
+             reprocess: bool = True):
+        questions = grouped_questions(space, prompts, group_size)
+        seconds, episodes = paired.timed(
+            lambda: loop.play(questions, temperature, seed, reprocess))
+        last[:] = episodes
+        return seconds, [episode.tail(0)[0].tolist() for episode in episodes]
 
-    serve(handle, ['torch', 'transformers'])
+    def margins(places: list[list[int]]):
+        """Logits of `[episode, position, token, token]` of the last run."""
+        return paired.timed(lambda: [
+            loop.margin(last[episode], position, tokens) for episode, position, *tokens in places])
+
+    sampled = {'prompts': options['prompts'], 'group_size': options['group_size'],
+               'temperature': 1.0}
+    threads = fastest_threads(options['threads'], lambda: play(**sampled))
+    facts = {**paired.versions('torch', 'transformers', 'numpy', 'jax'), 'threads': threads,
+             'attention': 'sdpa', 'dtype': 'float32'}
+    paired.serve({'play': play, 'margins': margins}, facts)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

@@ -1,66 +1,82 @@
-"""What the measurements share: the tiny config's world, and a trained policy of it."""
+"""What the benchmarks measure: a run's exported policy in its own PageWorld."""
 
 import dataclasses
-from importlib import import_module
+import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
-
-import jax
-import numpy as np
 
 from vrag_jax.config import parse
 from vrag_jax.data.records import Question
-from vrag_jax.models import hf_checkpoint
-from vrag_jax.models.parameters import Params, flat_params
-from vrag_jax.parallel.sharding import tree_shardings
-from vrag_jax.rollout.driver import episode_seed
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """A run of `configs/tiny.py`.
-
-    Attributes:
-      space: its workspace.
-      questions: grouped: each question `group_size` times.
-      seeds: of the episodes.
-    """
-
-    space: Workspace
-    questions: list[Question]
-    seeds: list[int]
+CHECKPOINT = 'policy'  # Where in its folder a run leaves the exported policy.
 
 
-def open_setting(workdir: str, prompts: int = 32, group_size: int = 5, **sections) -> Setting:
-    """Opens a finished run of the tiny config.
+def open_run(workdir: Path, config_file: Path) -> Workspace:
+    """Returns the workspace of a finished run, whose policy is the exported one.
+
+    Both sides of a pair open it: pages, index, questions and tokenizer are the same.
 
     Args:
-      workdir: of `make run`.
-      prompts: validation questions.
-      group_size: episodes of each.
-      **sections: changes of sections of the config, by name.
+      workdir: of the run, e.g. `runs/tiny` after `make run`.
+      config_file: of the run; what it says of data and sizes must not have changed since.
+
+    Raises:
+      FileNotFoundError: if there is no exported policy.
     """
-    config = import_module('configs.tiny').get_config()
-    for section, changes in sections.items():
-        config[section].update(changes)
-    if not (Path(workdir) / 'policy').is_dir():
-        raise SystemExit(f'{workdir}: no finished run here; `make run` makes one')
-    space = Workspace(parse(RunConfig, config), Path(workdir))
-    questions = space.corpus.questions['validation'][:prompts]
-    grouped = [question for question in questions for _ in range(group_size)]
-    return Setting(space, grouped, [episode_seed('benchmark', i) for i in range(len(grouped))])
+    checkpoint = workdir / CHECKPOINT
+    if not (checkpoint / 'config.json').is_file():
+        raise FileNotFoundError(
+            f'{checkpoint} holds no exported policy: finish the run first (make run)')
+    spec = importlib.util.spec_from_file_location('benchmark_config', config_file)
+    if spec is None or spec.loader is None:
+        raise FileNotFoundError(f'{config_file} is no config file')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    config = module.get_config()
+    config.policy.checkpoint = str(checkpoint)
+    return Workspace(parse(RunConfig, config), workdir)
 
 
-def load_policy(setting: Setting) -> Params:
-    """Returns the exported weights, on the mesh."""
-    space = setting.space
-    model = hf_checkpoint.load(space.workdir / 'policy', space.model_config)
-    params = dict(flat_params(model)[1])
-    return jax.device_put(params, tree_shardings(params, space.mesh))
+def grouped_questions(space: Workspace, prompts: int, group_size: int) -> list[Question]:
+    """Returns the first `prompts` training questions, each `group_size` times in a row."""
+    questions = space.corpus.questions['train']
+    if prompts > len(questions):
+        raise ValueError(f'prompts = {prompts}, but there are {len(questions)} training questions')
+    return [question for question in questions[:prompts] for _ in range(group_size)]
 
 
-def sampled_runs(trajectory) -> list[list[int]]:
-    """Token ids of each sampled turn."""
-    edges = np.flatnonzero(np.diff(np.concatenate([[0], trajectory.loss_mask, [0]]).astype(int)))
-    return [trajectory.tokens[a:b].tolist() for a, b in edges.reshape(-1, 2)]
+@dataclasses.dataclass(frozen=True)
+class Difference:
+    """The first token in which two trajectories of a question differ.
+
+    Attributes:
+      episode: index of the question.
+      position: index of the token.
+      ours, theirs: token ids there, -1 where a trajectory has ended.
+    """
+
+    episode: int
+    position: int
+    ours: int
+    theirs: int
+
+
+def differences(ours: Sequence[Sequence[int]], theirs: Sequence[Sequence[int]]) -> list[Difference]:
+    """Compares trajectories token by token.
+
+    Args:
+      ours, theirs: token ids of each episode's whole trajectory, in the same order.
+
+    Returns:
+      One `Difference` for each episode that is not identical.
+    """
+    found = []
+    for episode, (a, b) in enumerate(zip(ours, theirs, strict=True)):
+        if list(a) != list(b):
+            at = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y),
+                      min(len(a), len(b)))
+            found.append(Difference(episode, at, *(
+                int(tokens[at]) if at < len(tokens) else -1 for tokens in (a, b))))
+    return found

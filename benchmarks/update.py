@@ -1,50 +1,91 @@
-"""One GRPO update: vrag_jax against the same computation in torch and transformers."""
+"""One GRPO update: ours against the same computation in torch and transformers.
 
+    python -m benchmarks.update --torch_python=PATH --workdir=runs/tiny
+
+Reference log-probs, old log-probs, loss, backward pass, AdamW, on groups that our
+sampler has drawn. Every run starts from the same weights, some updates away from the
+reference, and each side has got there by itself: losses agree only if the updates do.
+"""
+
+import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags
 
-from benchmarks.paired import Worker, emit, facts, in_turn
-from benchmarks.setting import open_setting
+from benchmarks import paired
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'A finished run of configs/tiny.py.')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
+_CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 _TORCH_PYTHON = flags.DEFINE_string(
-    'torch_python', None, 'Python of an environment with torch, see benchmarks/README.md.',
+    'torch_python', None, 'Python with torch, transformers and what vrag_jax needs.',
     required=True)
-_PROMPTS = flags.DEFINE_integer('prompts', 16, 'Groups of five in the update.', lower_bound=1)
-_REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each side.', lower_bound=1)
-_THREADS = flags.DEFINE_integer('threads', 2, 'Cores of each side.', lower_bound=1)
-_OUT = flags.DEFINE_string('out', '', 'File to which JSON lines are appended.')
-STEPS_COMPARED = 3
+_PROMPTS = flags.DEFINE_integer('prompts', 16, 'Questions of the update.', lower_bound=1)
+_GROUP_SIZE = flags.DEFINE_integer(
+    'group_size', 5, 'Trajectories of each question.', lower_bound=2)
+_LEAD = flags.DEFINE_integer(
+    'lead', 3, 'Updates before the one that is measured.', lower_bound=0)
+_MICRO_BATCHES = flags.DEFINE_multi_integer(
+    'micro_batch', [8, 16, 40], "Rows of a micro-batch that are tried for torch's side.",
+    lower_bound=1)
+
+TOLERANCE = 1e-4  # Of the losses.
+CHECKED = ('loss', 'policy_loss', 'kl', 'ratio', 'entropy', 'grad_norm')
+
+
+def agreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any]:
+    """Returns both sides' values, their differences, and whether the losses are equal."""
+    return {
+        'equal': abs(ours['loss'] - theirs['loss']) <= TOLERANCE, 'tolerance': TOLERANCE,
+        'ours': {name: ours[name] for name in CHECKED},
+        'theirs': {name: theirs[name] for name in CHECKED},
+        'difference': {name: abs(ours[name] - theirs[name]) for name in CHECKED}}
 
 
 def main(_: list[str]) -> None:
-    suppressed = open_setting(_WORKDIR.value).space.model_config.suppressed_ids
+    cores = paired.use_cores(paired.THREADS.value)
+    environment = paired.thread_environment(paired.THREADS.value)
     with tempfile.TemporaryDirectory() as folder:
-        file = str(Path(folder) / 'trajectories.npz')
-        ours = Worker(sys.executable, 'benchmarks.update_jax',
-                      [_WORKDIR.value, file, str(_PROMPTS.value)], _THREADS.value)
-        theirs = Worker(_TORCH_PYTHON.value, 'benchmarks.update_torch',
-                        [_WORKDIR.value, file, ','.join(map(str, suppressed))], _THREADS.value)
-        about = facts(threads=_THREADS.value, **ours.facts, **theirs.facts)
-        for step in range(1, STEPS_COMPARED + 1):
-            a, b = ours.ask(), theirs.ask()
-            emit(_OUT.value, 'update', f'losses of step {step}', aim=1e-4,
-                 value=abs(a['loss'] - b['loss']),
-                 **{f'{name}_{side}': reply[name] for name in ('loss', 'kl', 'grad_norm')
-                    for side, reply in (('ours', a), ('theirs', b))}, **about)
-        for figure, request in {
-            'reference + old + update': {},
-            'reference + update, old log-probs from the sampler': {'old': False},
-            'reference + old + update, ours keeps image features': {'keep_features': True},
-        }.items():
-            pair = in_turn(ours, theirs, _REPEATS.value, **request)
-            emit(_OUT.value, 'update', figure, aim=2.0, **pair.record(),
-                 trajectories=a['trajectories'], padding_ours=round(a['padding'], 3), **about)
-        ours.close()
-        theirs.close()
+        options = json.dumps({
+            'workdir': str(Path(_WORKDIR.value).resolve()),
+            'config': str(Path(_CONFIG.value).resolve()),
+            'groups': str(Path(folder) / 'groups.npz'), 'prompts': _PROMPTS.value,
+            'group_size': _GROUP_SIZE.value, 'lead': _LEAD.value,
+            'threads': paired.THREADS.value, 'micro_batches': _MICRO_BATCHES.value})
+        with (paired.Worker('ours', [sys.executable, '-m', 'benchmarks.update_jax', options],
+                            environment) as ours,
+              paired.Worker('theirs', [_TORCH_PYTHON.value, '-m', 'benchmarks.update_torch',
+                                       options], environment) as theirs):
+            measure(ours, theirs, cores)
+
+
+def measure(ours: paired.Worker, theirs: paired.Worker, cores: list[int]) -> None:
+    """Compares losses, then times the pairs."""
+    conditions = paired.Conditions('update', (ours, theirs), paired.THREADS.value, cores)
+
+    def emit(figure: str, unit: str, **values: Any) -> None:
+        paired.emit(conditions.record(figure, unit, **values), paired.OUT.value)
+
+    for old, told in (('learner', 'old log-probs worked out'),
+                      ('sampler', 'old log-probs of the policy that sampled')):
+        values = [worker.run('update', old=old).check for worker in (ours, theirs)]
+        emit(f'loss, {told}', 'nats', **agreement(*values))
+    figures: dict[str, dict[str, Any]] = {
+        'update': {},
+        'update, ours has image features from the rollout': {'keep_features': True},
+        "update, ours has image features from the rollout and the sampler's old log-probs":
+            {'keep_features': True, 'old': 'sampler'},
+    }
+    trajectories = ours.facts['groups']['trajectories']
+    for figure, fields in figures.items():
+        replies = paired.in_turn(
+            {'ours': paired.Lane(ours, 'update', fields), 'theirs': paired.Lane(theirs, 'update')},
+            paired.REPEATS.value)
+        seconds = {name: [reply.seconds for reply in lane] for name, lane in replies.items()}
+        emit(figure, 'trajectories/s', padding=replies['ours'][0].check['padding'],
+             **paired.compare(amount=trajectories, **seconds))
 
 
 if __name__ == '__main__':

@@ -1,56 +1,102 @@
-"""Worker: GRPO updates by vrag_jax."""
+"""Our side of the update benchmark; started by `benchmarks.update`."""
 
 import dataclasses
+import json
 import sys
-import time
+from pathlib import Path
+from typing import Any
 
-import numpy as np
+import jax
+import jax.numpy as jnp
 
-from benchmarks.paired import pin, serve, threads
-from benchmarks.setting import load_policy, open_setting
-from benchmarks.update_data import save
-from vrag_jax.learner.steps import grpo
-from vrag_jax.rollout.driver import run_policy
-from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.tasks.train import make_learner
-
-CONSTANT = {'schedule': 'constant', 'warmup_steps': 0}
+from benchmarks import groups, paired
+from benchmarks.setting import open_run
+from vrag_jax.learner import steps
+from vrag_jax.learner.learner import Learner
+from vrag_jax.tasks.workspace import Workspace
 
 
-def main(workdir: str, file: str, prompts: str) -> None:
-    pin(threads())
-    setting = open_setting(workdir, prompts=int(prompts), learner=CONSTANT)
-    space = setting.space
-    params = load_policy(setting)
-    trajectories = run_policy(space.world(), space.sampler, space.features, params,
-                              setting.questions, SamplingConfig(), setting.seeds)
-    rng = np.random.default_rng(0)
-    sequences = [t.sequence(float(rng.normal())) for t in trajectories]
-    save(file, sequences)
-    # The reference is another policy than the trained one, or its KL term would be zero.
-    reference = {path: value * 1.01 for path, value in params.items()}
-    loss = grpo(space.config.grpo.loss)
-    learner = make_learner(space, params, space.config.learner, loss, 1)
-    learner.warm_up(space.features, params)
+class Updates:
+    """GRPO updates on given groups, always from the same weights.
 
-    def handle(old: bool = True, keep_features: bool = False, **_):
+    Args:
+      space: the run.
+      path: where the groups are written.
+      prompts: questions.
+      group_size: trajectories of each.
+      lead: optimiser steps that are taken first.
+    """
+
+    def __init__(self, space: Workspace, path: Path, prompts: int, group_size: int, lead: int):
+        config = space.config
+        self._reference = space.initial_params()
+        space.features.warm_up(self._reference)
+        trajectories = groups.sample_groups(space, self._reference, prompts, group_size)
+        groups.save_sequences(path, groups.rl_sequences(space, trajectories, group_size))
+        self.sequences = groups.load_sequences(path)
+        self._features = space.features
+        self._learner = Learner(
+            space.graphdef, self._reference, space.model_config, config.learner,
+            steps.grpo(config.grpo.loss), max(1, config.grpo.steps * config.grpo.mini_batches),
+            space.mesh, config.grpo.sampling.temperature)
+        if not self._learner.vision_is_frozen:
+            raise ValueError('the update is measured with a frozen vision tower')
+        self._learner.warm_up(self._features, self._reference)
+        for _ in range(lead):
+            self._step('learner')
+        self._start = self._copy(self._learner.state)
+
+    @staticmethod
+    def _copy(state):
+        copied = jax.tree.map(jnp.copy, (state.trainable, state.opt_state, state.step))
+        return dataclasses.replace(
+            state, trainable=copied[0], opt_state=copied[1], step=copied[2])
+
+    def _step(self, old: str) -> dict[str, float]:
+        learner, features = self._learner, self._features
+        ref = learner.logprobs(self._reference, self.sequences, features)
+        given = groups.with_values(self.sequences, ref_logprobs=ref)
+        if old == 'learner':
+            current = learner.logprobs(learner.state.params, self.sequences, features)
+            given = groups.with_values(given, old_logprobs=current)
+        return learner.update(given, features)
+
+    def update(self, old: str = 'learner', keep_features: bool = False
+               ) -> tuple[float, dict[str, Any]]:
+        """Reference log-probs, old log-probs, loss, backward pass, optimiser step.
+
+        Args:
+          old: 'learner' works the old log-probs out, 'sampler' takes those recorded.
+          keep_features: whether image features are there from the rollout.
+        """
+        self._learner.state = self._copy(self._start)
         if not keep_features:
-            space.features.clear()
-        started = time.perf_counter()
-        ref = learner.logprobs(reference, sequences, space.features)
-        if old:
-            before = learner.logprobs(learner.state.params, sequences, space.features)
-        else:
-            before = [t.logprobs for t in trajectories]
-        scored = [dataclasses.replace(s, old_logprobs=a, ref_logprobs=b)
-                  for s, a, b in zip(sequences, before, ref, strict=True)]
-        metrics = learner.update(scored, space.features)
-        return {'seconds': time.perf_counter() - started, 'loss': metrics['loss'],
-                'kl': metrics['kl'], 'grad_norm': metrics['grad_norm'],
-                'padding': metrics['padding'], 'trajectories': len(sequences)}
+            self._features.clear()
+        jax.block_until_ready(self._learner.state)
+        seconds, metrics = paired.timed(lambda: self._finished(old))
+        return seconds, metrics
 
-    serve(handle, ['jax', 'flax', 'optax'])
+    def _finished(self, old: str) -> dict[str, float]:
+        metrics = self._step(old)
+        jax.block_until_ready(self._learner.state)
+        return metrics
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    space = open_run(Path(options['workdir']), Path(options['config']))
+    updates = Updates(space, Path(options['groups']), options['prompts'],
+                      options['group_size'], options['lead'])
+    for old in ('learner', 'sampler'):
+        for keep_features in (False, True):
+            updates.update(old, keep_features)
+    layout = space.config.learner.layout
+    facts = {**paired.versions('jax', 'jaxlib', 'flax', 'optax', 'numpy'),
+             'platform': jax.default_backend(), 'dtype': space.config.policy.dtype,
+             'rows': layout.rows, 'length': layout.length,
+             'groups': groups.facts(updates.sequences)}
+    paired.serve({'update': updates.update}, facts)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

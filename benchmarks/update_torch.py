@@ -1,107 +1,223 @@
-"""Worker: the same GRPO update in torch, done as the reference does it.
+"""The other side of the update benchmark: the same GRPO update in torch and transformers.
 
-Rows are padded to the longest of the mini-batch; the reference's, the old and the
-updating pass each encode every image of their rows anew; the vision tower is frozen.
+It does what the reference does: rows of one trajectory each, padded to the longest of
+their micro-batch, go through the whole model in each of the passes (reference log-probs,
+old log-probs, loss), images and all. Started by `benchmarks.update`, under a Python
+that has torch.
 """
 
+import copy
+import dataclasses
+import itertools
+import json
 import sys
-import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from transformers import Qwen2_5_VLForConditionalGeneration
 
-from benchmarks.paired import pin, serve, threads
-from benchmarks.update_data import load
+from benchmarks import groups, paired
+from benchmarks.rollouts_torch import load_model
+from benchmarks.setting import CHECKPOINT, open_run
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.learner.optimizer import learning_rate
+from vrag_jax.learner.variants import KL_LIMIT, LOG_RATIO_LIMIT
+from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.tasks.workspace import Workspace
 
-ROWS = 16  # A micro-batch.
-CLIP_LOW, CLIP_HIGH, KL_COEF, KL_LIMIT = 0.2, 0.28, 0.01, 10.0
-LR, BETAS, EPS, DECAY, CLIP_NORM = 3e-4, (0.9, 0.98), 1e-8, 0.01, 1.0
-
-
-def load_model(workdir: str) -> Qwen2_5_VLForConditionalGeneration:
-    return Qwen2_5_VLForConditionalGeneration.from_pretrained(
-        Path(workdir) / 'policy', dtype=torch.float32, attn_implementation='sdpa').eval()
-
-
-class MicroBatch:
-    """Padded rows as the model takes them."""
-
-    def __init__(self, sequences, images, width: int, image_id: int):
-        shape = (len(sequences), width)
-        self.tokens = torch.zeros(shape, dtype=torch.long)
-        self.real = torch.zeros(shape, dtype=torch.long)
-        self.mask, self.advantages = torch.zeros(shape), torch.zeros(shape)
-        for row, sequence in enumerate(sequences):
-            n = len(sequence['tokens'])
-            self.tokens[row, :n] = torch.from_numpy(sequence['tokens'].astype(np.int64))
-            self.real[row, :n] = 1
-            self.mask[row, :n] = torch.from_numpy(sequence['loss_mask'])
-            self.advantages[row, :n] = torch.from_numpy(sequence['advantages'])
-        shown = [images[i] for sequence in sequences for i in sequence['images']]
-        self.inputs = {'input_ids': self.tokens, 'attention_mask': self.real,
-                       'mm_token_type_ids': (self.tokens == image_id).int()}
-        if shown:
-            self.inputs['pixel_values'] = torch.from_numpy(np.concatenate([p for p, _ in shown]))
-            self.inputs['image_grid_thw'] = torch.from_numpy(np.stack([g for _, g in shown]))
-
-    def logprobs(self, model, suppressed: list[int]) -> torch.Tensor:
-        """`[B, T - 1]` log-probs of the tokens from the second on."""
-        logits = model(**self.inputs, use_cache=False).logits[:, :-1]
-        logits = logits.index_fill(-1, torch.tensor(suppressed), -1e30)
-        return torch.log_softmax(logits, -1).gather(-1, self.tokens[:, 1:, None])[..., 0]
+MASKED = -1e30  # Logits of suppressed ids; finite, so that 0 * log 0 is 0.
 
 
-def main(workdir: str, file: str, suppressed: str) -> None:
-    pin(threads())
-    torch.set_num_threads(threads())
-    sequences, images = load(file)
-    hidden = [int(i) for i in suppressed.split(',')]
-    model, reference = load_model(workdir), load_model(workdir)
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.mul_(1.01)
-    for parameter in model.model.visual.parameters():
-        parameter.requires_grad = False
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(
-        [{'params': [p for p in trained if p.ndim > 1], 'weight_decay': DECAY},
-         {'params': [p for p in trained if p.ndim == 1], 'weight_decay': 0.0}],
-        lr=LR, betas=BETAS, eps=EPS)
-    width = max(len(s['tokens']) for s in sequences)
-    batches = [MicroBatch(sequences[i : i + ROWS], images, width, model.config.image_token_id)
-               for i in range(0, len(sequences), ROWS)]
-    total = sum(batch.mask[:, 1:].sum() for batch in batches)
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """A micro-batch of padded rows.
 
-    def handle(old: bool = True, **_):
-        started = time.perf_counter()
-        with torch.no_grad():
-            refs = [batch.logprobs(reference, hidden) for batch in batches]
-            olds = [batch.logprobs(model, hidden) for batch in batches] if old else [None] * len(
-                batches)
-        optimizer.zero_grad()
-        loss_sum = kl_sum = 0.0
-        for batch, ref, before in zip(batches, refs, olds, strict=True):
-            logp = batch.logprobs(model, hidden)
-            before = logp.detach() if before is None else before
-            mask, advantages = batch.mask[:, 1:], batch.advantages[:, 1:]
-            ratio = torch.exp(logp - before)
-            clipped = ratio.clamp(1 - CLIP_LOW, 1 + CLIP_HIGH)
-            policy = -torch.minimum(ratio * advantages, clipped * advantages)
-            difference = ref - logp
-            kl = (torch.exp(difference) - difference - 1).clamp(-KL_LIMIT, KL_LIMIT)
-            loss = ((policy + KL_COEF * kl) * mask).sum() / total
-            loss.backward()
-            loss_sum += float(loss)
-            kl_sum += float((kl * mask).sum() / total)
-        norm = torch.nn.utils.clip_grad_norm_(trained, CLIP_NORM)
-        optimizer.step()
-        return {'seconds': time.perf_counter() - started, 'loss': loss_sum, 'kl': kl_sum,
-                'grad_norm': float(norm), 'trajectories': len(sequences)}
+    Attributes:
+      inputs: of the model: tokens, mask, M-RoPE positions, patches of all images.
+      trained: `[R, T - 1]` bool, where the next token was sampled.
+      targets: `[N]` the sampled tokens, row after row.
+      advantages, sampler: `[N]` of them.
+    """
 
-    serve(handle, ['torch', 'transformers'])
+    inputs: dict[str, torch.Tensor]
+    trained: torch.Tensor
+    targets: torch.Tensor
+    advantages: torch.Tensor
+    sampler: torch.Tensor
+
+
+def check(config: RunConfig) -> None:
+    """Raises where the run asks for what is not written in torch here."""
+    loss = config.grpo.loss
+    plain = (loss.kl, loss.ratio, loss.averaging, loss.entropy_coef, loss.importance_cap)
+    if plain != ('k3', 'token', 'token', 0.0, 0.0) or config.learner.algorithm != 'adamw':
+        raise ValueError('only the token-mean clipped loss with k3 and AdamW can be compared')
+
+
+class Updates:
+    """GRPO updates on given groups, always from the same weights.
+
+    Args:
+      space: the run.
+      sequences: the groups.
+      lead: optimiser steps that are taken first.
+    """
+
+    def __init__(self, space: Workspace, sequences: Sequence[TokenSequence], lead: int):
+        check(space.config)
+        self._config = space.config
+        self._model_config = space.model_config
+        self._sequences = sequences
+        self._micro_batch = len(sequences)
+        self._rate = learning_rate(
+            space.config.learner, max(1, space.config.grpo.steps * space.config.grpo.mini_batches))
+        self._suppressed = torch.tensor(space.model_config.suppressed_ids, dtype=torch.long)
+        self._reference = load_model(space.workdir / CHECKPOINT)
+        self._reference.requires_grad_(False)
+        self._model = load_model(space.workdir / CHECKPOINT)
+        self._model.model.visual.requires_grad_(False)
+        self._trainable = [p for p in self._model.parameters() if p.requires_grad]
+        learner = space.config.learner
+        self._optimizer = torch.optim.AdamW(
+            [{'params': [p for p in self._trainable if p.ndim > 1],
+              'weight_decay': learner.weight_decay},
+             {'params': [p for p in self._trainable if p.ndim <= 1], 'weight_decay': 0.0}],
+            lr=learner.lr, betas=(learner.b1, learner.b2), eps=learner.eps, fused=True)
+        self._steps = 0
+        self._lead = lead
+        self._start: Any = None
+
+    def begin(self, micro_batch: int) -> None:
+        """Sets the rows of a micro-batch, and takes the first steps, once."""
+        self._micro_batch = micro_batch
+        # Of about one length, so that little is padded.
+        ordered = sorted(self._sequences, key=len)
+        self._batches = [self._rows(ordered[i : i + micro_batch])
+                         for i in range(0, len(ordered), micro_batch)]
+        if self._start is None:
+            for _ in range(self._lead):
+                self._step('learner')
+            self._start = copy.deepcopy(
+                (self._model.state_dict(), self._optimizer.state_dict(), self._steps))
+
+    def update(self, old: str = 'learner') -> tuple[float, dict[str, Any]]:
+        """Reference log-probs, old log-probs, loss, backward pass, optimiser step."""
+        weights, moments, self._steps = self._start
+        self._model.load_state_dict(weights)
+        self._optimizer.load_state_dict(copy.deepcopy(moments))
+        return paired.timed(lambda: self._step(old))
+
+    def padding(self) -> float:
+        """Share of the positions that hold no token."""
+        positions = sum(rows.inputs['input_ids'].numel() for rows in self._batches)
+        return 1 - sum(map(len, self._sequences)) / positions
+
+    def _step(self, old: str) -> dict[str, float]:
+        with torch.inference_mode():
+            ref = [self._logprobs(self._reference, rows)[0] for rows in self._batches]
+            given = ([self._logprobs(self._model, rows)[0] for rows in self._batches]
+                     if old == 'learner' else [rows.sampler for rows in self._batches])
+        loss, total = self._config.grpo.loss, sum(len(rows.targets) for rows in self._batches)
+        sums = dict.fromkeys(('loss', 'policy_loss', 'kl', 'entropy', 'ratio'), 0.0)
+        for rows, old_logprobs, ref_logprobs in zip(self._batches, given, ref, strict=True):
+            logprobs, entropy = self._logprobs(self._model, rows)
+            ratio = (logprobs - old_logprobs.clone()).clamp(
+                -LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
+            clipped = ratio.clamp(1 - loss.clip_low, 1 + loss.clip_high)
+            policy = -torch.minimum(ratio * rows.advantages, clipped * rows.advantages)
+            log_ratio = (ref_logprobs.clone() - logprobs).clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT)
+            kl = (log_ratio.exp() - log_ratio - 1).clamp(-KL_LIMIT, KL_LIMIT)
+            value = (policy + loss.kl_coef * kl).sum() / total
+            value.backward()
+            for name, each in (('loss', value * total), ('policy_loss', policy), ('kl', kl),
+                               ('entropy', entropy), ('ratio', ratio)):
+                sums[name] += float(each.detach().sum()) / total
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self._config.learner.clip_norm)
+        for group in self._optimizer.param_groups:
+            group['lr'] = float(self._rate(self._steps))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._steps += 1
+        return {**sums, 'grad_norm': float(norm)}
+
+    def _logprobs(self, model: Qwen2_5_VLForConditionalGeneration, rows: Rows
+                  ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs of the sampled tokens, and entropies without a gradient, `[N]` each."""
+        hidden = model.model(**rows.inputs, use_cache=False)[0]
+        # Logits only where they are needed.
+        logits = model.lm_head(hidden[:, :-1][rows.trained])
+        logits = (logits / self._config.grpo.sampling.temperature).index_fill(
+            1, self._suppressed, MASKED)
+        log_p = logits.log_softmax(dim=-1)
+        plain = log_p.detach()
+        entropy = -(plain.exp() * plain).sum(dim=-1)
+        return log_p.gather(1, rows.targets[:, None])[:, 0], entropy
+
+    def _rows(self, sequences: Sequence[TokenSequence]) -> Rows:
+        """Pads sequences on the right to the longest."""
+        def padded(values: Iterator[np.ndarray], fill: int) -> torch.Tensor:
+            out = np.full((len(sequences), width), fill)
+            for row, value in enumerate(values):
+                out[row, : len(value)] = value
+            return torch.from_numpy(out)
+
+        def picked(values: Iterator[np.ndarray | None]) -> torch.Tensor:
+            return torch.from_numpy(np.concatenate([
+                value[1:][s.loss_mask[1:] > 0] for value, s in zip(values, sequences, strict=True)
+                if value is not None]))
+
+        width = max(map(len, sequences))
+        tokens = padded((s.tokens for s in sequences), self._model_config.bos_token_id)
+        mask = padded((np.ones(len(s), np.int64) for s in sequences), 0)
+        images = [image for s in sequences for image in s.images]
+        seen: dict[str, torch.Tensor] = {}
+        if images:
+            seen = {'pixel_values': torch.from_numpy(
+                        np.concatenate([image.pixel_values for image in images])),
+                    'image_grid_thw': torch.tensor([image.grid_thw for image in images])}
+        positions, _ = self._model.model.get_rope_index(
+            tokens, (tokens == self._model_config.image_token_id).int(),
+            seen.get('image_grid_thw'), attention_mask=mask)
+        ours = np.concatenate([s.position_ids for s in sequences], axis=1)
+        if not np.array_equal(positions[:, mask.bool()].numpy(), ours):
+            raise ValueError("transformers' M-RoPE positions are not those of the trajectories")
+        return Rows(
+            inputs={'input_ids': tokens, 'attention_mask': mask, 'position_ids': positions,
+                    **seen},
+            trained=padded((s.loss_mask.astype(np.int64) for s in sequences), 0)[:, 1:].bool(),
+            targets=picked(s.tokens.astype(np.int64) for s in sequences),
+            advantages=picked(s.advantages for s in sequences),
+            sampler=picked(s.old_logprobs for s in sequences))
+
+
+def fastest(updates: Updates, threads: int, micro_batches: Sequence[int]) -> tuple[int, int]:
+    """Warms up, and leaves the threads and rows of a micro-batch that are fastest."""
+    seconds = {}
+    for count, rows in itertools.product(sorted({1, threads}), micro_batches):
+        torch.set_num_threads(count)
+        updates.begin(rows)
+        updates.update()
+        seconds[count, rows] = updates.update()[0]
+    best = min(seconds, key=lambda key: seconds[key])
+    torch.set_num_threads(best[0])
+    updates.begin(best[1])
+    return best
+
+
+def main() -> None:
+    options = json.loads(sys.argv[1])
+    space = open_run(Path(options['workdir']), Path(options['config']))
+    sequences = groups.load_sequences(Path(options['groups']))
+    updates = Updates(space, sequences, options['lead'])
+    threads, micro_batch = fastest(updates, options['threads'], options['micro_batches'])
+    facts = {**paired.versions('torch', 'transformers', 'numpy'), 'threads': threads,
+             'micro_batch': micro_batch, 'padding': updates.padding(), 'attention': 'sdpa',
+             'dtype': 'float32', 'groups': groups.facts(sequences)}
+    paired.serve({'update': updates.update}, facts)
 
 
 if __name__ == '__main__':
-    main(*sys.argv[1:])
+    main()

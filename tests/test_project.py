@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted([*ROOT.glob('vrag_jax/**/*.py'), *ROOT.glob('configs/*.py'),
                   *ROOT.glob('launch/*.py')])
+BENCHMARKS = sorted(ROOT.glob('benchmarks/*.py'))
 PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 
 # Distributions whose modules have other names.
@@ -88,7 +89,7 @@ def test_accelerators_need_what_the_cpu_needs_and_their_jax(accelerator):
     assert PYPROJECT['project']['optional-dependencies'][accelerator] == [wanted]
 
 
-@pytest.mark.parametrize('path', MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+@pytest.mark.parametrize('path', MODULES + BENCHMARKS, ids=lambda p: str(p.relative_to(ROOT)))
 def test_a_module_says_what_it_is_for_and_stays_readable(path):
     text = path.read_text(encoding='utf-8')
     assert ast.get_docstring(ast.parse(text)).splitlines()[0].endswith(('.', '?'))
