@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import sys
-import time
+import threading
 from pathlib import Path
 
 import jax
@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from safetensors.numpy import load_file, save_file
 
-from benchmarks.paired import pin, serve, threads
+from benchmarks import paired
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.batch import BatchLayout, micro_batches
 from vrag_jax.learner.learner import Learner, LearnerConfig
@@ -20,7 +20,7 @@ from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.learner.steps import grpo
 from vrag_jax.models import hf_checkpoint
 from vrag_jax.models.config import preset
-from vrag_jax.models.parameters import flat_params
+from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
@@ -55,6 +55,17 @@ class Text:
         self._tokens = np.append(self._tokens, ids).astype(np.int32)
 
 
+class NoImages:
+    """What stands for the cache of image features where there are no images."""
+
+    buffer = jnp.zeros((1, HIDDEN))
+    lock = threading.RLock()
+
+    def rows_of(self, params, images):
+        del params, images
+        return {}
+
+
 def model_config():
     """The tiny policy with the decoder of the comparison; its vision tower is not used."""
     sizes = preset('tiny', vocab_size=VOCAB)
@@ -68,7 +79,7 @@ def model_config():
 
 def export(folder: Path, graphdef, params, tokens, old, ref, advantages) -> None:
     """Writes the decoder's weights and the batch for the other side."""
-    hf_checkpoint.save(nnx.merge(graphdef, _nested(params)), folder / 'hf')
+    hf_checkpoint.save(merge(graphdef, params), folder / 'hf')
     weights: dict[str, np.ndarray] = {}
     for file in sorted((folder / 'hf').glob('*.safetensors')):
         weights |= load_file(file)
@@ -82,13 +93,7 @@ def export(folder: Path, graphdef, params, tokens, old, ref, advantages) -> None
         'theta': 1_000_000}))
 
 
-def _nested(params):
-    from flax import traverse_util
-    return traverse_util.unflatten_dict(dict(params), sep='/')
-
-
 def main(folder: str) -> None:
-    pin(threads())
     config = model_config()
     create = lambda: flat_params(Qwen2_5_VL(config, rngs=nnx.Rngs(0)))  # noqa: E731
     graphdef, _ = nnx.eval_shape(create)
@@ -109,15 +114,6 @@ def main(folder: str) -> None:
     learner = Learner(graphdef, params, config, settings,
                       grpo(GrpoLossConfig(kl_coef=0.04)), 1, mesh)
 
-    class NoImages:
-        """The text-only stand-in for a feature cache."""
-        buffer = jnp.zeros((1, HIDDEN))
-        import threading
-        lock = threading.RLock()
-
-        def rows_of(self, params, images):
-            return {}
-
     current = np.stack(learner.logprobs(params, plain, NoImages()))
     old, ref = (current + rng.normal(0, 0.1, current.shape).astype(np.float32) * mask
                 for _ in range(2))
@@ -137,29 +133,27 @@ def main(folder: str) -> None:
     never = StopTable(np.zeros((1, VOCAB), np.uint8), 0, np.zeros(1, bool))
     sampler = Sampler(graphdef, config, sizes, never, [END], mesh=mesh)
 
-    def handle(what: str, tokens_too: bool = False, **_):
+    def loss() -> dict[str, float]:
         nonlocal zeros
-        if what == 'loss':
-            started = time.perf_counter()
-            zeros, metrics = learner._steps.gradients(
-                learner.state, zeros, batch, NoImages.buffer, total, total)
-            loss = float(metrics['loss'])
-            jax.block_until_ready(zeros)
-            return {'seconds': time.perf_counter() - started, 'loss': loss,
-                    'kl': float(metrics['kl']), 'entropy': float(metrics['entropy'])}
-        started = time.perf_counter()
+        zeros, metrics = learner._steps.gradients(
+            learner.state, zeros, batch, NoImages.buffer, total, total)
+        values = {name: float(metrics[name]) for name in ('loss', 'kl', 'entropy')}
+        jax.block_until_ready(zeros)
+        return values
+
+    def sample() -> list[list[int]]:
         scheduler = Scheduler(sampler, None, params, SamplingConfig(temperature=0.0))
         streams = [Text(row[:PROMPT]) for row in tokens]
         for stream in streams:
             scheduler.add([stream], [0])
         while not scheduler.idle:
             scheduler.step()
-        reply = {'seconds': time.perf_counter() - started}
-        if tokens_too:
-            reply['tokens'] = [stream.tail(PROMPT)[0].tolist() for stream in streams]
-        return reply
+        return [stream.tail(PROMPT)[0].tolist() for stream in streams]
 
-    serve(handle, ['jax', 'flax'])
+    for run in (loss, sample):
+        run()
+    paired.serve({'loss': lambda: paired.timed(loss), 'sample': lambda: paired.timed(sample)},
+                 paired.versions('jax', 'flax'))
 
 
 if __name__ == '__main__':

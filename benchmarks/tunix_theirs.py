@@ -2,7 +2,6 @@
 
 import json
 import sys
-import time
 from pathlib import Path
 
 import jax
@@ -15,7 +14,7 @@ from tunix.models.qwen2 import params as params_lib
 from tunix.rl import algo_core, common
 from tunix.rl.grpo.grpo_learner import GRPOConfig
 
-from benchmarks.paired import pin, serve, threads
+from benchmarks import paired
 
 
 class Numbers:
@@ -48,7 +47,6 @@ class FromTokens(sampler_lib.Sampler):
 
 
 def main(folder: str) -> None:
-    pin(threads())
     size = json.loads((Path(folder) / 'sizes.json').read_text())
     config = model_lib.ModelConfig(
         num_layers=size['layers'], vocab_size=size['vocab'], embed_dim=size['hidden'],
@@ -87,24 +85,22 @@ def main(folder: str) -> None:
         head_dim=size['hidden'] // size['heads']))
     prompts = [' '.join(map(str, row[:prompt])) for row in data['tokens']]
 
-    def handle(what: str, tokens_too: bool = False, **_):
+    def loss() -> dict[str, float]:
         nonlocal accumulated
-        started = time.perf_counter()
-        if what == 'loss':
-            loss, aux, accumulated = step(model, accumulated, example)
-            value = float(loss)
-            jax.block_until_ready(accumulated)
-            return {'seconds': time.perf_counter() - started, 'loss': value,
-                    'kl': float(aux['kl']), 'entropy': float(aux['entropy'])}
+        value, aux, accumulated = step(model, accumulated, example)
+        values = {'loss': float(value), 'kl': float(aux['kl']), 'entropy': float(aux['entropy'])}
+        jax.block_until_ready(accumulated)
+        return values
+
+    def sample() -> list[list[int]]:
         out = sampler(prompts, max_generation_steps=size['length'] - prompt,
                       max_prompt_length=prompt, eos_tokens=[size['end']], return_logprobs=True)
-        tokens = [np.asarray(row).tolist() for row in out.tokens]
-        reply = {'seconds': time.perf_counter() - started}
-        if tokens_too:
-            reply['tokens'] = tokens
-        return reply
+        return [np.asarray(row).tolist() for row in out.tokens]
 
-    serve(handle, ['google-tunix', 'jax', 'flax'])
+    for run in (loss, sample):
+        run()
+    paired.serve({'loss': lambda: paired.timed(loss), 'sample': lambda: paired.timed(sample)},
+                 paired.versions('google-tunix', 'jax', 'flax'))
 
 
 if __name__ == '__main__':
