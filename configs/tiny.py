@@ -64,8 +64,8 @@ def get_config() -> ConfigDict:
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
         'careful': 0.7, 'loose': 0.15, 'hasty': 0.15,
-        'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 4,
-                    'fewer_rows': (1,), 'length': 768},
+        'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 8,
+                    'fewer_rows': (2, 1), 'length': 384},
     })
     config.grpo = ConfigDict({
         'steps': 60, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
@@ -76,7 +76,7 @@ def get_config() -> ConfigDict:
     })
     config.learner = ConfigDict({
         **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'linear',
-        'frozen': '^visual/', 'length': 768, 'rows': 4, 'fewer_rows': (1,),
+        'frozen': '^visual/', 'length': 384, 'rows': 8, 'fewer_rows': (2, 1),
     })
     config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1})
     config.evaluation = ConfigDict({

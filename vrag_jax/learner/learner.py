@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.data.sequences import ProcessedImage, TokenSequence
 from vrag_jax.learner.batch import Batch, BatchLayout, MicroBatch, empty_batch, micro_batches
 from vrag_jax.learner.optimizer import OptimizerConfig, make_optimizer
 from vrag_jax.learner.steps import Loss, StepConfig, make_steps
@@ -23,7 +24,23 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.sharding import batch_sharding
-from vrag_jax.sampling.image_features import ImageFeatureCache
+
+
+class Features(Protocol):
+    """Where image features come from, e.g. `sampling.image_features.ImageFeatureCache`.
+
+    Attributes:
+      buffer: `[F, D]` features.
+      lock: held from `rows_of` until what reads `buffer` is dispatched.
+    """
+
+    buffer: jax.Array
+    lock: Any
+
+    def rows_of(
+        self, params: Params, images: Iterable[ProcessedImage]
+    ) -> Mapping[str, np.ndarray]:
+        """Returns the rows of each image in `buffer`, by key."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +132,7 @@ class Learner:
         return not any(path.startswith('visual/') for path in self.state.trainable)
 
     def update(
-        self, sequences: Sequence[TokenSequence], features: ImageFeatureCache | None = None
+        self, sequences: Sequence[TokenSequence], features: Features | None = None
     ) -> dict[str, float]:
         """Takes one optimiser step on a mini-batch.
 
@@ -161,7 +178,7 @@ class Learner:
         self.state = dataclasses.replace(self.state, step=step)
 
     def warm_up(
-        self, features: ImageFeatureCache | None = None, scored: Params | None = None
+        self, features: Features | None = None, scored: Params | None = None
     ) -> None:
         """Compiles the gradients for micro-batches of every size, by running them on nothing.
 
@@ -185,7 +202,7 @@ class Learner:
         self,
         params: Params,
         sequences: Sequence[TokenSequence],
-        features: ImageFeatureCache | None = None,
+        features: Features | None = None,
     ) -> list[np.ndarray]:
         """Computes the log-prob of every token of each sequence.
 
@@ -207,7 +224,7 @@ class Learner:
         return [out[i] * sequences[i].loss_mask for i in range(len(sequences))]
 
     def _batches(
-        self, sequences: Sequence[TokenSequence], features: ImageFeatureCache | None
+        self, sequences: Sequence[TokenSequence], features: Features | None
     ) -> Iterator[tuple[Batch, jax.Array | None, MicroBatch]]:
         """Yields micro-batches, on the mesh and on the host, and the feature buffer.
 
