@@ -28,6 +28,9 @@ _DISTINCT = flags.DEFINE_integer(
     lower_bound=1)
 
 
+ALONE = 8  # Questions where episodes are played one at a time, which takes long.
+
+
 def compare_trajectories(ours: paired.Worker, theirs: paired.Worker, prompts: int,
                          group_size: int) -> dict[str, Any]:
     """Plays the same questions greedily on both sides and compares token by token.
@@ -82,6 +85,8 @@ def main(_: list[str]) -> None:
                 {'temperature': 0.0}, {'keep_features': True}, {}),
             'greedy, theirs processes each image once': (
                 {'temperature': 0.0}, {}, {'reprocess': False}),
+            'greedy, theirs one episode at a time': (
+                {'temperature': 0.0, 'prompts': min(prompts, ALONE)}, {}, {'together': False}),
         }
         for figure, (both, only_ours, only_theirs) in figures.items():
             lanes = {
@@ -91,8 +96,9 @@ def main(_: list[str]) -> None:
             seconds = {name: [reply.seconds for reply in lane] for name, lane in replies.items()}
             tokens = {name: [sum(map(len, reply.check)) for reply in lane]
                       for name, lane in replies.items()}
-            emit(figure, 'trajectories/s', trajectories=prompts * group_size, tokens=tokens,
-                 **paired.compare(amount=prompts * group_size, **seconds))
+            amount = both.get('prompts', prompts) * group_size
+            emit(figure, 'trajectories/s', trajectories=amount, tokens=tokens,
+                 **paired.compare(amount=amount, **seconds))
 
 
 if __name__ == '__main__':

@@ -197,10 +197,12 @@ def main() -> None:
     last: list[Episode] = []
 
     def play(prompts: int, group_size: int, temperature: float, seed: int = 0,
-             reprocess: bool = True):
+             reprocess: bool = True, together: bool = True):
         questions = grouped_questions(space, prompts, group_size)
-        seconds, episodes = paired.timed(
-            lambda: loop.play(questions, temperature, seed, reprocess))
+        batches = [questions] if together else [[question] for question in questions]
+        seconds, episodes = paired.timed(lambda: [
+            episode for batch in batches
+            for episode in loop.play(batch, temperature, seed, reprocess)])
         last[:] = episodes
         return seconds, [episode.tail(0)[0].tolist() for episode in episodes]
 

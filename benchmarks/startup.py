@@ -94,7 +94,8 @@ def main(_: list[str]) -> None:
         # The first run fills the cache, and only it meets it empty.
         taken: dict[str, list[dict[str, float]]] = {
             'empty cache': [run(with_cache)], 'no cache': [], 'full cache': []}
-        for _ in range(paired.REPEATS.value):
+        for repeat in range(paired.REPEATS.value):
+            del repeat
             taken['no cache'].append(run({}))
             taken['full cache'].append(run(with_cache))
     for name, times in taken.items():
