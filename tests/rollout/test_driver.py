@@ -1,5 +1,7 @@
 """Episodes are records of exactly what was shown and sampled, token by token."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,7 @@ from vrag_jax.data.records import Question
 from vrag_jax.models.mrope import rope_index
 from vrag_jax.perception.actions import ActionKind
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
+from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 
 DRAWN = SamplingConfig()
@@ -193,3 +196,44 @@ def test_seeds_are_equal_everywhere_and_differ():
     assert episode_seed('run', 1, 2) == episode_seed('run', 1, 2)
     seeds = {episode_seed(0, 'grpo', step, i) for step in range(20) for i in range(50)}
     assert len(seeds) == 1000 and all(0 <= seed < 2**32 for seed in seeds)
+
+
+def test_the_tail_of_an_episode_is_the_end_of_the_whole(world, questions):
+    episode = world.start(questions[0])
+    for ids in ([5, 6, 7], [8], [9, 10]):
+        episode.append_text(ids)
+    tokens, positions, index = episode.tail(0)
+    assert len(tokens) == len(episode) and tokens[-6:].tolist() == [5, 6, 7, 8, 9, 10]
+    for start in range(len(episode) + 1):
+        got = episode.tail(start)
+        for part, whole in zip(got, (tokens, positions, index), strict=True):
+            np.testing.assert_array_equal(part, whole[..., start:])
+
+
+def test_a_group_takes_its_prompt_in_once_and_encodes_an_image_once(
+        world, sampler, features, policy, questions):
+    group = [questions[0]] * 4
+    features.clear()
+    before = sampler.tokens_prefilled, features.images_encoded
+    found = run_policy(world, sampler, features, policy[1], group, DRAWN, range(4))
+    prompt = len(world.start(questions[0]))
+    # All but the last token of the prompt once, and of each the tokens after it that were
+    # not sampled, with the last sampled token of a turn instead of the last observed one.
+    later = sum(len(t.tokens) - prompt - int(t.loss_mask.sum()) for t in found)
+    assert sampler.tokens_prefilled - before[0] == prompt - 1 + later
+
+    found = run_policy(world, sampler, features, policy[1], group, DRAWN, range(4), OPENING)
+    shown = [image.key for t in found for image in t.processed]
+    assert len(shown) >= 8 and len(set(shown)) < len(shown)
+    assert features.images_encoded - before[1] == len(set(shown))
+
+
+def test_threads_and_their_order_change_no_trajectory(
+        sampled, world, sampler, features, policy, questions):
+    for observing in (ObservingConfig(threads=1), ObservingConfig(threads=3, in_order=False)):
+        other = dataclasses.replace(world, observing=observing)
+        seeds = [episode_seed('run', i) for i in range(6)]
+        again = run_policy(other, sampler, features, policy[1], questions[:6], DRAWN, seeds,
+                           OPENING)
+        for trajectory, want in zip(again, sampled, strict=True):
+            np.testing.assert_array_equal(trajectory.tokens, want.tokens)
