@@ -26,7 +26,7 @@ from absl import app, flags
 
 from benchmarks import paired
 from benchmarks.flop_counts import Curve, Recorder, count, shapes, total
-from benchmarks.setting import open_run
+from benchmarks.setting import CONFIG, WORKDIR, open_run
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.learner import steps
 from vrag_jax.learner.learner import Learner
@@ -38,8 +38,6 @@ from vrag_jax.tasks import grpo
 from vrag_jax.tasks.phase import host_rng
 from vrag_jax.tasks.workspace import Workspace
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
-_CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 _PROMPTS = flags.DEFINE_integer(
     'prompts', 0, 'Questions of the step; 0 is as many as the config says.', lower_bound=0)
 _GRID = flags.DEFINE_integer(
@@ -249,7 +247,7 @@ def summary(ours: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str,
 def main(_: list[str]) -> None:
     recorder = Recorder()
     with recorder.recording():
-        space = open_run(Path(_WORKDIR.value), Path(_CONFIG.value))
+        space = open_run(Path(WORKDIR.value), Path(CONFIG.value))
         config = space.config
         params = space.initial_params()
         prompts, size = _PROMPTS.value or config.grpo.prompts, config.grpo.group_size

@@ -14,10 +14,8 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import paired
-from benchmarks.setting import differences
+from benchmarks.setting import CONFIG, WORKDIR, differences
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
-_CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 _TORCH_PYTHON = flags.DEFINE_string(
     'torch_python', None, 'Python with torch, transformers and what vrag_jax needs.',
     required=True)
@@ -59,8 +57,8 @@ def main(_: list[str]) -> None:
     cores = paired.use_cores(paired.THREADS.value)
     prompts, group_size = _PROMPTS.value, _GROUP_SIZE.value
     options = json.dumps({
-        'workdir': str(Path(_WORKDIR.value).resolve()),
-        'config': str(Path(_CONFIG.value).resolve()),
+        'workdir': str(Path(WORKDIR.value).resolve()),
+        'config': str(Path(CONFIG.value).resolve()),
         'prompts': prompts, 'group_size': group_size, 'threads': paired.THREADS.value})
     environment = paired.thread_environment(paired.THREADS.value)
     with (paired.Worker('ours', [sys.executable, '-m', 'benchmarks.rollouts_jax', options],

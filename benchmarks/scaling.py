@@ -20,7 +20,7 @@ import numpy as np
 from absl import app, flags
 
 from benchmarks import paired
-from benchmarks.setting import grouped_questions, open_run
+from benchmarks.setting import CONFIG, WORKDIR, grouped_questions, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.evaluation.charts import Series, line_chart
 from vrag_jax.learner.steps import grpo
@@ -30,8 +30,6 @@ from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.tasks.train import make_learner
 from vrag_jax.tasks.workspace import Workspace
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
-_CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 _PLOT = flags.DEFINE_string('plot', '', 'SVG file for the plot.')
 
 SLACK = 1.05  # An exponent up to this is called 1.
@@ -179,7 +177,7 @@ def plot(axes: Mapping[str, Sequence[Point]]) -> str:
 
 def main(_: list[str]) -> None:
     cores = paired.use_cores(paired.THREADS.value)
-    space = open_run(Path(_WORKDIR.value), Path(_CONFIG.value))
+    space = open_run(Path(WORKDIR.value), Path(CONFIG.value))
     params = space.initial_params()
     costs = Costs(params, space.model_config.vision.spatial_merge_size ** 2)
     conditions = paired.Conditions('scaling', (), paired.THREADS.value, cores)

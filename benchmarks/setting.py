@@ -5,10 +5,15 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
+from absl import flags
+
 from vrag_jax.config import parse
 from vrag_jax.data.records import Question
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
+
+WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
+CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 
 CHECKPOINT = 'policy'  # Where in its folder a run leaves the exported policy.
 

@@ -17,12 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags
+from absl import app
 
 from benchmarks import paired
+from benchmarks.setting import WORKDIR
 from vrag_jax.metrics import read_rows
-
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
 
 SHORT = (
     '--config.pretrain.stages=((3,16,48,0,0,0),(2,2,0,28,2,16))', '--config.sft.steps=2',
@@ -103,7 +102,7 @@ def main(_: list[str]) -> None:
             emit(f'{name}, {key.replace("_", " ")}', 's', **paired.spread([r[key] for r in times]),
                  compilations=times[0]['compilations'])
     late, iterations = late_compilations(
-        read_rows(Path(_WORKDIR.value) / 'metrics.jsonl'), 'grpo', after=3)
+        read_rows(Path(WORKDIR.value) / 'metrics.jsonl'), 'grpo', after=3)
     emit('compilations after the third iteration', 'programs', value=late, iterations=iterations)
 
 

@@ -16,9 +16,8 @@ from typing import Any
 from absl import app, flags
 
 from benchmarks import paired
+from benchmarks.setting import CONFIG, WORKDIR
 
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
-_CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
 _TORCH_PYTHON = flags.DEFINE_string(
     'torch_python', None, 'Python with torch, transformers and what vrag_jax needs.',
     required=True)
@@ -49,8 +48,8 @@ def main(_: list[str]) -> None:
     environment = paired.thread_environment(paired.THREADS.value)
     with tempfile.TemporaryDirectory() as folder:
         options = json.dumps({
-            'workdir': str(Path(_WORKDIR.value).resolve()),
-            'config': str(Path(_CONFIG.value).resolve()),
+            'workdir': str(Path(WORKDIR.value).resolve()),
+            'config': str(Path(CONFIG.value).resolve()),
             'groups': str(Path(folder) / 'groups.npz'), 'prompts': _PROMPTS.value,
             'group_size': _GROUP_SIZE.value, 'lead': _LEAD.value,
             'threads': paired.THREADS.value, 'micro_batches': _MICRO_BATCHES.value})
