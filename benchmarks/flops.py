@@ -1,6 +1,6 @@
 """Work: operations of a GRPO step, ours against the reference's algorithm.
 
-    python -m benchmarks.flops --workdir=runs/tiny
+    python -m benchmarks.flops --run=runs/tiny
 
 A step of a trained policy is taken, and every program it runs is noted with its shapes:
 that is ours, with all its padding. What the reference's algorithm takes for the very

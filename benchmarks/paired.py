@@ -69,7 +69,7 @@ def versions(*packages: str) -> dict[str, str]:
 
 REPEATS = flags.DEFINE_integer('repeats', 5, 'Timed runs of each side.', lower_bound=1)
 THREADS = flags.DEFINE_integer('threads', 2, 'Cores of each side.', lower_bound=1)
-OUT = flags.DEFINE_string('out', '', 'File to which the JSON lines are appended as well.')
+OUT = flags.DEFINE_string('append', '', 'File to which the JSON lines are appended as well.')
 
 
 @dataclasses.dataclass(frozen=True)

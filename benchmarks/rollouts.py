@@ -1,6 +1,6 @@
 """Rollouts: trajectories a second, ours against a loop over `generate` in torch.
 
-    python -m benchmarks.rollouts --torch_python=PATH --workdir=runs/tiny
+    python -m benchmarks.rollouts --torch_python=PATH --run=runs/tiny
 
 Every figure but the first is a pair of times, taken in turn, of the same episodes:
 `prompts` training questions of PageWorld, `group_size` episodes of each.

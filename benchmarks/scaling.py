@@ -1,6 +1,6 @@
 """Scaling: seconds against work, over group size, turns, images and length.
 
-    python -m benchmarks.scaling --workdir=runs/tiny --plot=benchmarks/scaling.svg
+    python -m benchmarks.scaling --run=runs/tiny --plot=benchmarks/scaling.svg
 
 Work is counted in multiplications: of decoder weights with tokens that were taken in or
 drawn, and of vision weights with patches that were encoded. A point's cost is the median

@@ -12,8 +12,9 @@ from vrag_jax.data.records import Question
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
-WORKDIR = flags.DEFINE_string('workdir', 'runs/tiny', 'Folder of a finished run.')
-CONFIG = flags.DEFINE_string('config', 'configs/tiny.py', 'Config file of that run.')
+# Not named as the flags of `vrag_jax.main`, beside which a test may import this.
+WORKDIR = flags.DEFINE_string('run', 'runs/tiny', 'Folder of a finished run.')
+CONFIG = flags.DEFINE_string('run_config', 'configs/tiny.py', 'Config file of that run.')
 
 CHECKPOINT = 'policy'  # Where in its folder a run leaves the exported policy.
 

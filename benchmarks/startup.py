@@ -1,10 +1,10 @@
 """Start-up: from the command to the first update, with and without a compilation cache.
 
-    python -m benchmarks.startup --workdir=runs/tiny
+    python -m benchmarks.startup --run=runs/tiny
 
 The tiny config's loop is started with a few steps of pretraining and SFT, and stopped at its
 first GRPO iteration: without JAX's persistent compilation cache, with an empty one, and with
-the one that this has filled. `--workdir` is a finished run, in whose metrics the compilations
+the one that this has filled. `--run` is a finished run, in whose metrics the compilations
 of all its GRPO iterations are counted.
 """
 

@@ -1,6 +1,6 @@
 """One GRPO update: ours against the same computation in torch and transformers.
 
-    python -m benchmarks.update --torch_python=PATH --workdir=runs/tiny
+    python -m benchmarks.update --torch_python=PATH --run=runs/tiny
 
 Reference log-probs, old log-probs, loss, backward pass, AdamW, on groups that our
 sampler has drawn. Every run starts from the same weights, some updates away from the

@@ -99,10 +99,10 @@ def test_a_record_says_how_it_was_taken_and_is_one_json_line(tmp_path, capsys):
 
 def test_the_command_holds_no_path_of_this_machine(monkeypatch):
     monkeypatch.setattr(sys, 'orig_argv', [
-        '/somewhere/bin/python3', '-m', 'benchmarks.rollouts', '--workdir=/home/me/runs/tiny',
-        f'--config={ROOT}/configs/tiny.py', '--repeats=5'])
+        '/somewhere/bin/python3', '-m', 'benchmarks.rollouts', '--run=/home/me/runs/tiny',
+        f'--run_config={ROOT}/configs/tiny.py', '--repeats=5'])
     assert paired.command() == (
-        'python -m benchmarks.rollouts --workdir=tiny --config=configs/tiny.py --repeats=5')
+        'python -m benchmarks.rollouts --run=tiny --run_config=configs/tiny.py --repeats=5')
 
 
 def test_versions_are_those_installed():
@@ -134,7 +134,7 @@ runpy.run_module('benchmarks.{name}', run_name='__main__')
 """
     done = subprocess.run(
         [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True)
-    assert '--repeats' in done.stdout and '--workdir' in done.stdout, done.stderr
+    assert '--repeats' in done.stdout and '--run' in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize('name', ['rollouts', 'update'])
