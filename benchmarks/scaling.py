@@ -32,6 +32,7 @@ from vrag_jax.tasks.workspace import Workspace
 
 _PLOT = flags.DEFINE_string('plot', '', 'SVG file for the plot.')
 
+LENGTHS = (96, 192, 384, 768)  # Tokens of a trajectory.
 SLACK = 1.05  # An exponent up to this is called 1.
 STYLE = (
     'svg{font:11px sans-serif;background:#fff}.grid{stroke:#ddd}.tick{fill:#555}'
@@ -111,7 +112,11 @@ def updates(space: Workspace, params: Params, costs: Costs
             ) -> Mapping[str, Mapping[int, Callable[[int], tuple[float, float]]]]:
     """As `rollouts`, of updates on random tokens."""
     config = space.config
-    learner = make_learner(space, params, config.learner, grpo(config.grpo.loss), 1)
+    longest = max(LENGTHS)
+    settings = dataclasses.replace(
+        config.learner, length=longest, shorter=(), fewer_rows=(2, 1),
+        rows=max(3, config.learner.rows * config.learner.length // longest))
+    learner = make_learner(space, params, settings, grpo(config.grpo.loss), 1)
     vocabulary = space.model_config.text.vocab_size
 
     def train(count: int, length: int):
@@ -138,7 +143,7 @@ def updates(space: Workspace, params: Params, costs: Costs
     learner.warm_up(space.features)
     return {
         'update, trajectories': {n: train(n, 128) for n in (18, 36, 72, 144)},
-        'update, length': {n: train(24, n) for n in (96, 192, 384, 768)},
+        'update, length': {n: train(24, n) for n in LENGTHS},
     }
 
 

@@ -73,8 +73,8 @@ REFUSED = {
     'mesh that does not fit': ([TINY, '--config.mesh.fsdp=3'], 'config.mesh.data: 2 devices'),
     'mesh that is too small':
         ([TINY, '--config.mesh.data=1'], 'config.mesh.'),
-    'rows that do not split': ([TINY, '--config.learner.rows=25'], 'config.learner.rows: (25,)'),
-    'slots that do not split': ([TINY, '--config.sampler.slots=13'], 'config.sampler.slots: 13'),
+    'rows that do not split': ([TINY, '--config.learner.rows=25'], 'config.learner.rows: 25 rows'),
+    'slots that do not split': ([TINY, '--config.sampler.slots=65'], 'config.sampler.slots: 65'),
     'trajectories longer than rows':
         ([TINY, '--config.learner.length=64'], 'config.learner.length: 64 is shorter'),
     'no checkpoint': ([GRPO], 'pass --config.policy.checkpoint=PATH'),

@@ -1,5 +1,6 @@
 """Checkpoints give back every array, random state and place in the data, on any mesh."""
 
+import math
 import shutil
 
 import jax
@@ -27,10 +28,13 @@ KEY = np.array([7, 2**31 + 5], np.uint32)
 HOST = {'seed': 3, 'data_position': 12, 'generator': {'state': 2**70, 'name': 'PCG64'}}
 
 
-def make_state(steps: int, shape=None, shapes=SHAPES) -> TrainState:
+def make_state(steps: int, shape=None, shapes=SHAPES, frozen=0.0) -> TrainState:
     """State after some updates by random gradients, on one device or on a mesh."""
     rng = np.random.default_rng(steps)
     params = {k: rng.normal(size=size).astype(np.float32) for k, size in shapes.items()}
+    # Frozen parameters are those of the policy that training started from.
+    params |= {k: np.linspace(frozen, 1, math.prod(v.shape), dtype=np.float32).reshape(v.shape)
+               for k, v in params.items() if k.startswith('visual/')}
     mesh = make_mesh(shape) if shape else make_mesh({}, devices=jax.devices()[:1])
     state = create_train_state(params, OPTIMIZER, FROZEN)
     opt_state, step = state.opt_state, jnp.asarray(steps, jnp.int32)
@@ -110,6 +114,19 @@ def test_what_a_killed_run_was_writing_is_ignored(tmp_path):
     second.save(make_state(2), KEY, HOST)
     assert_equal(second.restore(make_state(0)).state, make_state(2))
     second.close()
+
+
+@pytest.mark.parametrize('shape', [None, {'fsdp': 8}])
+def test_other_frozen_parameters_are_refused(checkpointer, shape):
+    checkpointer.save(make_state(1), KEY, HOST)
+    with pytest.raises(ValueError, match='another frozen visual/merger/norm/scale'):
+        checkpointer.restore(make_state(0, shape, frozen=1e-7))
+
+
+def test_frozen_parameters_are_not_saved(checkpointer, tmp_path):
+    shapes = SHAPES | {'visual/blocks/qkv/kernel': (2, 500, 500)}
+    checkpointer.save(make_state(1, shapes=shapes), KEY, HOST)
+    assert sum(f.stat().st_size for f in tmp_path.rglob('*') if f.is_file()) < 500 * 500
 
 
 def test_without_a_checkpoint_there_is_an_error(checkpointer, tmp_path):

@@ -4,12 +4,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.learner.steps import grpo
 from vrag_jax.metrics import compilations
-from vrag_jax.models.parameters import merge
+from vrag_jax.models.lora import LoraConfig, add_adapters, is_adapter
+from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
@@ -23,21 +26,23 @@ from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 #     lr 0.02,  eps 1e-8       mesh 5e-5        mesh 5e-2      neighbours 6e-2
 #     lr 0.02,  eps 0.1        mesh 5e-5        mesh 6e-4      neighbours 3e-3
 #     lr 0.003, eps 0.1        mesh 5e-5        mesh 1e-4      neighbours up to 2e-4
+#     lr 0.001, eps 0.1        mesh 7e-5        mesh 2e-3, and 5e-4 in the third
 #
 # A large eps makes Adam's steps smooth in each gradient: with a small one, the sign of
 # a gradient that is zero up to rounding becomes a step of full size.
-SETTINGS = dict(lr=0.003, eps=0.1, rows=8, length=80, windows=16, span=2)
-NORM_TOLERANCE = 1e-3  # five times what neighbouring weights do
+SETTINGS = dict(lr=0.001, eps=0.1, rows=8, length=80, windows=16, span=2)
+NORM_TOLERANCE = 5e-3  # Of a norm of 54: the weights differ by less than 1e-6.
 MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
-          'all': {'data': 2, 'fsdp': 2, 'tensor': 2}}
+          'all': {'data': 2, 'fsdp': 2, 'tensor': 2},
+          'sequence': {'data': 4, 'sequence': 2},
+          'fsdp, sequence and tensor': {'fsdp': 2, 'sequence': 2, 'tensor': 2}}
 
 
 @pytest.fixture(scope='module')
 def make_learner(policy, model_config):
     """Returns a function that makes a learner on one device, or on a mesh."""
-    graphdef, params = policy
-
-    def make(shape=None, **settings):
+    def make(shape=None, policy=policy, **settings):
+        graphdef, params = policy
         mesh = make_mesh(shape) if shape else make_mesh({}, devices=jax.devices()[:1])
         placed = jax.device_put(params, tree_shardings(params, mesh))
         loss = grpo(GrpoLossConfig(kl_coef=0.1, entropy_coef=0.01))
@@ -47,10 +52,10 @@ def make_learner(policy, model_config):
     return make
 
 
-def two_updates(learner, sequences, features=None):
-    """Metrics of two updates, the weights after each, and what each compiled."""
+def three_updates(learner, sequences, features=None):
+    """Metrics of three updates, the weights after each, and what each compiled."""
     metrics, weights, compiled = [], [], []
-    for _ in range(2):
+    for _ in range(3):
         before = compilations()
         metrics.append(learner.update(sequences, features))
         compiled.append(compilations() - before)
@@ -60,8 +65,8 @@ def two_updates(learner, sequences, features=None):
 
 @pytest.fixture(scope='module')
 def reference(make_learner, sequences):
-    """Two updates on one device, each in a single micro-batch."""
-    return two_updates(make_learner(), sequences)
+    """Three updates on one device, each in a single micro-batch."""
+    return three_updates(make_learner(), sequences)
 
 
 def assert_same(got, want, tolerance=1e-5):
@@ -83,13 +88,13 @@ def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
     for path, value in policy[1].items():
         assert not np.array_equal(weights[0][path], value), path
     embedding = 'language_model/embed_tokens/embedding'
-    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 5e-4
-    assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=1e-3)
+    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 1e-4
+    assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=2e-4)
 
 
 def test_later_updates_compile_nothing(reference):
     assert reference[2][0] > 0
-    assert reference[2][1] == 0
+    assert reference[2][1:] == [0, 0]
 
 
 def test_the_callers_parameters_are_kept(reference, policy):
@@ -99,7 +104,7 @@ def test_the_callers_parameters_are_kept(reference, policy):
 def test_micro_batches_add_up_to_the_mini_batch(make_learner, sequences, reference):
     # Two rows a micro-batch, windows for two images at most, chunks of the vocabulary.
     learner = make_learner(rows=2, windows=4, vocab_chunk=32)
-    metrics, weights, _ = two_updates(learner, sequences)
+    metrics, weights, _ = three_updates(learner, sequences)
     assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
 
 
@@ -107,9 +112,9 @@ def test_no_size_of_micro_batch_compiles_after_the_warm_up(
         make_learner, sequences, reference, policy):
     learner = make_learner(rows=3, fewer_rows=(2, 1))
     learner.warm_up(scored=policy[1])
-    metrics, weights, compiled = two_updates(learner, sequences)
+    metrics, weights, compiled = three_updates(learner, sequences)
     # The optimiser's step is taken, and so compiled, in every update.
-    assert compiled == [1, 0]
+    assert compiled == [1, 0, 0]
     assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
     before = compilations()
     for few in (sequences[:1], sequences[:2], sequences):
@@ -123,11 +128,11 @@ def test_eight_devices_compute_what_one_does(make_learner, sequences, reference,
     learner = make_learner(shape)
     expected = shards(learner.state, KERNEL, shape)
     capfd.readouterr()
-    metrics, weights, compiled = two_updates(learner, sequences)
+    metrics, weights, compiled = three_updates(learner, sequences)
     # XLA warns where it can only go from one sharding to another by way of whole copies.
     assert 'rematerialization' not in capfd.readouterr().err
     assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
-    assert compiled[1] == 0
+    assert compiled[1:] == [0, 0]
     assert shards(learner.state, KERNEL, shape) == expected
 
 
@@ -150,9 +155,9 @@ def make_cache(policy, model_config):
 
 @pytest.fixture(scope='module')
 def frozen_vision(make_learner, sequences, policy, model_config):
-    """A learner with a frozen vision tower, its features, and two updates from them."""
+    """A learner with a frozen vision tower, its features, and three updates from them."""
     learner, features = make_learner(frozen='^visual/'), make_cache(policy, model_config)
-    return learner, features, *two_updates(learner, sequences, features)
+    return learner, features, *three_updates(learner, sequences, features)
 
 
 def test_frozen_parameters_stay_as_they_are_to_the_bit(frozen_vision, policy):
@@ -169,7 +174,42 @@ def test_cached_features_give_the_loss_of_encoding_in_the_step(frozen_vision, re
     assert {k: metrics[0][k] for k in want} == pytest.approx(want, rel=1e-5, abs=1e-5)
     # Each image was encoded once, for both updates.
     assert features.images_encoded == 3
-    assert compiled[1] == 0
+    assert compiled[1:] == [0, 0]
+
+
+@pytest.fixture(scope='module')
+def adapted(policy, model_config):
+    """The policy with new adapters, which have dropout."""
+    def build():
+        model = Qwen2_5_VL(model_config, rngs=nnx.Rngs(0))
+        add_adapters(model, LoraConfig(rank=2, dropout=0.2), nnx.Rngs(5))
+        return model
+
+    graphdef, params = flat_params(build())
+    return graphdef, {**params, **policy[1]}
+
+
+@pytest.fixture(scope='module')
+def adapter_updates(make_learner, adapted, sequences):
+    learner = make_learner(policy=adapted)
+    return learner, *three_updates(learner, sequences)
+
+
+def test_adapters_learn_and_the_base_stays_to_the_bit(adapter_updates, adapted):
+    learner, metrics, weights, compiled = adapter_updates
+    for path, value in adapted[1].items():
+        assert np.array_equal(weights[2][path], value) != is_adapter(path), path
+    assert metrics[2]['loss'] != metrics[0]['loss']
+    assert compiled[1:] == [0, 0]
+    # What is not trained has no optimiser state, and no copy.
+    assert all(is_adapter(path) for path in learner.state.opt_state[1][0].mu)
+
+
+@pytest.mark.parametrize('shape', [MESHES['data'], MESHES['fsdp, sequence and tensor']])
+def test_eight_devices_train_adapters_as_one_does(
+        make_learner, adapted, adapter_updates, sequences, shape):
+    metrics, weights, _ = three_updates(make_learner(shape, policy=adapted), sequences)
+    assert_same(zip(metrics, weights, strict=True), zip(*adapter_updates[1:3], strict=True))
 
 
 def test_a_partly_frozen_vision_tower_is_not_called_frozen(make_learner):
@@ -217,7 +257,7 @@ def test_a_mini_batch_without_trained_tokens_is_refused(make_learner, make_seque
 
 
 def test_the_step_counts_updates(frozen_vision):
-    assert frozen_vision[0].step == 2
+    assert frozen_vision[0].step == 3
     assert frozen_vision[0].state.step.dtype == jnp.int32
 
 

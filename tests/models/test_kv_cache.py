@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vrag_jax.models import decoder
+from vrag_jax.models import attention
+from vrag_jax.models.cached_attention import cached_attention
 from vrag_jax.models.config import preset
 from vrag_jax.models.decoder import init_cache, join_caches, split_cache
 from vrag_jax.models.mrope import rope_index
@@ -204,26 +205,25 @@ def test_remat_changes_no_gradient(params, rows, features, plain_gradients, rema
 def test_blocks_of_queries_change_no_gradient(
         params, rows, features, plain_gradients, block, recomputed, monkeypatch):
     """Whether or not the block divides the 24 tokens."""
-    monkeypatch.setattr(decoder, 'SMALLEST_BLOCK', block)
-    monkeypatch.setattr(decoder, 'BLOCKS', 24)
-    monkeypatch.setattr(decoder, 'RECOMPUTED_LENGTH', recomputed)
-    assert decoder.block_size(24) == block
+    monkeypatch.setattr(attention, 'SMALLEST_BLOCK', block)
+    monkeypatch.setattr(attention, 'BLOCKS', 24)
+    monkeypatch.setattr(attention, 'RECOMPUTED_LENGTH', recomputed)
+    assert attention.block_size(24) == block
     assert_close(gradients(params, rows, features), plain_gradients)
 
 
 @pytest.mark.parametrize(('length', 'size'), [
     (1, 128), (128, 128), (384, 128), (1024, 128), (1025, 256), (10240, 1280)])
 def test_sizes_of_blocks(length, size):
-    assert decoder.block_size(length) == size
+    assert attention.block_size(length) == size
 
 
 def test_blocks_skip_what_cannot_be_seen():
     """Eight blocks work out 36 of 64 squares of scores, and their share of the output."""
     def flops(length):
         q = jnp.zeros((1, length, 2, 16))
-        k = jnp.zeros((1, 2, length, 16))
-        compiled = jax.jit(decoder.causal_attention).lower(
-            q, k, k, jnp.ones((1, length), jnp.int32)).compile()
+        compiled = jax.jit(attention.causal_attention).lower(
+            q, q, q, jnp.ones((1, length), jnp.int32)).compile()
         return compiled.cost_analysis()['flops']
 
     products = 4 * 2 * 16 * 1024**2  # Both products of a whole square.
@@ -239,8 +239,8 @@ def test_one_query_at_a_time_is_all_at_once():
     parts = [(draw(3, 2, 16, n), draw(3, 2, n, 16), jnp.asarray(rng.random((3, 1, n)) < 0.7))
              for n in (5, 9)]
     q = draw(3, 1, 4, 16)
-    alone = decoder.cached_attention(q, parts)
-    together = decoder.cached_attention(jnp.concatenate([q, q], axis=1), parts)
+    alone = cached_attention(q, parts)
+    together = cached_attention(jnp.concatenate([q, q], axis=1), parts)
     np.testing.assert_allclose(alone[:, 0], together[:, 1], atol=1e-5)
     # By hand, for the first row and head.
     keys = np.concatenate([np.asarray(k[0, 0]) for k, _, _ in parts], axis=1)

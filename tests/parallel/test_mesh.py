@@ -7,12 +7,13 @@ from vrag_jax.parallel.mesh import AXES, make_mesh, resolve_shape
 
 
 @pytest.mark.parametrize('shape, devices, expected', [
-    ({'data': 2, 'fsdp': 2, 'tensor': 2}, 8, (2, 2, 2)),
-    ({'data': -1, 'fsdp': 2, 'tensor': 1}, 8, (4, 2, 1)),
-    ({'data': 1, 'fsdp': -1, 'tensor': 4}, 8, (1, 2, 4)),
-    ({'tensor': -1}, 6, (1, 1, 6)),
-    ({'data': -1, 'fsdp': 8}, 8, (1, 8, 1)),
-    ({}, 1, (1, 1, 1)),
+    ({'data': 2, 'fsdp': 2, 'tensor': 2}, 8, (2, 2, 1, 2)),
+    ({'data': -1, 'fsdp': 2, 'tensor': 1}, 8, (4, 2, 1, 1)),
+    ({'data': 1, 'fsdp': -1, 'tensor': 4}, 8, (1, 2, 1, 4)),
+    ({'tensor': -1}, 6, (1, 1, 1, 6)),
+    ({'data': -1, 'fsdp': 8}, 8, (1, 8, 1, 1)),
+    ({'sequence': 4, 'fsdp': -1}, 8, (1, 2, 4, 1)),
+    ({}, 1, (1, 1, 1, 1)),
 ])
 def test_shapes_that_fit(shape, devices, expected):
     assert resolve_shape(shape, devices) == dict(zip(AXES, expected, strict=True))

@@ -14,20 +14,24 @@ from jax.sharding import AbstractMesh, PartitionSpec
 from vrag_jax.models.config import preset
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.sharding import (
-    BATCH_AXES,
-    QWEN2_5_VL_RULES,
+    PARAMETER_AXES,
+    RULES,
     batch_sharding,
     constrain,
+    devices_along,
+    sharded_over,
+    spec,
     tree_shardings,
+    with_rules,
 )
 
-MESH = AbstractMesh((2, 4, 2), ('data', 'fsdp', 'tensor'))
+MESH = AbstractMesh((2, 4, 1, 2), ('data', 'fsdp', 'sequence', 'tensor'))
 LAYER = 'language_model/layers'
 
 
-def spec_of(path: str, *shape: int, rules=QWEN2_5_VL_RULES) -> PartitionSpec:
+def spec_of(path: str, *shape: int, rules=RULES, axes=PARAMETER_AXES) -> PartitionSpec:
     tree = {path: jax.ShapeDtypeStruct(shape, jnp.float32)}
-    return tree_shardings(tree, MESH, rules)[path].spec
+    return tree_shardings(tree, MESH, rules, axes)[path].spec
 
 
 @pytest.mark.parametrize('path, shape, expected', [
@@ -59,18 +63,46 @@ def test_a_dimension_that_does_not_divide_is_replicated_alone():
     assert spec_of(path, 3, 62, 31) == PartitionSpec(None, None, None)
 
 
-def test_the_first_rule_found_decides():
-    rules = (('b$', ('tensor',)), ('a', ('fsdp',)))
-    assert spec_of('a/b', 8, rules=rules) == PartitionSpec('tensor')
-    assert spec_of('a/c', 8, rules=rules) == PartitionSpec('fsdp')
-    assert spec_of('c', 8, rules=rules) == PartitionSpec()
+def test_the_first_entry_found_decides():
+    axes = (('b$', ('mlp',)), ('a', ('embed',)))
+    assert spec_of('a/b', 8, axes=axes) == PartitionSpec('tensor')
+    assert spec_of('a/c', 8, axes=axes) == PartitionSpec('fsdp')
+    assert spec_of('c', 8, axes=axes) == PartitionSpec()
 
 
-def test_rules_that_cannot_work_are_refused():
-    with pytest.raises(ValueError, match=r"'a' splits 2 dimensions, but a has shape \(8,\)"):
-        spec_of('a', 8, rules=(('a', (None, 'fsdp')),))
-    with pytest.raises(ValueError, match="names the axis 'model'"):
-        spec_of('a', 8, rules=(('a', ('model',)),))
+def test_what_cannot_work_is_refused():
+    with pytest.raises(ValueError, match=r"a has shape \(8,\), but its axes are"):
+        spec_of('a', 8, axes=(('a', (None, 'embed')),))
+    with pytest.raises(ValueError, match="the rule of 'mlp' names the mesh axis 'model'"):
+        spec_of('a', 8, axes=(('a', ('mlp',)),), rules={'mlp': 'model'})
+    with pytest.raises(ValueError, match="no logical axis 'size'"):
+        with_rules([('size', ['fsdp'])])
+
+
+def test_other_rules_are_another_layout_of_the_same_mesh():
+    rules = with_rules([('embed', ()), ('mlp', ('fsdp', 'tensor'))])
+    path = f'{LAYER}/mlp/up_proj/kernel'
+    assert spec_of(path, 3, 64, 32) == PartitionSpec(None, 'fsdp', 'tensor')
+    assert spec_of(path, 3, 64, 32, rules=rules) == PartitionSpec(None, None, ('fsdp', 'tensor'))
+    assert devices_along('mlp', MESH, rules) == 8 and devices_along('mlp', MESH) == 2
+
+
+def test_a_mesh_axis_splits_an_array_once():
+    rules = with_rules([('mlp', ('fsdp', 'tensor'))])
+    # Rows have `fsdp` already.
+    assert spec(('batch', None, 'mlp'), (8, 3, 16), MESH, rules) == PartitionSpec(
+        ('data', 'fsdp'), None, 'tensor')
+
+
+@pytest.mark.parametrize('path, shape, expected', [
+    (f'{LAYER}/mlp/up_proj/kernel/qvalue', (3, 64, 32), (None, 'fsdp', 'tensor')),
+    # One scale of a column.
+    (f'{LAYER}/mlp/up_proj/kernel/scale', (3, 1, 32), (None, None, 'tensor')),
+    (f'{LAYER}/mlp/down_proj/lora_a', (3, 32, 5), (None, 'tensor', None)),
+    (f'{LAYER}/attention/q_proj/lora_b', (3, 5, 32), (None, None, 'tensor')),
+])
+def test_quantised_kernels_and_adapters_lie_like_their_kernels(path, shape, expected):
+    assert spec_of(path, *shape) == PartitionSpec(*expected)
 
 
 def test_nnx_states_keep_their_structure():
@@ -79,8 +111,8 @@ def test_nnx_states_keep_their_structure():
             self.layers = nnx.Dict(q_proj=nnx.Linear(8, 4, rngs=nnx.Rngs(0)))
 
     state = nnx.eval_shape(lambda: nnx.state(Block()))
-    rules = (('layers/q_proj/kernel$', ('fsdp', 'tensor')),)
-    shardings = tree_shardings(state, MESH, rules)
+    axes = (('layers/q_proj/kernel$', ('embed', 'heads')),)
+    shardings = tree_shardings(state, MESH, RULES, axes)
     assert jax.tree.structure(shardings) == jax.tree.structure(state)
     kernel = shardings['layers']['q_proj']['kernel'].get_value()
     assert kernel.spec == PartitionSpec('fsdp', 'tensor')
@@ -96,13 +128,14 @@ def test_rows_of_a_batch_are_split_over_data_and_fsdp():
     specs = jax.tree.map(lambda sharding: sharding.spec, batch_sharding(MESH, batch))
     rows = ('data', 'fsdp')
     assert specs == {
-        'tokens': PartitionSpec(rows), 'position_ids': PartitionSpec(None, rows),
-        'odd': PartitionSpec(None), 'scale': PartitionSpec()}
+        'tokens': PartitionSpec(rows, 'sequence'),
+        'position_ids': PartitionSpec(None, rows, 'sequence'),
+        'odd': PartitionSpec(None, 'sequence'), 'scale': PartitionSpec()}
 
 
 @pytest.mark.parametrize('name', ['qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_72b'])
 def test_a_device_holds_its_share_of_a_published_model(name):
-    mesh = AbstractMesh((1, 4, 2), ('data', 'fsdp', 'tensor'))
+    mesh = AbstractMesh((1, 4, 1, 2), ('data', 'fsdp', 'sequence', 'tensor'))
     state = nnx.eval_shape(lambda: nnx.state(Qwen2_5_VL(preset(name), rngs=nnx.Rngs(0))))
     shardings = tree_shardings(state, mesh)
     leaves = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
@@ -114,8 +147,18 @@ def test_a_device_holds_its_share_of_a_published_model(name):
 
 def test_a_constraint_splits_what_divides_and_nothing_without_a_mesh():
     x = jnp.ones((8, 3))
-    assert constrain(x, (BATCH_AXES, 'tensor')) is x
-    with jax.sharding.use_abstract_mesh(MESH):
-        traced = jax.make_jaxpr(lambda x: constrain(x, (BATCH_AXES, 'tensor')))(x)
+    assert constrain(x, ('batch', 'mlp')) is x
+    with sharded_over(None):
+        assert constrain(x, ('batch', 'mlp')) is x
+    with sharded_over(MESH):
+        traced = jax.make_jaxpr(lambda x: constrain(x, ('batch', 'mlp')))(x)
     (equation,) = traced.eqns
-    assert equation.params['sharding'].spec == PartitionSpec(BATCH_AXES, None)
+    assert equation.params['sharding'].spec == PartitionSpec(('data', 'fsdp'), None)
+
+
+def test_rules_are_in_use_only_inside():
+    with sharded_over(MESH, with_rules([('batch', ('data',))])):
+        assert devices_along('batch', jax.sharding.get_abstract_mesh()) == 2
+    with sharded_over(MESH):
+        assert devices_along('batch', jax.sharding.get_abstract_mesh()) == 8
+    assert devices_along('batch', jax.sharding.get_abstract_mesh()) == 1

@@ -25,7 +25,8 @@ class BatchLayout:
     Attributes:
       rows: rows a micro-batch (a multiple of the devices that share the batch).
       fewer_rows: smaller numbers of rows that a micro-batch may have instead, so
-        that a small one costs less; one compilation each.
+        that a small one costs less; one compilation each. Those that do not split over
+        the devices are left out.
       length: tokens a row; a longer sequence is refused.
       shorter: other lengths that a row may have, divisors of `length`: a micro-batch
         then has as many rows more, so it holds as many tokens. Taken where sequences
@@ -59,6 +60,14 @@ class BatchLayout:
         if any(not 0 < n <= self.windows for n in self.fewer_windows):
             raise ValueError(
                 f'fewer_windows {self.fewer_windows} must lie between 0 and {self.windows}')
+
+    def over(self, shards: int) -> 'BatchLayout':
+        """Returns the layout without those numbers of rows that do not split over devices."""
+        fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
+        kept = [size for size in zip(self.fewer_rows, fewer, strict=True) if not size[0] % shards]
+        return dataclasses.replace(
+            self, fewer_rows=tuple(rows for rows, _ in kept),
+            fewer_windows=tuple(windows for _, windows in kept) if self.fewer_windows else ())
 
     def size_for(self, rows: int, windows: int = 0) -> tuple[int, int]:
         """Returns the smallest allowed rows and windows that hold as many as are given."""

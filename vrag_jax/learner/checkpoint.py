@@ -1,4 +1,9 @@
-"""Orbax checkpoints of a training phase: arrays, random state, data position."""
+"""Orbax checkpoints of a training phase: arrays, random state, data position.
+
+Frozen parameters are not saved, with adapters they would be nearly all of it: whoever
+restores has them from where they came at first. Their digests are, so that others are
+refused.
+"""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
 from vrag_jax.learner.train_state import TrainState
+from vrag_jax.models.parameters import Params
 from vrag_jax.parallel.sharding import leaf_path
 
 
@@ -57,7 +64,7 @@ class Checkpointer:
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        arrays = {'state': _as_dict(state), 'device_key': np.asarray(device_key)}
+        arrays = _as_tree(state) | {'device_key': np.asarray(device_key)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -69,17 +76,19 @@ class Checkpointer:
         """Restores the newest checkpoint, or the one of `step`.
 
         Args:
-          like: a state of the same structure; gives shapes, dtypes, shardings.
+          like: a state of the same structure; gives shapes, dtypes, shardings, and the
+            frozen parameters.
           step: which checkpoint.
 
         Raises:
           FileNotFoundError: if there is no checkpoint.
-          ValueError: if it does not fit `like`; names the parameter.
+          ValueError: if it does not fit `like`, or was made with other frozen
+            parameters; names the parameter.
         """
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f'no checkpoint in {self._manager.directory}')
-        target = {'state': _as_dict(like), 'device_key': np.zeros(2, np.uint32)}
+        target = _as_tree(like) | {'device_key': np.zeros(2, np.uint32)}
         self._check_shapes(step, target)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         restored = self._manager.restore(
@@ -89,6 +98,11 @@ class Checkpointer:
             ),
         )
         arrays = restored['arrays']
+        for path, digest in target['frozen'].items():
+            if int(arrays['frozen'][path]) != int(digest):
+                raise ValueError(
+                    f'{self._manager.directory}: this checkpoint was made with another frozen '
+                    f'{path}; start from the same policy, or with another workdir')
         state = dataclasses.replace(like, **{name: arrays['state'][name] for name in _FIELDS})
         return Restored(state, np.asarray(arrays['device_key']), restored['host'])
 
@@ -109,11 +123,33 @@ class Checkpointer:
         self._manager.close()
 
 
-_FIELDS = ('trainable', 'frozen', 'opt_state', 'step')
+_FIELDS = ('trainable', 'opt_state', 'step')
 
 
-def _as_dict(state: TrainState) -> dict[str, Any]:
-    return {name: getattr(state, name) for name in _FIELDS}
+def _as_tree(state: TrainState) -> dict[str, Any]:
+    """What is saved of a state."""
+    frozen = _digests(state.frozen) if state.frozen else {}
+    return {'state': {name: getattr(state, name) for name in _FIELDS},
+            'frozen': {path: np.asarray(value) for path, value in frozen.items()}}
+
+
+@jax.jit
+def _digests(params: Params) -> dict[str, jax.Array]:
+    """A scalar uint32 of each parameter: of its bits and their places, on any mesh the same."""
+    return {leaf_path(path): _digest(leaf)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params))}
+
+
+def _digest(x: jax.Array) -> jax.Array:
+    if jnp.issubdtype(x.dtype, jnp.floating):
+        x = jax.lax.bitcast_convert_type(x, jnp.dtype(f'uint{8 * x.dtype.itemsize}'))
+    bits = x.astype(jnp.uint32)
+    weights = jnp.ones((), jnp.uint32)
+    for axis, size in enumerate(x.shape):
+        place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+        weights = weights * jnp.uint32(size) + place
+    # Odd weights: none of them makes a bit count for nothing.
+    return jnp.sum(bits * (2 * weights + 1), dtype=jnp.uint32)
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -21,9 +21,10 @@ from vrag_jax.learner.train_state import (
     train_state_shardings,
 )
 from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.lora import drops_out
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.sharding import batch_sharding
+from vrag_jax.parallel.sharding import RULES, Rules, batch_sharding, devices_along
 
 
 class Features(Protocol):
@@ -94,7 +95,9 @@ class Learner:
       loss: what is minimised.
       total_steps: optimiser steps of the phase, for the schedule.
       temperature: divides the logits, as in sampling.
-      mesh: where rows are spread over the data axes.
+      mesh: the devices.
+      rules: mesh axes of each logical axis.
+      seed: of the adapters' dropout.
     """
 
     def __init__(
@@ -107,15 +110,21 @@ class Learner:
         total_steps: int,
         mesh: Mesh,
         temperature: float = 1.0,
+        rules: Rules = RULES,
+        seed: int = 0,
     ):
         self.config = config
         self._model_config = model_config
         self._mesh = mesh
+        self._rules = rules
+        self._layout = config.layout.over(devices_along('batch', mesh, rules))
+        # Of a policy without dropout nothing is drawn.
+        self._key = jax.random.key(seed) if drops_out(graphdef, params) else None
         self._averaging = loss.averaging
         optimizer = make_optimizer(config, total_steps)
         step_config = StepConfig(temperature, config.vocab_chunk)
-        shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
-        self._steps = make_steps(graphdef, optimizer, loss, step_config, shardings)
+        shardings = train_state_shardings(params, optimizer, config.frozen, mesh, rules)
+        self._steps = make_steps(graphdef, optimizer, loss, step_config, shardings, rules)
         self.state: TrainState = place_train_state(params, optimizer, config.frozen, shardings)
         zeros = functools.partial(jax.tree.map, jnp.zeros_like)
         self._zeros = jax.jit(zeros, out_shardings=shardings.trainable)
@@ -157,10 +166,13 @@ class Learner:
                     for s, weight in zip(sequences, weights, strict=True)]
         parts: list[dict[str, jax.Array]] = []
         positions = 0
+        key = None if self._key is None else jax.random.fold_in(self._key, self.step)
         for batch, buffer, micro in self._batches(weighted, features):
+            if key is not None:
+                key, _ = jax.random.split(key)
             self._accumulated, metrics = self._steps.gradients(
                 self.state, self._accumulated, batch, buffer, jnp.float32(total),
-                jnp.float32(tokens))
+                jnp.float32(tokens), key)
             parts.append(metrics)
             positions += micro.positions
         self.state, self._accumulated, norm = self._steps.apply(self.state, self._accumulated)
@@ -190,10 +202,11 @@ class Learner:
           scored: parameters whose log-probs will be asked for, if any.
         """
         buffer = None if features is None else features.buffer
-        for layout in self.config.layout.sizes():
+        for layout in self._layout.sizes():
             batch = self._place(empty_batch(layout, self._model_config, features is None))
             self._accumulated, _ = self._steps.gradients(
-                self.state, self._accumulated, batch, buffer, jnp.float32(1), jnp.float32(1))
+                self.state, self._accumulated, batch, buffer, jnp.float32(1), jnp.float32(1),
+                self._key)
             if scored is not None:
                 self._steps.logprobs(scored, batch, buffer)
         self._accumulated = self._zeros(self.state.trainable)
@@ -231,7 +244,7 @@ class Learner:
         Images are looked up a micro-batch at a time, so the buffer need not hold those
         of all. The cache is locked until the caller has dispatched what reads it.
         """
-        layout, config = self.config.layout, self._model_config
+        layout, config = self._layout, self._model_config
         if features is None:
             for micro in micro_batches(sequences, layout, config):
                 yield self._place(micro.batch), None, micro
@@ -246,5 +259,5 @@ class Learner:
                 yield self._place(ready.batch), features.buffer, ready
 
     def _place(self, batch: Batch) -> Batch:
-        """Spreads the rows over the data axes of the mesh."""
-        return jax.device_put(batch, batch_sharding(self._mesh, batch))
+        """Spreads rows, and their tokens, over the mesh."""
+        return jax.device_put(batch, batch_sharding(self._mesh, batch, self._rules))

@@ -9,6 +9,7 @@ from vrag_jax.models.parameters import Params
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 ALGORITHMS = ('adamw', 'muon')
+MOMENT_DTYPES = ('', 'float32', 'bfloat16')
 # Root mean square of Muon's updates at a learning rate of 1, about that of AdamW's
 # (Liu et al., arXiv 2502.16982): both then take the same rates and weight decay.
 MUON_RMS = 0.2
@@ -30,6 +31,9 @@ class OptimizerConfig:
       end_fraction: final rate as a fraction of the peak, for the decays.
       weight_decay: decoupled decay, applied to matrices only.
       b1, b2, eps: Adam's coefficients.
+      moment_dtype: dtype in which Adam's first moment, or Muon's, is kept; '' is the
+        parameters'. The second keeps theirs: what it gains in a step is too small a part
+        of it for bfloat16.
       clip_norm: global norm to which gradients are clipped.
     """
 
@@ -43,9 +47,13 @@ class OptimizerConfig:
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
+    moment_dtype: str = ''
     clip_norm: float = 1.0
 
     def __post_init__(self):
+        if self.moment_dtype not in MOMENT_DTYPES:
+            raise ValueError(
+                f'moment_dtype must be one of {MOMENT_DTYPES}, got {self.moment_dtype!r}')
         if self.algorithm not in ALGORITHMS:
             raise ValueError(f'algorithm must be one of {ALGORITHMS}, got {self.algorithm!r}')
         if self.schedule not in SCHEDULES:
@@ -84,6 +92,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             adam_b1=config.b1,
             adam_b2=config.b2,
             eps=config.eps,
+            mu_dtype=config.moment_dtype or None,
             muon_weight_dimension_numbers=muon_dimensions,
         )
     else:
@@ -93,14 +102,16 @@ def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientT
             b2=config.b2,
             eps=config.eps,
             weight_decay=config.weight_decay,
+            mu_dtype=config.moment_dtype or None,
             mask=decay_mask,
         )
     return optax.chain(optax.clip_by_global_norm(config.clip_norm), algorithm)
 
 
 def decay_mask(params: Params) -> dict[str, bool]:
-    """True for kernels and embeddings, False for norms and biases, by path."""
-    return {path: path.rpartition('/')[2] in ('kernel', 'embedding') for path in params}
+    """True for kernels, embeddings and adapters, False for norms and biases, by path."""
+    decayed = ('kernel', 'embedding', 'lora_a', 'lora_b')
+    return {path: path.rpartition('/')[2] in decayed for path in params}
 
 
 def muon_dimensions(params: Params) -> dict[str, contrib.MuonDimensionNumbers | None]:

@@ -17,6 +17,7 @@ from vrag_jax.learner.train_state import TrainState
 from vrag_jax.learner.variants import AVERAGING
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
 
 Metrics = dict[str, jax.Array]
 # `(logprobs, entropies, batch, total, tokens) -> (loss, metrics)` of a micro-batch;
@@ -61,8 +62,8 @@ class Steps:
 
     Attributes:
       logprobs: `(params, batch, features) -> [R, T]` float32.
-      gradients: `(state, accumulated, batch, features, total, tokens) ->
-        (accumulated, metrics)`; `accumulated` is donated.
+      gradients: `(state, accumulated, batch, features, total, tokens, dropout_key) ->
+        (accumulated, metrics)`; `accumulated` is donated, the key may be None.
       apply: `(state, accumulated) -> (state, accumulated zeros, gradient norm)`;
         both arguments but the frozen parameters are donated.
     """
@@ -105,6 +106,7 @@ def make_steps(
     loss: Loss,
     config: StepConfig,
     shardings: TrainState,
+    rules: Rules = RULES,
 ) -> Steps:
     """Builds the functions of a training phase.
 
@@ -115,13 +117,13 @@ def make_steps(
       config: static choices.
       shardings: of the state. State and batch are placed on the mesh by the
         caller, what comes out lies as it went in, and GSPMD does the rest.
+      rules: mesh axes of each logical axis.
     """
-    mesh = jax.tree.leaves(shardings.trainable)[0].mesh.abstract_mesh
+    mesh = jax.tree.leaves(shardings.trainable)[0].mesh
 
-    def forward(params: Params, batch: Batch, features: jax.Array | None):
+    def forward(params: Params, batch: Batch, features: jax.Array | None, dropout_key=None):
         model = merge(graphdef, params)
-        # The mesh that the model's own constraints are about, see `constrain`.
-        with jax.sharding.use_abstract_mesh(mesh):
+        with sharded_over(mesh, rules):
             if batch.images is not None:
                 features = model.encode_images(batch.images)
             hidden = model.hidden_states(
@@ -130,6 +132,7 @@ def make_steps(
                 segment_ids=batch.segment_ids,
                 image_features=features,
                 image_index=batch.image_index,
+                dropout_key=dropout_key,
             )
             return target_logprobs(
                 model, hidden, batch.targets, temperature=config.temperature,
@@ -139,9 +142,12 @@ def make_steps(
     def logprobs(params, batch, features):
         return forward(params, batch, features)[0]
 
-    def gradients(state: TrainState, accumulated, batch, features, total, tokens):
+    def gradients(
+        state: TrainState, accumulated, batch, features, total, tokens, dropout_key=None
+    ):
         def loss_of(trainable):
-            logp, entropies = forward({**trainable, **state.frozen}, batch, features)
+            logp, entropies = forward(
+                {**trainable, **state.frozen}, batch, features, dropout_key)
             return loss.of(logp, entropies, batch, total, tokens)
 
         grads, metrics = jax.grad(loss_of, has_aux=True)(state.trainable)

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from vrag_jax.models.lora import is_adapter
 from vrag_jax.models.parameters import Params
-from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.parallel.sharding import RULES, Rules, tree_shardings
 
 
 @jax.tree_util.register_dataclass
@@ -40,7 +41,8 @@ def partition(params: Params, frozen_pattern: str) -> tuple[dict, dict]:
 
     Args:
       params: parameters by path.
-      frozen_pattern: regular expression searched in each path; '' freezes none.
+      frozen_pattern: regular expression searched in each path; '' freezes none. Where
+        there are adapters, everything else is frozen.
 
     Returns:
       `(trainable, frozen)`.
@@ -48,16 +50,18 @@ def partition(params: Params, frozen_pattern: str) -> tuple[dict, dict]:
     Raises:
       ValueError: if the pattern matches no parameter, or all of them.
     """
-    if not frozen_pattern:
-        return dict(params), {}
-    is_frozen = {path: bool(re.search(frozen_pattern, path)) for path in params}
-    if not any(is_frozen.values()) or all(is_frozen.values()):
+    matches = {path: bool(frozen_pattern and re.search(frozen_pattern, path)) for path in params}
+    if frozen_pattern and (not any(matches.values()) or all(matches.values())):
         raise ValueError(
             f'frozen pattern {frozen_pattern!r} matches '
-            f'{sum(is_frozen.values())} of {len(params)} parameters'
+            f'{sum(matches.values())} of {len(params)} parameters'
         )
-    trainable = {k: v for k, v in params.items() if not is_frozen[k]}
-    return trainable, {k: v for k, v in params.items() if is_frozen[k]}
+    if any(map(is_adapter, params)):
+        matches = {path: matches[path] or not is_adapter(path) for path in params}
+        if all(matches.values()):
+            raise ValueError(f'frozen pattern {frozen_pattern!r} matches all adapters')
+    trainable = {path: value for path, value in params.items() if not matches[path]}
+    return trainable, {path: value for path, value in params.items() if matches[path]}
 
 
 def create_train_state(
@@ -94,7 +98,8 @@ def place_train_state(
 
 
 def train_state_shardings(
-    params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str, mesh: Mesh
+    params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str, mesh: Mesh,
+    rules: Rules = RULES,
 ) -> TrainState:
     """Returns the sharding of every array of the state, allocating nothing.
 
@@ -107,6 +112,7 @@ def train_state_shardings(
       optimizer: whose state it is.
       frozen_pattern: see `partition`.
       mesh: the devices.
+      rules: mesh axes of each logical axis.
     """
     create = lambda p: create_train_state(p, optimizer, frozen_pattern)  # noqa: E731
-    return tree_shardings(jax.eval_shape(create, dict(params)), mesh)
+    return tree_shardings(jax.eval_shape(create, dict(params)), mesh, rules)

@@ -1,21 +1,20 @@
 """The decoder: grouped-query attention, SwiGLU, scanned layers, KV cache."""
 
 import dataclasses
-import functools
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
+from vrag_jax.models.attention import causal_attention
+from vrag_jax.models.cached_attention import cached_attention
 from vrag_jax.models.config import ModelConfig, TextConfig
 from vrag_jax.models.layers import (
     INIT_STD,
-    MASKED,
     Numerics,
     SwiGLU,
+    give_dropout_keys,
     linear,
     residual_scale,
     rms_norm,
@@ -23,12 +22,7 @@ from vrag_jax.models.layers import (
     stack_layers,
 )
 from vrag_jax.models.mrope import rotary_angles, rotate
-from vrag_jax.parallel.sharding import BATCH_AXES, constrain
-
-# Of `causal_attention`. A block is never smaller than what fills a matrix unit.
-BLOCKS = 8
-SMALLEST_BLOCK = 128
-RECOMPUTED_LENGTH = 1024  # Longer sequences keep no scores for the backward pass.
+from vrag_jax.parallel.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
@@ -93,10 +87,11 @@ class Decoder(nnx.Module):
         # Rows of the batch and columns of the table lie on the same mesh axis. Left to
         # itself the compiler splits what is looked up by columns, and its gradient too,
         # and goes between that and rows by way of whole copies on every device.
-        return constrain(constrain(table, ('tensor',))[tokens], (BATCH_AXES,))
+        return constrain(constrain(table, ('vocab',))[tokens], ('batch', 'length'))
 
     def __call__(
-        self, x: jax.Array, position_ids: jax.Array, segment_ids: jax.Array
+        self, x: jax.Array, position_ids: jax.Array, segment_ids: jax.Array,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Runs whole sequences.
 
@@ -104,6 +99,7 @@ class Decoder(nnx.Module):
           x: `[B, T, D]` embeddings.
           position_ids: `[3, B, T]` int32.
           segment_ids: `[B, T]` int32, 0 on padding.
+          dropout_key: random key of the adapters' dropout; None drops nothing.
 
         Returns:
           `[B, T, D]` after the final norm.
@@ -112,12 +108,19 @@ class Decoder(nnx.Module):
         graphdef, stacked = nnx.split(self.layers)
 
         def attend(q, k, v):
-            return causal_attention(q, k.swapaxes(1, 2), v.swapaxes(1, 2), segment_ids)
+            return causal_attention(q, k, v, segment_ids, self.numerics.attention)
 
-        def body(x, params):
-            return nnx.merge(graphdef, params)(x, angles, attend)
+        def body(x, layer):
+            params, key = layer
+            module = nnx.merge(graphdef, params)
+            if key is not None:
+                give_dropout_keys(module, key)
+            # What is kept for the backward pass is split over all devices.
+            return constrain(module(x, angles, attend), ('batch', 'length'))
 
-        return self.norm(scan_layers(body, x, stacked, self.numerics))
+        keys = None if dropout_key is None else jax.random.split(
+            dropout_key, self.config.text.num_hidden_layers)
+        return self.norm(scan_layers(body, x, (stacked, keys), self.numerics))
 
     def split_layers(self) -> list:
         """Returns the parameters of each layer."""
@@ -241,150 +244,3 @@ class Attention(nnx.Module):
 
         q, k = rotate(heads(self.q_proj(x)), *angles), rotate(heads(self.k_proj(x)), *angles)
         return self.o_proj(attend(q, k, heads(self.v_proj(x))).reshape(x.shape))
-
-
-def causal_attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, segment_ids: jax.Array
-) -> jax.Array:
-    """Grouped-query attention to earlier tokens of the same segment.
-
-    Queries are done in up to `BLOCKS` blocks, each of which looks at the keys up to its
-    own end and no further: of eight blocks that is little more than half of all scores.
-    Blocks of a long sequence have their scores computed again in the backward pass: a
-    `[T, T]` array of them would not fit for the published models.
-
-    Args:
-      q: `[B, T, H, head_dim]`; heads of a group are consecutive.
-      k: `[B, KVH, T, head_dim]`.
-      v: `[B, KVH, T, head_dim]`.
-      segment_ids: `[B, T]` int32, 0 on padding.
-
-    Returns:
-      `[B, T, H, head_dim]`.
-    """
-    length = q.shape[1]
-
-    # Segments 1 1 2 0 see:   1 0 0 0
-    #                         1 1 0 0
-    #                         0 0 1 0
-    #                         0 0 0 0
-    def attend(start: int, q, k, v, own_segment, segments):
-        seen = segments.shape[1]
-        steps = jnp.arange(seen)
-        same = own_segment[:, :, None] == segments[:, None, :]
-        causal = (start + jnp.arange(q.shape[1]))[:, None] >= steps
-        return grouped_attention(q, k, v, same & causal & (segments > 0)[:, None, :])
-
-    size = block_size(length)
-    out = []
-    for start in range(0, length, size):
-        end = min(start + size, length)
-        block: Callable[..., jax.Array] = functools.partial(attend, start)
-        if length > RECOMPUTED_LENGTH:
-            block = jax.checkpoint(block)
-        out.append(block(q[:, start:end], k[:, :, :end], v[:, :, :end],
-                         segment_ids[:, start:end], segment_ids[:, :end]))
-    return jnp.concatenate(out, axis=1)
-
-
-def block_size(length: int) -> int:
-    """Returns the queries of a block: a multiple of `SMALLEST_BLOCK`, at most `BLOCKS` of them."""
-    return math.ceil(length / (BLOCKS * SMALLEST_BLOCK)) * SMALLEST_BLOCK
-
-
-def grouped_attention(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """Grouped-query attention with float32 softmax.
-
-    Args:
-      q: `[B, T, H, head_dim]`; heads of a group are consecutive.
-      k: `[B, KVH, S, head_dim]`.
-      v: `[B, KVH, S, head_dim]`.
-      mask: `[B, T, S]` bool, whether a query sees a key.
-
-    Returns:
-      `[B, T, H, head_dim]`.
-    """
-    grouped = q.reshape(*q.shape[:2], k.shape[1], -1, q.shape[-1])
-    return _attend(grouped, k, v, mask).reshape(q.shape)
-
-
-def _attend(q, k, v, mask) -> jax.Array:
-    """q `[B, T, KVH, G, d]`, k and v `[B, KVH, S, d]`, mask `[B, T, S]`; returns q's shape."""
-    batch, steps, kv_heads, group, size = q.shape
-    # The queries of a group are the rows of one product with their head's keys:
-    # plain batched products, three times as fast on a CPU as with five axes.
-    rows = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * steps, size)
-    scores = jnp.einsum('bkqd,bksd->bkqs', rows, k, preferred_element_type=jnp.float32)
-    scores = scores.reshape(batch, kv_heads, group, steps, -1) * size**-0.5
-    weights = jax.nn.softmax(jnp.where(mask[:, None, None], scores, MASKED), axis=-1)
-    weights = weights.astype(v.dtype).reshape(batch, kv_heads, group * steps, -1)
-    out = jnp.einsum('bkqs,bksd->bkqd', weights, v)
-    return out.reshape(batch, kv_heads, group, steps, size).transpose(0, 3, 1, 2, 4)
-
-
-# Keys `[B, KVH, head_dim, S]`, values `[B, KVH, S, head_dim]`, seen `[B, T or 1, S]` bool.
-CachedPart = tuple[jax.Array, jax.Array, jax.Array]
-
-
-def cached_attention(q: jax.Array, parts: Sequence[CachedPart]) -> jax.Array:
-    """Grouped-query attention to keys that lie in several caches, with float32 softmax.
-
-    Args:
-      q: `[B, T, H, head_dim]`; heads of a group are consecutive.
-      parts: keys, values and which of them a query sees, of each cache.
-
-    Returns:
-      `[B, T, H, head_dim]`.
-    """
-    kv_heads = parts[0][0].shape[1]
-    grouped = q.reshape(*q.shape[:2], kv_heads, -1, q.shape[-1])
-    parts = [(k.astype(q.dtype), v.astype(q.dtype), seen) for k, v, seen in parts]
-    if q.shape[1] == 1:
-        out = jax.lax.platform_dependent(
-            grouped, parts, cpu=_attend_parts_as_sums, default=_attend_parts)
-    else:
-        out = _attend_parts(grouped, parts)
-    return out.reshape(q.shape)
-
-
-def _attend_parts(q: jax.Array, parts: Sequence[CachedPart]) -> jax.Array:
-    """q `[B, T, KVH, G, d]`; returns its shape."""
-    batch, steps, kv_heads, group, size = q.shape
-    rows = q.transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, group * steps, size)
-    scores = [jnp.einsum('bkqd,bkds->bkqs', rows, k, preferred_element_type=jnp.float32)
-              .reshape(batch, kv_heads, group, steps, -1) for k, _, _ in parts]
-    weights = [w.reshape(batch, kv_heads, group * steps, -1)
-               for w in _joint_softmax(scores, parts, size)]
-    out = _sum_of([jnp.einsum('bkqs,bksd->bkqd', w, v)
-                   for w, (_, v, _) in zip(weights, parts, strict=True)])
-    return out.reshape(batch, kv_heads, group, steps, size).transpose(0, 3, 1, 2, 4)
-
-
-def _attend_parts_as_sums(q: jax.Array, parts: Sequence[CachedPart]) -> jax.Array:
-    """`_attend_parts` for one query a row, as products and sums that fuse with reading.
-
-    On a CPU a product of a few rows with a long matrix is slower than this, and
-    copies the layer's cache first.
-    """
-    scores = [jnp.sum(q[:, 0, ..., None] * k[:, :, None], axis=-2, dtype=jnp.float32)
-              [:, :, :, None] for k, _, _ in parts]
-    weights = _joint_softmax(scores, parts, q.shape[-1])
-    out = _sum_of([jnp.sum(w[:, :, :, 0, :, None] * v[:, :, None], axis=3)
-                   for w, (_, v, _) in zip(weights, parts, strict=True)])
-    return out[:, None]
-
-
-def _sum_of(terms: Sequence[jax.Array]) -> jax.Array:
-    return functools.reduce(jnp.add, terms)
-
-
-def _joint_softmax(
-    scores: Sequence[jax.Array], parts: Sequence[CachedPart], size: int
-) -> list[jax.Array]:
-    """Softmax over the keys of all parts; scores and weights `[B, KVH, G, T, S]`."""
-    masked = [jnp.where(seen[:, None, None], s * size**-0.5, MASKED)
-              for s, (_, _, seen) in zip(scores, parts, strict=True)]
-    weights = jax.nn.softmax(jnp.concatenate(masked, axis=-1), axis=-1)
-    ends = np.cumsum([s.shape[-1] for s in scores])[:-1]
-    return [w.astype(v.dtype)
-            for w, (_, v, _) in zip(jnp.split(weights, ends, axis=-1), parts, strict=True)]

@@ -56,6 +56,7 @@ def load(
     param_dtype: DTypeLike = jnp.float32,
     remat: str = 'none',
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    convert: Callable[[str, jax.Array], Any] = lambda path, value: value,
 ) -> Qwen2_5_VL:
     """Loads a checkpoint directory straight into the wanted dtype and shardings.
 
@@ -73,6 +74,8 @@ def load(
       remat: see `Qwen2_5_VL`.
       shardings: of parameters by path; None or a missing path puts the parameter
         on the default device.
+      convert: `(path, parameter) -> what is kept of it`, once each is on the devices,
+        e.g. to quantise it.
 
     Returns:
       The model.
@@ -93,7 +96,8 @@ def load(
     tensors.expect(_expected_shapes(shapes, config), tied=config.text.tie_word_embeddings)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     return merge(graphdef, {
-        name: _read_parameter(tensors, name, leaf, (shardings or {}).get(name, default), config)
+        name: convert(name, _read_parameter(
+            tensors, name, leaf, (shardings or {}).get(name, default), config))
         for name, leaf in shapes.items()
     })
 

@@ -25,7 +25,8 @@ class Qwen2_5_VL(nnx.Module):
       rngs: stream `params` draws the random weights.
       dtype: of the computation.
       param_dtype: of the parameters.
-      remat: what the backward pass computes again: 'none', 'full' or 'dots'.
+      remat: what the backward pass computes again, see `Numerics`.
+      attention: how the decoder's attention is worked out, see `Numerics`.
     """
 
     def __init__(
@@ -36,8 +37,9 @@ class Qwen2_5_VL(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         param_dtype: DTypeLike = jnp.float32,
         remat: str = 'none',
+        attention: str = 'plain',
     ):
-        numerics = Numerics(jnp.dtype(dtype), jnp.dtype(param_dtype), remat)
+        numerics = Numerics(jnp.dtype(dtype), jnp.dtype(param_dtype), remat, attention)
         self.config = config
         self.visual = VisionTower(config.vision, numerics, rngs)
         self.language_model = Decoder(config, numerics, rngs)
@@ -65,6 +67,7 @@ class Qwen2_5_VL(nnx.Module):
         segment_ids: jax.Array | None = None,
         image_features: jax.Array | None = None,
         image_index: jax.Array | None = None,
+        dropout_key: jax.Array | None = None,
     ) -> jax.Array:
         """Runs whole sequences, as in training.
 
@@ -75,6 +78,7 @@ class Qwen2_5_VL(nnx.Module):
             segment, 0 is padding. None makes each row one sequence.
           image_features: `[M, D]`.
           image_index: `[B, T]` int32 row of `image_features`, -1 on text.
+          dropout_key: random key of the adapters' dropout; None drops nothing.
 
         Returns:
           `[B, T, D]` after the final norm.
@@ -82,7 +86,7 @@ class Qwen2_5_VL(nnx.Module):
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
         x = self._embed(tokens, image_features, image_index)
-        return self.language_model(x, position_ids, segment_ids)
+        return self.language_model(x, position_ids, segment_ids, dropout_key)
 
     def extend(
         self,

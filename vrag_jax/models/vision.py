@@ -20,6 +20,7 @@ from vrag_jax.models.layers import (
 )
 from vrag_jax.models.mrope import rotate
 from vrag_jax.models.packing import PatchBatch
+from vrag_jax.parallel.sharding import constrain
 
 NORM_EPSILON = 1e-6
 ROPE_THETA = 10000.0
@@ -49,13 +50,15 @@ class VisionTower(nnx.Module):
           raster order; zero on padding.
         """
         x = self.patch_embed(jnp.asarray(batch.pixels, self.numerics.dtype))
+        x = constrain(x, ('windows',))
         angles = rotary_angles(jnp.asarray(batch.positions), self.config.head_dim)
         graphdef, stacked = nnx.split(self.blocks)
         is_full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)
 
         def body(x, layer):
             params, full = layer
-            return nnx.merge(graphdef, params)(x, angles, batch, full)
+            x = nnx.merge(graphdef, params)(x, angles, batch, full)
+            return constrain(x, ('windows',))
 
         x = scan_layers(body, x, (stacked, jnp.asarray(is_full)), self.numerics)
         merged = self.merger(x)

@@ -1,4 +1,4 @@
-"""The device mesh: data, fsdp and tensor axes over the devices of every process."""
+"""The device mesh: data, fsdp, sequence and tensor axes over the devices of every process."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 import jax
 from jax.sharding import AxisType, Mesh
 
-# Rows of a batch go over `data` and `fsdp`; parameters over `fsdp` and `tensor`.
-AXES = ('data', 'fsdp', 'tensor')
+# Rows of a batch go over `data` and `fsdp`, their tokens over `sequence`; parameters over
+# `fsdp` and `tensor`; see `sharding.RULES`.
+AXES = ('data', 'fsdp', 'sequence', 'tensor')
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Lays devices out along the axes `data`, `fsdp`, `tensor`.
+    """Lays devices out along the axes `data`, `fsdp`, `sequence`, `tensor`.
 
     Neighbouring devices get neighbouring places on the last axis, `tensor`,
     which exchanges the most; GSPMD inserts the exchanges (the axes are `Auto`).

@@ -1,100 +1,219 @@
-"""Sharding by rules: parameter paths to partition specs, rows of a batch to devices."""
+"""Sharding by logical axes: what an array's dimensions are, and what each is spread over.
 
+An array's path says what its dimensions are (`PARAMETER_AXES`: the query projection's
+kernel is `layer`, `embed`, `heads`), and rules say over which axes of the mesh each of
+these is spread (`RULES`: `heads` over `tensor`). Other layouts of the same mesh are other
+rules: see `with_rules`.
+"""
+
+import contextlib
+import contextvars
+import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
 
-# What one dimension is split over: a mesh axis, several, or nothing.
+# What a dimension is spread over: a mesh axis, several, or nothing.
 AxisNames = str | tuple[str, ...] | None
-# A regular expression searched in the path, and the split of each dimension.
-Rule = tuple[str, tuple[AxisNames, ...]]
+# Mesh axes of each logical axis.
+Rules = Mapping[str, AxisNames]
+# A regular expression searched in the path, and the logical axis of each dimension.
+ArrayAxes = tuple[str, tuple[str | None, ...]]
 
-BATCH_AXES = ('data', 'fsdp')
+RULES: Rules = {
+    # Parameters. A layer is never split: layers are scanned over.
+    'embed': 'fsdp',  # Hidden sizes.
+    'heads': 'tensor',  # Heads of attention, and what is projected to them.
+    'mlp': 'tensor',  # Hidden sizes of SwiGLU.
+    'vocab': 'tensor',
+    # Activations.
+    'batch': ('data', 'fsdp'),  # Rows of a micro-batch, slots and pages of the sampler.
+    'length': 'sequence',  # Tokens of a row, where whole rows are run.
+    'windows': ('data', 'fsdp', 'sequence'),  # Attention windows of images.
+}
 
-# Stacked layers have a leading axis, which is scanned and never split. The
-# contracted dimension of the second matrix of a pair lies where the output of
-# the first does, so that a block exchanges activations once.
-QWEN2_5_VL_RULES: tuple[Rule, ...] = (
-    (r'(layers|blocks)/.*(q_proj|k_proj|v_proj|qkv|gate_proj|up_proj)/kernel$',
-     (None, 'fsdp', 'tensor')),
-    (r'(layers|blocks)/.*(o_proj|proj|down_proj)/kernel$', (None, 'tensor', 'fsdp')),
-    (r'merger/fc1/kernel$', ('fsdp', 'tensor')),
-    (r'merger/fc2/kernel$', ('tensor', 'fsdp')),
-    (r'embed_tokens/embedding$', ('tensor', 'fsdp')),
-    (r'lm_head/kernel$', ('fsdp', 'tensor')),
+# The contracted dimension of the second matrix of a pair is what the output of the first
+# is, so that a block exchanges activations once. A quantised kernel is two arrays with the
+# kernel's dimensions, under its path.
+_IN = r'(layers|blocks)/(.*/)?(q_proj|k_proj|v_proj|qkv)/'
+_OUT = r'(layers|blocks)/(.*/)?(o_proj|proj)/'
+_UP = r'(layers|blocks)/(.*/)?(gate_proj|up_proj)/'
+_DOWN = r'(layers|blocks)/(.*/)?down_proj/'
+PARAMETER_AXES: tuple[ArrayAxes, ...] = (
+    (_IN + r'kernel(/|$)', ('layer', 'embed', 'heads')),
+    (_OUT + r'kernel(/|$)', ('layer', 'heads', 'embed')),
+    (_UP + r'kernel(/|$)', ('layer', 'embed', 'mlp')),
+    (_DOWN + r'kernel(/|$)', ('layer', 'mlp', 'embed')),
+    (_IN + r'lora_a$', ('layer', 'embed', None)),
+    (_IN + r'lora_b$', ('layer', None, 'heads')),
+    (_OUT + r'lora_a$', ('layer', 'heads', None)),
+    (_OUT + r'lora_b$', ('layer', None, 'embed')),
+    (_UP + r'lora_a$', ('layer', 'embed', None)),
+    (_UP + r'lora_b$', ('layer', None, 'mlp')),
+    (_DOWN + r'lora_a$', ('layer', 'mlp', None)),
+    (_DOWN + r'lora_b$', ('layer', None, 'embed')),
+    (r'merger/fc1/kernel(/|$)', ('embed', 'mlp')),
+    (r'merger/fc2/kernel(/|$)', ('mlp', 'embed')),
+    (r'embed_tokens/embedding$', ('vocab', 'embed')),
+    (r'lm_head/kernel(/|$)', ('embed', 'vocab')),
 )
 
-# M-RoPE positions are the one array whose rows are not its leading axis.
-BATCH_RULES: tuple[Rule, ...] = (
-    (r'position_ids$', (None, BATCH_AXES)),
-    (r'', (BATCH_AXES,)),
+BATCH_AXES: tuple[ArrayAxes, ...] = (
+    (r'images/', ('windows',)),
+    # M-RoPE positions are the one array whose rows are not its leading axis.
+    (r'position_ids$', (None, 'batch', 'length')),
+    (r'', ('batch', 'length')),
 )
 
 # The sampler's pages: parts first, heads fifth.
-POOL_RULES: tuple[Rule, ...] = (
-    (r'', (BATCH_AXES, None, None, None, 'tensor')),
-)
+POOL_AXES: tuple[ArrayAxes, ...] = ((r'', ('batch', None, None, None, 'heads')),)
+
+_RULES_IN_USE: contextvars.ContextVar[Rules] = contextvars.ContextVar('rules', default=RULES)
 
 
-def tree_shardings(tree: Any, mesh: Mesh, rules: Sequence[Rule] = QWEN2_5_VL_RULES) -> Any:
+def with_rules(changes: Sequence[tuple[str, Sequence[str]]]) -> Rules:
+    """Returns `RULES` with some logical axes spread over other mesh axes.
+
+    Args:
+      changes: logical axis and its mesh axes, () for none, e.g.
+        `(('embed', ()), ('mlp', ('fsdp', 'tensor')))`.
+
+    Raises:
+      ValueError: for a logical axis that does not exist.
+    """
+    for name, _ in changes:
+        if name not in RULES:
+            raise ValueError(f'no logical axis {name!r}; there are {sorted(RULES)}')
+    return {**RULES, **{name: tuple(axes) or None for name, axes in changes}}
+
+
+def tree_shardings(
+    tree: Any, mesh: Mesh, rules: Rules = RULES, axes: Sequence[ArrayAxes] = PARAMETER_AXES,
+) -> Any:
     """Gives every array of a tree its sharding.
 
-    The first rule found in a leaf's path decides; without one the leaf is
-    replicated. A dimension that its axes do not divide is replicated, and only
-    that dimension.
+    The first entry of `axes` found in a leaf's path says what its dimensions are;
+    without one the leaf is replicated. A dimension that its mesh axes do not divide is
+    replicated, and only that dimension.
 
     Args:
       tree: any pytree of arrays or `ShapeDtypeStruct`s: an NNX state, a flat dict
         of parameters by path, an optimiser's state.
       mesh: the devices.
-      rules: in order; paths look like
+      rules: mesh axes of each logical axis.
+      axes: logical axes by path; paths look like
         'language_model/layers/attention/q_proj/kernel'.
 
     Returns:
       A tree of the same structure with `NamedSharding` leaves.
 
     Raises:
-      ValueError: if a rule splits more dimensions than the leaf has, or names an
+      ValueError: if an entry has more dimensions than the leaf, or a rule names an
         axis that the mesh does not have.
     """
     def leaf_sharding(path, leaf):
-        return NamedSharding(mesh, _spec(leaf_path(path), leaf.shape, mesh, rules))
+        name = leaf_path(path)
+        dimensions = next((names for pattern, names in axes if re.search(pattern, name)), ())
+        if not leaf.shape:
+            dimensions = ()
+        return NamedSharding(mesh, spec(dimensions, leaf.shape, mesh, rules, name))
 
     return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
-def batch_sharding(mesh: Mesh, batch: Any) -> Any:
-    """Gives every array of a batch its sharding: rows over `data` and `fsdp`.
+def batch_sharding(mesh: Mesh, batch: Any, rules: Rules = RULES) -> Any:
+    """Gives every array of a batch its sharding: rows over `batch`, tokens over `length`.
 
     Args:
       mesh: the devices.
-      batch: pytree whose leaves have rows `R` first, `[R, ...]`, except
-        `position_ids`, `[3, R, T]`; an `R` that does not divide is replicated.
+      batch: pytree whose leaves are `[R, T]`, or `[R]`, except `position_ids`, `[3, R, T]`,
+        and what is under `images`, windows first; what does not divide is replicated.
+      rules: mesh axes of each logical axis.
 
     Returns:
       A tree of the same structure with `NamedSharding` leaves.
     """
-    return tree_shardings(batch, mesh, BATCH_RULES)
+    return tree_shardings(batch, mesh, rules, BATCH_AXES)
 
 
-def constrain(x: jax.Array, split: tuple[AxisNames, ...]) -> jax.Array:
+@contextlib.contextmanager
+def sharded_over(mesh: Mesh | AbstractMesh | None, rules: Rules = RULES) -> Iterator[None]:
+    """What `constrain` is about while a function is traced; None is no mesh."""
+    if mesh is None:
+        yield
+        return
+    abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
+    token = _RULES_IN_USE.set(rules)
+    try:
+        with jax.sharding.use_abstract_mesh(abstract):
+            yield
+    finally:
+        _RULES_IN_USE.reset(token)
+
+
+def constrain(x: jax.Array, dimensions: Sequence[str | None]) -> jax.Array:
     """Splits an array inside a jitted function, and its gradient in the same way.
 
     Args:
       x: any array.
-      split: mesh axes of each leading dimension; the others are replicated, and so is
-        a dimension that its axes do not divide.
+      dimensions: logical axis of each leading dimension; the others are replicated, and
+        so is a dimension that its mesh axes do not divide.
 
     Returns:
-      The array; as it is, where no mesh is in use (`jax.sharding.use_abstract_mesh`).
+      The array; as it is, where no mesh is in use, see `sharded_over`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
-    return jax.lax.with_sharding_constraint(x, _spec('', x.shape, mesh, [('', split)]))
+    return jax.lax.with_sharding_constraint(x, spec_in_use(dimensions, x.shape))
+
+
+def spec_in_use(dimensions: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
+    """Returns the partition of an array under the mesh and rules in use."""
+    return spec(dimensions, shape, jax.sharding.get_abstract_mesh(), _RULES_IN_USE.get())
+
+
+def devices_along(name: str, mesh: Mesh | AbstractMesh | None, rules: Rules | None = None) -> int:
+    """Returns over how many devices a logical axis is spread; rules in use by default."""
+    if mesh is None or mesh.empty:
+        return 1
+    rules = _RULES_IN_USE.get() if rules is None else rules
+    return _count(_names(rules.get(name)), mesh, name)
+
+
+def spec(
+    dimensions: Sequence[str | None], shape: Sequence[int], mesh: Mesh | AbstractMesh,
+    rules: Rules, array: str = 'an array',
+) -> PartitionSpec:
+    """Returns the partition of an array.
+
+    A mesh axis that an earlier dimension has is left out: an array can be split over it
+    once.
+
+    Args:
+      dimensions: logical axis of each leading dimension.
+      shape: of the array.
+      mesh: the devices.
+      rules: mesh axes of each logical axis.
+      array: its name, for messages.
+
+    Raises:
+      ValueError: see `tree_shardings`.
+    """
+    if len(dimensions) > len(shape):
+        raise ValueError(f'{array} has shape {tuple(shape)}, but its axes are {tuple(dimensions)}')
+    used: set[str] = set()
+    out: list[AxisNames] = []
+    for size, name in zip(shape, dimensions, strict=False):
+        axes = tuple(a for a in _names(rules.get(name) if name else None) if a not in used)
+        if size % _count(axes, mesh, name):
+            axes = ()
+        used |= set(axes)
+        out.append(axes[0] if len(axes) == 1 else axes or None)
+    return PartitionSpec(*out)
 
 
 def leaf_path(path: tuple[Any, ...]) -> str:
@@ -102,25 +221,13 @@ def leaf_path(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator='/').removesuffix('/value')
 
 
-def _spec(path: str, shape: tuple[int, ...], mesh: Mesh | AbstractMesh,
-          rules: Sequence[Rule]) -> PartitionSpec:
-    pattern, split = next(
-        (rule for rule in rules if re.search(rule[0], path)), ('', ()))
-    if not shape:
-        return PartitionSpec()
-    if len(split) > len(shape):
-        raise ValueError(f'sharding rule {pattern!r} splits {len(split)} dimensions, but '
-                         f'{path} has shape {shape}')
-    return PartitionSpec(*(
-        axes if dimension % _devices_along(axes, mesh, pattern) == 0 else None
-        for dimension, axes in zip(shape, split, strict=False)))
+def _names(axes: AxisNames) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else axes or ()
 
 
-def _devices_along(axes: AxisNames, mesh: Mesh | AbstractMesh, pattern: str) -> int:
-    count = 1
-    for axis in (axes,) if isinstance(axes, str) else axes or ():
+def _count(axes: Sequence[str], mesh: Mesh | AbstractMesh, name: str | None) -> int:
+    for axis in axes:
         if axis not in mesh.shape:
-            raise ValueError(f'sharding rule {pattern!r} names the axis {axis!r}, but the mesh '
+            raise ValueError(f'the rule of {name!r} names the mesh axis {axis!r}, but the mesh '
                              f'has {tuple(mesh.shape)}')
-        count *= mesh.shape[axis]
-    return count
+    return math.prod(mesh.shape[axis] for axis in axes)

@@ -14,10 +14,13 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.decoder import Caches, KVCache, init_cache, join_caches, split_cache
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.sharding import BATCH_AXES, constrain
+from vrag_jax.parallel.sharding import RULES, Rules, constrain, sharded_over
 from vrag_jax.sampling.distribution import SamplingConfig, draw
 from vrag_jax.sampling.drafts import propose
 from vrag_jax.sampling.slots import KVPool, SamplerConfig
+
+# Parameters that are multiplied or looked up, by the end of their path.
+PRODUCTS = ('kernel', 'bias', 'embedding', 'lora_a', 'lora_b')
 
 RUNNING, ACTION, ENDED, LENGTH = range(4)
 
@@ -142,7 +145,7 @@ class Programs:
 
 def make_programs(
     graphdef: nnx.GraphDef[Qwen2_5_VL], model_config: ModelConfig, config: SamplerConfig,
-    mesh: Mesh | None, pool_shardings: KVPool | None,
+    mesh: Mesh | None, pool_shardings: KVPool | None, sharding_rules: Rules = RULES,
 ) -> Programs:
     """Builds the programs of a sampler; the pool is donated to all of them.
 
@@ -160,12 +163,9 @@ def make_programs(
 
     def on_mesh(function):
         """The mesh that the model's own constraints are about, see `constrain`."""
-        if mesh is None:
-            return function
-
         @functools.wraps(function)
         def run(*args):
-            with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            with sharded_over(mesh, sharding_rules):
                 return function(*args)
 
         return run
@@ -278,7 +278,7 @@ def in_dtype_of_products(graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params) -> 
     """Returns the parameters of products and lookups in the dtype in which they are done."""
     dtype = merge(graphdef, params).language_model.numerics.dtype
     return {path: value.astype(dtype)
-            if path.rpartition('/')[2] in ('kernel', 'bias', 'embedding') else value
+            if path.rpartition('/')[2] in PRODUCTS else value
             for path, value in params.items()}
 
 
@@ -300,7 +300,7 @@ def gather(pool: KVPool, table: jax.Array) -> KVCache:
         pages = jax.vmap(lambda part, table: part[table])(part, table)
         shards, each, count, size, layers, heads, dim = pages.shape
         tokens = pages.reshape(shards * each, count * size, layers, heads, dim)
-        return constrain(tokens.transpose(2, 0, 3, 1, 4), (None, BATCH_AXES, 'tensor'))
+        return constrain(tokens.transpose(2, 0, 3, 1, 4), (None, 'batch', 'heads'))
 
     return KVCache(rows(pool.k).swapaxes(-1, -2), rows(pool.v))
 

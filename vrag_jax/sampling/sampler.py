@@ -22,6 +22,7 @@ from jax.sharding import Mesh
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.sharding import RULES, Rules
 from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.pages import CachedSequence, PageTable
@@ -118,6 +119,7 @@ class Sampler:
       base_seed: seed that is combined with each sequence's.
       mesh: over which slots and cache are spread; None leaves them on the default
         device.
+      rules: mesh axes of each logical axis.
     """
 
     def __init__(
@@ -129,9 +131,10 @@ class Sampler:
         end_ids: Sequence[int],
         base_seed: int = 0,
         mesh: Mesh | None = None,
+        rules: Rules = RULES,
     ):
         self.config = config
-        self.shards = batch_shards(mesh)
+        self.shards = batch_shards(mesh, rules)
         self.initial = stop_table.initial
         self.hidden_size = model_config.text.hidden_size
         self._rules = StopRules(
@@ -140,9 +143,10 @@ class Sampler:
         self._key = jax.random.key(base_seed)
         init = functools.partial(init_pool, model_config, config, self.shards)
         shardings = None if mesh is None else jax.tree.map(
-            lambda x: x.sharding, abstract_pool(model_config, config, mesh))
+            lambda x: x.sharding, abstract_pool(model_config, config, mesh, rules))
         self._pool = jax.jit(init, out_shardings=shardings)()
-        self._programs = make_programs(graphdef, model_config, config, mesh, shardings)
+        self._programs = make_programs(
+            graphdef, model_config, config, mesh, shardings, rules)
         self.table = PageTable(self.shards, config.pool_pages(self.shards), config.page_size)
         self.tokens_decoded = 0
         self.tokens_prefilled = 0

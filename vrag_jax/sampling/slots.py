@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.parallel.sharding import BATCH_AXES, POOL_RULES, tree_shardings
+from vrag_jax.parallel.sharding import POOL_AXES, RULES, Rules, devices_along, tree_shardings
 
 Shape = tuple[int, int]
 
@@ -139,9 +139,9 @@ class KVPool:
     v: jax.Array
 
 
-def batch_shards(mesh: Mesh | None) -> int:
-    """Returns over how many devices of a mesh a batch is spread."""
-    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+def batch_shards(mesh: Mesh | None, rules: Rules = RULES) -> int:
+    """Returns over how many devices of a mesh slots are spread."""
+    return devices_along('batch', mesh, rules)
 
 
 def init_pool(model_config: ModelConfig, config: SamplerConfig, shards: int) -> KVPool:
@@ -153,10 +153,12 @@ def init_pool(model_config: ModelConfig, config: SamplerConfig, shards: int) -> 
     return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
 
 
-def abstract_pool(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> KVPool:
-    """Returns shapes and shardings of the pool: parts over data axes, heads over `tensor`."""
-    init = functools.partial(init_pool, model_config, config, batch_shards(mesh))
+def abstract_pool(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh, rules: Rules = RULES
+) -> KVPool:
+    """Returns shapes and shardings of the pool: its parts over `batch`, its heads over `heads`."""
+    init = functools.partial(init_pool, model_config, config, batch_shards(mesh, rules))
     shapes = jax.eval_shape(init)
     return jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        shapes, tree_shardings(shapes, mesh, POOL_RULES))
+        shapes, tree_shardings(shapes, mesh, rules, POOL_AXES))

@@ -21,10 +21,9 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f'config.{error}') from error
     shards = shape['data'] * shape['fsdp']
     for name, learner in config.learners.items():
-        for field, rows in (('rows', (learner.rows,)), ('fewer_rows', learner.fewer_rows)):
-            if any(count % shards for count in rows):
-                raise ConfigError(f'config.{name}.{field}: {rows} rows do not split over '
-                                  f'data * fsdp = {shards} devices')
+        if learner.rows % shards:
+            raise ConfigError(f'config.{name}.rows: {learner.rows} rows do not split over '
+                              f'data * fsdp = {shards} devices')
     if config.sampler.slots % shards:
         raise ConfigError(f'config.sampler.slots: {config.sampler.slots} slots do not split over '
                           f'data * fsdp = {shards} devices')

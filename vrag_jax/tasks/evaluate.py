@@ -46,7 +46,7 @@ def evaluate(
     space.features.clear()
     seeds = [episode_seed(space.config.seed, 'evaluate', q.uid) for q in questions]
     trajectories = run_policy(
-        world, space.sampler, space.features, params, questions,
+        world, space.sampler, space.features, space.for_sampling(params), questions,
         sampling or space.config.evaluation.sampling, seeds, opening)
     score(trajectories, space.config.reward, space.judge)
     return trajectories

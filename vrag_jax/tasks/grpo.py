@@ -68,7 +68,9 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
         scored = config.loss.kl_coef or config.old_source == 'learner'
         learner.warm_up(features, params if scored else None)
         space.features.warm_up(learner.state.params)
-        space.sampler.warm_up(learner.state.params, space.features.buffer, config.sampling)
+        placed = space.for_sampling(learner.state.params)
+        space.features.warm_up(placed)
+        space.sampler.warm_up(placed, space.features.buffer, config.sampling)
 
     def prepare(step: int) -> list[Question]:
         return [questions[i] for i in epoch_slice(
@@ -130,6 +132,7 @@ class Collector:
         """
         if not self._keep_features:
             self._space.features.clear()
+        params = self._space.for_sampling(params)
         sampled = self._sample(params, step, 0, prompts)
         kept, everything, rounds = sampled, list(sampled), 0
         if self._config.dynamic_sampling:

@@ -27,10 +27,17 @@ from vrag_jax.models.decoder import KVCache, init_cache
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import BATCH_AXES, batch_sharding, tree_shardings
+from vrag_jax.parallel.sharding import (
+    Rules,
+    batch_sharding,
+    spec,
+    tree_shardings,
+    with_rules,
+)
 from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
+from vrag_jax.tasks.policy import abstract_policy, policy_config
 from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace, abstract_policy, policy_config
+from vrag_jax.tasks.workspace import Workspace
 
 GIB = 2**30
 
@@ -128,8 +135,10 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
     """
     mesh = make_mesh(config.mesh.sizes())
     model_config = policy_config(config, tokenizer)
-    graphdef, shapes = abstract_policy(config, model_config)
-    params = _placed(shapes, tree_shardings(shapes, mesh))
+    rules = with_rules(config.mesh.learner_rules)
+    sampler_rules = with_rules(config.mesh.sampler_rules)
+    graphdef, shapes = abstract_policy(config, model_config, mesh.devices.flat[0].platform)
+    params = _placed(shapes, tree_shardings(shapes, mesh, rules))
     features = jax.ShapeDtypeStruct(
         (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),
         sharding=NamedSharding(mesh, PartitionSpec()))
@@ -141,11 +150,11 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
             name, loss = 'grpo', steps.grpo(config.grpo.loss)
             temperature = config.grpo.sampling.temperature
         phases[name] = _phase(
-            graphdef, params, features, model_config, learner, loss, temperature, mesh)
+            graphdef, params, features, model_config, learner, loss, temperature, mesh, rules)
     pool, working = None, None
     if list(phases) != ['sft']:
-        pool = abstract_pool(model_config, config.sampler, mesh)
-        working = _working_cache(model_config, config.sampler, mesh)
+        pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
+        working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
     return Plan(config.task, model_config, mesh, params, phases, pool, working, features)
 
 
@@ -171,25 +180,26 @@ def device_bytes(tree: Any) -> int:
 def _phase(
     graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params, features: jax.ShapeDtypeStruct,
     model_config: ModelConfig, config: LearnerConfig, loss: steps.Loss, temperature: float,
-    mesh: Mesh,
+    mesh: Mesh, rules: Rules,
 ) -> PlannedPhase:
     """Plans a phase as `Learner` builds it, and traces a step."""
     optimizer = make_optimizer(config, total_steps=1)
     shapes = jax.eval_shape(
         lambda p: create_train_state(p, optimizer, config.frozen), dict(params))
-    shardings = train_state_shardings(params, optimizer, config.frozen, mesh)
+    shardings = train_state_shardings(params, optimizer, config.frozen, mesh, rules)
     state = _placed(shapes, shardings)
     vision_is_frozen = not any(path.startswith('visual/') for path in state.trainable)
     batch = _batch(config, model_config, vision_is_frozen)
-    batch = _placed(batch, batch_sharding(mesh, batch))
+    batch = _placed(batch, batch_sharding(mesh, batch, rules))
     functions = steps.make_steps(
-        graphdef, optimizer, loss, steps.StepConfig(temperature, config.vocab_chunk), shardings)
+        graphdef, optimizer, loss, steps.StepConfig(temperature, config.vocab_chunk), shardings,
+        rules)
     total = jax.ShapeDtypeStruct((), jnp.float32)
     gradients, metrics = jax.eval_shape(
         functions.gradients, state, state.trainable, batch,
         features if vision_is_frozen else None, total, total)
     gradients = _placed(gradients, shardings.trainable)
-    scores = _scores(config, model_config, mesh)
+    scores = _scores(config, model_config, mesh, rules)
     return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)))
 
 
@@ -203,25 +213,25 @@ def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: b
     return next(micro_batches([sequence], layout, model_config, rows)).batch
 
 
-def _scores(config: LearnerConfig, model_config: ModelConfig, mesh: Mesh) -> jax.ShapeDtypeStruct:
-    """Attention scores of a layer: rows over the data axes, heads over `tensor`."""
-    text = model_config.text
-    # A group of heads stays with the key head that it shares.
-    split = text.num_key_value_heads % mesh.shape['tensor'] == 0
-    spec = PartitionSpec(BATCH_AXES, 'tensor' if split else None)
-    return jax.ShapeDtypeStruct(
-        (config.rows, text.num_attention_heads, config.length, config.length), jnp.float32,
-        sharding=NamedSharding(mesh, spec))
+def _scores(
+    config: LearnerConfig, model_config: ModelConfig, mesh: Mesh, rules: Rules
+) -> jax.ShapeDtypeStruct:
+    """Scores of a layer of plain attention, where no kernel does without them."""
+    shape = (config.rows, model_config.text.num_attention_heads, config.length, config.length)
+    split = spec(('batch', 'heads', 'length'), shape, mesh, rules)
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, split))
 
 
-def _working_cache(model_config: ModelConfig, config: SamplerConfig, mesh: Mesh) -> KVCache:
+def _working_cache(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh, rules: Rules
+) -> KVCache:
     """The cache that a call to decode reads, for sequences of the largest length."""
-    shards = batch_shards(mesh)
+    shards = batch_shards(mesh, rules)
     rows = -(-config.slots // shards) * shards
     shapes = jax.eval_shape(lambda: init_cache(
         model_config, rows, config.most_tokens, jnp.dtype(config.cache_dtype)))
-    sharding = NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, 'tensor'))
-    return _placed(shapes, jax.tree.map(lambda _: sharding, shapes))
+    return _placed(shapes, jax.tree.map(lambda x: NamedSharding(
+        mesh, spec((None, 'batch', 'heads'), x.shape, mesh, rules)), shapes))
 
 
 def _placed(tree: Any, shardings: Any) -> Any:

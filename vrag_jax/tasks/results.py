@@ -11,6 +11,7 @@ from vrag_jax.evaluation.results import METHOD_LABELS, save_results
 from vrag_jax.evaluation.trajectory_io import save_trajectories, select
 from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
 from vrag_jax.models import hf_checkpoint
+from vrag_jax.models.lora import merged, save_adapters
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.tasks.workspace import Workspace
@@ -53,10 +54,18 @@ def write_results(
 
 
 def export_policy(space: Workspace, params: Params) -> None:
-    """Writes the policy as a HF checkpoint directory, `workdir/policy`."""
+    """Writes the policy as a HF checkpoint directory, `workdir/policy`.
+
+    Adapters are merged into it, and written alone, in PEFT's format, to
+    `workdir/adapter`.
+    """
+    policy = space.config.policy
     directory = space.workdir / 'policy'
     if directory.exists():
         shutil.rmtree(directory)
-    hf_checkpoint.save(merge(space.graphdef, params), directory)
+    if policy.lora.rank:
+        save_adapters(space.workdir / 'adapter', params, policy.lora, policy.checkpoint)
+        params = merged(params, policy.lora)
+    hf_checkpoint.save(merge(space.plain_graphdef, params), directory)
     space.tokenizer.save_pretrained(directory)
     space.image_processor.save_pretrained(directory)

@@ -6,9 +6,13 @@ import re
 from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.learner.learner import LearnerConfig
-from vrag_jax.learner.losses import GrpoLossConfig
-from vrag_jax.learner.variants import ADVANTAGES
+from vrag_jax.models.attention import BACKENDS
 from vrag_jax.models.config import PRESETS
+from vrag_jax.models.layers import REMAT
+from vrag_jax.models.lora import LoraConfig
+from vrag_jax.models.quantization import require
+from vrag_jax.parallel.mesh import AXES
+from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
@@ -16,23 +20,40 @@ from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
+from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
 
 TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan')
 DTYPES = ('float32', 'bfloat16', 'float16')
-REMAT = ('none', 'full', 'dots')
-OLD_LOGPROBS = ('auto', 'sampler', 'learner')
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each axis of the mesh; one of them may be -1 for the rest."""
+    """The devices, and what is spread over them.
+
+    Attributes:
+      data, fsdp, sequence, tensor: devices along each axis; one of them may be -1 for
+        the rest.
+      learner_rules, sampler_rules: logical axes that are spread otherwise than
+        `parallel.sharding.RULES` says, when learning and when sampling, e.g.
+        `(('embed', ()), ('mlp', ('fsdp', 'tensor')))`.
+    """
 
     data: int = -1
     fsdp: int = 1
+    sequence: int = 1
     tensor: int = 1
+    learner_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    sampler_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self):
+        for changes in (self.learner_rules, self.sampler_rules):
+            with_rules(changes)
+            for name, axes in changes:
+                if any(axis not in AXES for axis in axes):
+                    raise ValueError(f'rule of {name!r}: {axes} must be some of {AXES}')
 
     def sizes(self) -> dict[str, int]:
-        return {'data': self.data, 'fsdp': self.fsdp, 'tensor': self.tensor}
+        return {axis: getattr(self, axis) for axis in AXES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +66,12 @@ class PolicyConfig:
         from random weights and a tokenizer trained on PageWorld.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
-      remat: what is computed again in the backward pass.
+      remat: what is computed again in the backward pass, see `layers.Numerics`.
+      attention: 'auto' is the platform's own: 'splash' on TPUs, 'cudnn' on GPUs in half
+        precision, 'plain' elsewhere.
+      quantization: of the decoder's frozen kernels: 'int8', 'int4', or '' for none.
+      lora: adapters, which alone are trained.
+      adapter: directory of adapters to start from; '' starts from new ones.
       tokenizer_vocab: size of the tokenizer that is trained where there is no
         checkpoint.
     """
@@ -55,13 +81,24 @@ class PolicyConfig:
     dtype: str = 'float32'
     param_dtype: str = 'float32'
     remat: str = 'none'
+    attention: str = 'auto'
+    quantization: str = ''
+    lora: LoraConfig = LoraConfig()
+    adapter: str = ''
     tokenizer_vocab: int = 400
 
     def __post_init__(self):
-        choices = {'preset': PRESETS, 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT}
+        choices = {'preset': PRESETS, 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT,
+                   'attention': BACKENDS}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
+                raise ValueError(
+                    f'{name} must be one of {tuple(allowed)}, got {getattr(self, name)!r}')
+        require(self.quantization)
+        if self.quantization and not self.lora.rank:
+            raise ValueError('quantization is for what is not trained: set lora.rank')
+        if self.adapter and not self.lora.rank:
+            raise ValueError('adapter needs lora.rank')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,161 +171,6 @@ class JudgeConfig:
     def server(self) -> OpenAIJudgeConfig:
         """Returns the settings of the client; raises ValueError where they cannot work."""
         return OpenAIJudgeConfig(**dataclasses.asdict(self))
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """Pretraining of a policy that has no checkpoint, on PageWorld, easy to hard.
-
-    Attributes:
-      stages: one after the other, `(steps, queries, numbers, crops, headings,
-        episodes)`: how many steps, and how many exercises of each kind a step:
-        searches for a question, crops of plain numbers, crops of all kinds, pages
-        whose headings are transcribed, whole episodes.
-      learner: optimiser and shapes.
-      save_every: steps between checkpoints.
-    """
-
-    stages: tuple[tuple[int, int, int, int, int, int], ...] = ()
-    learner: LearnerConfig = LearnerConfig(lr=1e-3)
-    save_every: int = 200
-
-    def __post_init__(self):
-        for stage in self.stages:
-            if min(stage) < 0 or not stage[0] or not sum(stage[1:]):
-                raise ValueError(f'stages: {stage} must have steps and exercises')
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of all stages."""
-        return sum(stage[0] for stage in self.stages)
-
-    def exercises(self, step: int) -> tuple[int, ...]:
-        """Returns how many exercises of each kind a step takes."""
-        for steps, *counts in self.stages:
-            if step < steps:
-                return tuple(counts)
-            step -= steps
-        raise ValueError(f'pretraining has only {self.steps} steps')
-
-
-@dataclasses.dataclass(frozen=True)
-class SftConfig:
-    """Supervised fine-tuning on expert trajectories.
-
-    Attributes:
-      steps: optimiser steps; 0 leaves it to `epochs`.
-      epochs: passes over the trajectories.
-      sequences: trajectories a step.
-      trajectories: how many expert trajectories are sampled.
-      careful, loose, hasty: shares of the experts' habits; must sum to 1.
-      learner: optimiser and shapes.
-      save_every: steps between checkpoints.
-    """
-
-    steps: int = 0
-    epochs: int = 0
-    sequences: int = 32
-    trajectories: int = 3000
-    careful: float = 0.25
-    loose: float = 0.25
-    hasty: float = 0.5
-    learner: LearnerConfig = LearnerConfig(lr=1e-5)
-    save_every: int = 100
-
-    def __post_init__(self):
-        total = self.careful + self.loose + self.hasty
-        if abs(total - 1) > 1e-6:
-            raise ValueError(f'careful + loose + hasty must be 1, got {total}')
-
-    @property
-    def shares(self) -> dict[str, float]:
-        """Share of each expert."""
-        return {'careful': self.careful, 'loose': self.loose, 'hasty': self.hasty}
-
-
-@dataclasses.dataclass(frozen=True)
-class GrpoConfig:
-    """Group-relative policy optimisation.
-
-    Attributes:
-      steps: iterations of rollout and update; 0 leaves it to `epochs`.
-      epochs: passes over the training questions.
-      prompts: questions an iteration.
-      group_size: trajectories a question.
-      mini_batches: optimiser steps an iteration.
-      sampling: how training trajectories are drawn.
-      loss: clip bounds, coefficients, variants.
-      advantages: 'group_normalised', 'group_mean' or 'leave_one_out'.
-      old_logprobs: whose log-probs the ratio is taken to: those that the 'sampler'
-        recorded, those that the 'learner' works out anew before the first update, or
-        'auto', the sampler's if one update follows a rollout, else the learner's.
-      dynamic_sampling: most rounds in which groups without spread are replaced.
-      mask_truncated, mask_unfinished: whether trajectories that were cut off, or gave
-        no answer, are left out of the loss (they count in their group's mean).
-      overlap: whether the next rollout runs beside the update, with the weights
-        before it. A run then does not repeat bit by bit.
-      save_every: iterations between checkpoints.
-    """
-
-    steps: int = 0
-    epochs: int = 0
-    prompts: int = 32
-    group_size: int = 5
-    mini_batches: int = 2
-    sampling: SamplingConfig = SamplingConfig()
-    loss: GrpoLossConfig = GrpoLossConfig()
-    advantages: str = 'group_normalised'
-    old_logprobs: str = 'auto'
-    dynamic_sampling: int = 0
-    mask_truncated: bool = False
-    mask_unfinished: bool = False
-    overlap: bool = False
-    save_every: int = 10
-
-    def __post_init__(self):
-        if self.group_size < 2:
-            raise ValueError(
-                f'group_size must be at least 2 (a group of one has no advantage), '
-                f'got {self.group_size}'
-            )
-        if self.prompts < 1 or self.mini_batches < 1:
-            raise ValueError('prompts and mini_batches must be positive')
-        if (self.prompts * self.group_size) % self.mini_batches:
-            raise ValueError(
-                f'mini_batches = {self.mini_batches} does not divide prompts * group_size = '
-                f'{self.prompts * self.group_size}'
-            )
-        if self.sampling.temperature == 0:
-            raise ValueError('sampling.temperature must be positive: greedy groups have no spread')
-        if self.dynamic_sampling < 0:
-            raise ValueError(f'dynamic_sampling must not be negative, got {self.dynamic_sampling}')
-        ADVANTAGES.check(self.advantages)
-        if self.old_logprobs not in OLD_LOGPROBS:
-            raise ValueError(
-                f'old_logprobs must be one of {OLD_LOGPROBS}, got {self.old_logprobs!r}')
-        capped, several = self.loss.importance_cap > 0, self.mini_batches > 1
-        if capped and several and self.old_source == 'sampler':
-            raise ValueError(
-                "old_logprobs = 'sampler' leaves loss.importance_cap nothing to correct in "
-                f"mini_batches = {self.mini_batches} updates; take 'learner'")
-        if self.overlap and self.old_source == 'learner' and not capped:
-            raise ValueError(
-                "overlap needs the ratio to the policy that sampled: old_logprobs = 'sampler', "
-                'or a positive loss.importance_cap')
-
-    @property
-    def old_source(self) -> str:
-        """'sampler' or 'learner'."""
-        if self.old_logprobs == 'auto':
-            return 'sampler' if self.mini_batches == 1 else 'learner'
-        return self.old_logprobs
-
-    @property
-    def old_is_current(self) -> bool:
-        """Whether the old policy is the learner's own in the only update."""
-        return (self.loss.importance_cap > 0 and self.mini_batches == 1
-                and self.old_source == 'sampler')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -132,6 +132,11 @@ def finetune(space: Workspace, params: Params, name: str,
     features = space.features if learner.vision_is_frozen else None
     space.features.clear()
 
+    def warm_up() -> None:
+        learner.warm_up(features)
+        if features is not None:
+            features.warm_up(learner.state.params)
+
     def prepare(step: int) -> list[TokenSequence]:
         return [sequences[i] for i in epoch_slice(
             len(sequences), config.sequences, step, space.config.seed, name)]
@@ -139,7 +144,7 @@ def finetune(space: Workspace, params: Params, name: str,
     run_phase(
         name, learner, directory(space, name), space.config.seed, total, prepare,
         lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
-        warm_up=lambda: learner.warm_up(features), on_save=space.features.clear)
+        warm_up=warm_up, on_save=space.features.clear)
     return learner.state.params
 
 
@@ -168,7 +173,7 @@ def make_learner(space: Workspace, params: Params, config: LearnerConfig, loss: 
       temperature: at which the trajectories are sampled.
     """
     return Learner(space.graphdef, params, space.model_config, config, loss, max(1, total),
-                   space.mesh, temperature)
+                   space.mesh, temperature, space.learner_rules, space.config.seed)
 
 
 def directory(space: Workspace, name: str) -> Path:

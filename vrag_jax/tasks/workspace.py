@@ -2,10 +2,9 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
@@ -20,12 +19,11 @@ from vrag_jax.data.tokenizer import (
     train_tiny_tokenizer,
 )
 from vrag_jax.metrics import MetricsWriter
-from vrag_jax.models import hf_checkpoint
-from vrag_jax.models.config import ModelConfig, preset
-from vrag_jax.models.parameters import Params, flat_params
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.perception.stopping import build_stop_table
 from vrag_jax.rewards.judge import AnswerJudge, OpenAIJudge, RuleJudge
 from vrag_jax.rollout.environment import Environment
@@ -33,6 +31,13 @@ from vrag_jax.rollout.world import World
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.tasks.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
+from vrag_jax.tasks.policy import (
+    abstract_policy,
+    base_policy,
+    initial_params,
+    policy_config,
+    sampling_placement,
+)
 from vrag_jax.tasks.settings import RunConfig
 
 
@@ -48,7 +53,14 @@ class Workspace:
         self.config = config
         self.workdir = workdir
         self.mesh: Mesh = make_mesh(config.mesh.sizes())
+        self.learner_rules = with_rules(config.mesh.learner_rules)
+        self.sampler_rules = with_rules(config.mesh.sampler_rules)
         self.metrics = MetricsWriter(workdir)
+
+    @property
+    def platform(self) -> str:
+        """Of the devices, e.g. 'tpu'."""
+        return self.mesh.devices.flat[0].platform
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -86,21 +98,26 @@ class Workspace:
             self.tokenizer, sizes.text.vocab_size, self.end_ids))
 
     @functools.cached_property
+    def _abstract(self):
+        return abstract_policy(self.config, self.model_config, self.platform)
+
+    @property
     def graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
-        return abstract_policy(self.config, self.model_config)[0]
+        return self._abstract[0]
+
+    @property
+    def plain_graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
+        """Structure of the policy without adapters."""
+        return base_policy(self.config, self.model_config, self.platform)[0]
 
     def initial_params(self) -> Params:
         """Returns the policy's first weights, placed on the mesh."""
-        graphdef, shapes = abstract_policy(self.config, self.model_config)
-        shardings = tree_shardings(shapes, self.mesh)
-        policy = self.config.policy
-        if policy.checkpoint:
-            model = hf_checkpoint.load(
-                Path(policy.checkpoint), self.model_config, dtype=jnp.dtype(policy.dtype),
-                param_dtype=jnp.dtype(policy.param_dtype), shardings=shardings)
-            return flat_params(model)[1]
-        create = lambda: flat_params(_build(self.config, self.model_config))[1]  # noqa: E731
-        return jax.jit(create, out_shardings=shardings)()
+        return initial_params(self.config, self.model_config, self.mesh, self.learner_rules)
+
+    @functools.cached_property
+    def for_sampling(self) -> Callable[[Params], Params]:
+        """Lays a policy out for the sampler, see `policy.sampling_placement`."""
+        return sampling_placement(self._abstract[1], self.config, self.mesh, self.sampler_rules)
 
     @functools.cached_property
     def image_processor(self) -> Qwen2VLImageProcessorPil:
@@ -138,7 +155,7 @@ class Workspace:
     def sampler(self) -> Sampler:
         table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
         return Sampler(self.graphdef, self.model_config, self.config.sampler, table,
-                       self.end_ids, self.config.seed, self.mesh)
+                       self.end_ids, self.config.seed, self.mesh, self.sampler_rules)
 
     @functools.cached_property
     def features(self) -> ImageFeatureCache:
@@ -147,38 +164,3 @@ class Workspace:
             make_encoder(self.graphdef, self.mesh), self.model_config, self.config.feature_rows,
             self.config.feature_windows, self.config.feature_span,
             jnp.dtype(self.config.policy.dtype), mesh=self.mesh)
-
-
-def policy_config(config: RunConfig, tokenizer=None) -> ModelConfig:
-    """Returns the policy's sizes: of its checkpoint, or of its preset.
-
-    Args:
-      config: the run's config.
-      tokenizer: of the tiny policy, whose vocabulary size and special ids it takes.
-    """
-    if config.policy.checkpoint:
-        return ModelConfig.from_hf_file(Path(config.policy.checkpoint))
-    if config.policy.preset != 'tiny':
-        return preset(config.policy.preset)
-    # A multiple of 64 splits evenly over a mesh axis and fills vector registers.
-    ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(token) for name, token in (
-        ('image', '<|image_pad|>'), ('video', '<|video_pad|>'),
-        ('bos', '<|endoftext|>'), ('eos', '<|im_end|>'),
-        ('vision_start', '<|vision_start|>'), ('vision_end', '<|vision_end|>'))}
-    return preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
-
-
-def _build(config: RunConfig, model_config: ModelConfig) -> Qwen2_5_VL:
-    policy = config.policy
-    return Qwen2_5_VL(
-        model_config, rngs=nnx.Rngs(config.seed), dtype=jnp.dtype(policy.dtype),
-        param_dtype=jnp.dtype(policy.param_dtype), remat=policy.remat)
-
-
-def abstract_policy(
-    config: RunConfig, model_config: ModelConfig
-) -> tuple[nnx.GraphDef[Qwen2_5_VL], dict[str, jax.ShapeDtypeStruct]]:
-    """Returns the policy's graph definition and its parameters' shapes, allocating nothing."""
-    model = nnx.eval_shape(lambda: _build(config, model_config))
-    graphdef, shapes = flat_params(model)
-    return graphdef, cast(dict[str, jax.ShapeDtypeStruct], shapes)

@@ -1,0 +1,165 @@
+"""Settings of the training phases: pretraining, SFT, GRPO."""
+
+import dataclasses
+
+from vrag_jax.learner.learner import LearnerConfig
+from vrag_jax.learner.losses import GrpoLossConfig
+from vrag_jax.learner.variants import ADVANTAGES
+from vrag_jax.sampling.distribution import SamplingConfig
+
+OLD_LOGPROBS = ('auto', 'sampler', 'learner')
+
+
+@dataclasses.dataclass(frozen=True)
+class PretrainConfig:
+    """Pretraining of a policy that has no checkpoint, on PageWorld, easy to hard.
+
+    Attributes:
+      stages: one after the other, `(steps, queries, numbers, crops, headings,
+        episodes)`: how many steps, and how many exercises of each kind a step:
+        searches for a question, crops of plain numbers, crops of all kinds, pages
+        whose headings are transcribed, whole episodes.
+      learner: optimiser and shapes.
+      save_every: steps between checkpoints.
+    """
+
+    stages: tuple[tuple[int, int, int, int, int, int], ...] = ()
+    learner: LearnerConfig = LearnerConfig(lr=1e-3)
+    save_every: int = 200
+
+    def __post_init__(self):
+        for stage in self.stages:
+            if min(stage) < 0 or not stage[0] or not sum(stage[1:]):
+                raise ValueError(f'stages: {stage} must have steps and exercises')
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of all stages."""
+        return sum(stage[0] for stage in self.stages)
+
+    def exercises(self, step: int) -> tuple[int, ...]:
+        """Returns how many exercises of each kind a step takes."""
+        for steps, *counts in self.stages:
+            if step < steps:
+                return tuple(counts)
+            step -= steps
+        raise ValueError(f'pretraining has only {self.steps} steps')
+
+
+@dataclasses.dataclass(frozen=True)
+class SftConfig:
+    """Supervised fine-tuning on expert trajectories.
+
+    Attributes:
+      steps: optimiser steps; 0 leaves it to `epochs`.
+      epochs: passes over the trajectories.
+      sequences: trajectories a step.
+      trajectories: how many expert trajectories are sampled.
+      careful, loose, hasty: shares of the experts' habits; must sum to 1.
+      learner: optimiser and shapes.
+      save_every: steps between checkpoints.
+    """
+
+    steps: int = 0
+    epochs: int = 0
+    sequences: int = 32
+    trajectories: int = 3000
+    careful: float = 0.25
+    loose: float = 0.25
+    hasty: float = 0.5
+    learner: LearnerConfig = LearnerConfig(lr=1e-5)
+    save_every: int = 100
+
+    def __post_init__(self):
+        total = self.careful + self.loose + self.hasty
+        if abs(total - 1) > 1e-6:
+            raise ValueError(f'careful + loose + hasty must be 1, got {total}')
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """Share of each expert."""
+        return {'careful': self.careful, 'loose': self.loose, 'hasty': self.hasty}
+
+
+@dataclasses.dataclass(frozen=True)
+class GrpoConfig:
+    """Group-relative policy optimisation.
+
+    Attributes:
+      steps: iterations of rollout and update; 0 leaves it to `epochs`.
+      epochs: passes over the training questions.
+      prompts: questions an iteration.
+      group_size: trajectories a question.
+      mini_batches: optimiser steps an iteration.
+      sampling: how training trajectories are drawn.
+      loss: clip bounds, coefficients, variants.
+      advantages: 'group_normalised', 'group_mean' or 'leave_one_out'.
+      old_logprobs: whose log-probs the ratio is taken to: those that the 'sampler'
+        recorded, those that the 'learner' works out anew before the first update, or
+        'auto', the sampler's if one update follows a rollout, else the learner's.
+      dynamic_sampling: most rounds in which groups without spread are replaced.
+      mask_truncated, mask_unfinished: whether trajectories that were cut off, or gave
+        no answer, are left out of the loss (they count in their group's mean).
+      overlap: whether the next rollout runs beside the update, with the weights
+        before it. A run then does not repeat bit by bit.
+      save_every: iterations between checkpoints.
+    """
+
+    steps: int = 0
+    epochs: int = 0
+    prompts: int = 32
+    group_size: int = 5
+    mini_batches: int = 2
+    sampling: SamplingConfig = SamplingConfig()
+    loss: GrpoLossConfig = GrpoLossConfig()
+    advantages: str = 'group_normalised'
+    old_logprobs: str = 'auto'
+    dynamic_sampling: int = 0
+    mask_truncated: bool = False
+    mask_unfinished: bool = False
+    overlap: bool = False
+    save_every: int = 10
+
+    def __post_init__(self):
+        if self.group_size < 2:
+            raise ValueError(
+                f'group_size must be at least 2 (a group of one has no advantage), '
+                f'got {self.group_size}'
+            )
+        if self.prompts < 1 or self.mini_batches < 1:
+            raise ValueError('prompts and mini_batches must be positive')
+        if (self.prompts * self.group_size) % self.mini_batches:
+            raise ValueError(
+                f'mini_batches = {self.mini_batches} does not divide prompts * group_size = '
+                f'{self.prompts * self.group_size}'
+            )
+        if self.sampling.temperature == 0:
+            raise ValueError('sampling.temperature must be positive: greedy groups have no spread')
+        if self.dynamic_sampling < 0:
+            raise ValueError(f'dynamic_sampling must not be negative, got {self.dynamic_sampling}')
+        ADVANTAGES.check(self.advantages)
+        if self.old_logprobs not in OLD_LOGPROBS:
+            raise ValueError(
+                f'old_logprobs must be one of {OLD_LOGPROBS}, got {self.old_logprobs!r}')
+        capped, several = self.loss.importance_cap > 0, self.mini_batches > 1
+        if capped and several and self.old_source == 'sampler':
+            raise ValueError(
+                "old_logprobs = 'sampler' leaves loss.importance_cap nothing to correct in "
+                f"mini_batches = {self.mini_batches} updates; take 'learner'")
+        if self.overlap and self.old_source == 'learner' and not capped:
+            raise ValueError(
+                "overlap needs the ratio to the policy that sampled: old_logprobs = 'sampler', "
+                'or a positive loss.importance_cap')
+
+    @property
+    def old_source(self) -> str:
+        """'sampler' or 'learner'."""
+        if self.old_logprobs == 'auto':
+            return 'sampler' if self.mini_batches == 1 else 'learner'
+        return self.old_logprobs
+
+    @property
+    def old_is_current(self) -> bool:
+        """Whether the old policy is the learner's own in the only update."""
+        return (self.loss.importance_cap > 0 and self.mini_batches == 1
+                and self.old_source == 'sampler')

@@ -1,0 +1,184 @@
+"""The policy of a config: sizes, structure, first weights, and where they lie."""
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+
+from vrag_jax.models import hf_checkpoint
+from vrag_jax.models.attention import choose_backend
+from vrag_jax.models.config import ModelConfig, preset
+from vrag_jax.models.lora import add_adapters, is_adapter, load_adapters
+from vrag_jax.models.parameters import Params, flat_params
+from vrag_jax.models.quantization import quantiser
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.sharding import Rules, tree_shardings
+from vrag_jax.sampling.programs import PRODUCTS
+from vrag_jax.tasks.settings import RunConfig
+
+Shapes = dict[str, jax.ShapeDtypeStruct]
+
+
+def policy_config(config: RunConfig, tokenizer=None) -> ModelConfig:
+    """Returns the policy's sizes: of its checkpoint, or of its preset.
+
+    Args:
+      config: the run's config.
+      tokenizer: of the tiny policy, whose vocabulary size and special ids it takes.
+    """
+    if config.policy.checkpoint:
+        return ModelConfig.from_hf_file(Path(config.policy.checkpoint))
+    if config.policy.preset != 'tiny':
+        return preset(config.policy.preset)
+    # A multiple of 64 splits evenly over a mesh axis and fills vector registers.
+    ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(token) for name, token in (
+        ('image', '<|image_pad|>'), ('video', '<|video_pad|>'),
+        ('bos', '<|endoftext|>'), ('eos', '<|im_end|>'),
+        ('vision_start', '<|vision_start|>'), ('vision_end', '<|vision_end|>'))}
+    return preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
+
+
+def abstract_policy(
+    config: RunConfig, model_config: ModelConfig, platform: str
+) -> tuple[nnx.GraphDef[Qwen2_5_VL], Shapes]:
+    """Returns the policy's graph definition and its parameters' shapes, allocating nothing.
+
+    Args:
+      config: the run's config.
+      model_config: sizes of the policy.
+      platform: on which it will run, see `jax.Device.platform`.
+    """
+    graphdef, shapes = flat_params(nnx.eval_shape(lambda: _build(config, model_config, platform)))
+    quantise = _quantiser(config)
+    return graphdef, {path: cast(jax.ShapeDtypeStruct, jax.eval_shape(
+        functools.partial(quantise, path), leaf)) for path, leaf in shapes.items()}
+
+
+def base_policy(
+    config: RunConfig, model_config: ModelConfig, platform: str
+) -> tuple[nnx.GraphDef[Qwen2_5_VL], Shapes]:
+    """Returns what `abstract_policy` does, of the policy without adapters or quantisation."""
+    model = nnx.eval_shape(lambda: _build(config, model_config, platform, adapters=False))
+    graphdef, shapes = flat_params(model)
+    return graphdef, cast(Shapes, shapes)
+
+
+def initial_params(
+    config: RunConfig, model_config: ModelConfig, mesh: Mesh, rules: Rules
+) -> Params:
+    """Returns the policy's first weights, placed on the mesh.
+
+    Those of its checkpoint, or random ones from the seed; adapters are new, or those of
+    `policy.adapter`.
+    """
+    policy = config.policy
+    platform = mesh.devices.flat[0].platform
+    shapes = abstract_policy(config, model_config, platform)[1]
+    shardings = tree_shardings(shapes, mesh, rules)
+    whole = tree_shardings(base_policy(config, model_config, platform)[1], mesh, rules)
+    if policy.checkpoint:
+        base = flat_params(hf_checkpoint.load(
+            Path(policy.checkpoint), model_config, dtype=jnp.dtype(policy.dtype),
+            param_dtype=jnp.dtype(policy.param_dtype),
+            shardings=whole, convert=_placed_quantiser(config, shardings)))[1]
+        drawn = _draw(config, model_config, platform, shardings, is_adapter)
+        params = {**base, **drawn}
+    else:
+        # Drawn whole and quantised then: a random model is as large as its test.
+        drawn = _draw(config, model_config, platform, {**shardings, **whole}, lambda _: True)
+        quantise = _placed_quantiser(config, shardings)
+        params = {path: quantise(path, value) for path, value in drawn.items()}
+    if policy.adapter:
+        read = load_adapters(Path(policy.adapter), shapes, policy.lora)
+        params |= {path: jax.device_put(value, shardings[path]) for path, value in read.items()}
+    return params
+
+
+def sampling_placement(
+    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, rules: Rules
+) -> Callable[[Params], Params]:
+    """Returns a function that lays a policy out for sampling, from however it lies.
+
+    Products are cast to the dtype in which they are done, once a policy and not once a
+    call, and spread by the sampler's rules. Parameters go one after the other, from
+    device to device: none is ever whole on a device that shall not have it whole.
+
+    Args:
+      shapes: of the parameters, by path.
+      config: the run's config.
+      mesh: the devices.
+      rules: mesh axes of each logical axis, for sampling.
+    """
+    dtype = jnp.dtype(config.policy.dtype)
+    shardings = tree_shardings(shapes, mesh, rules)
+
+    def cast_to(path: str, value: Any) -> Any:
+        return value.astype(dtype) if path.rpartition('/')[2] in PRODUCTS else value
+
+    @functools.cache
+    def mover(path: str) -> Callable[[Any], Any]:
+        return jax.jit(functools.partial(cast_to, path), out_shardings=shardings[path])
+
+    def place(params: Params) -> Params:
+        out = {}
+        for path, value in params.items():
+            like = jax.eval_shape(functools.partial(cast_to, path), value)
+            same = all(
+                x.dtype == y.dtype and x.sharding.is_equivalent_to(sharding, x.ndim)
+                for x, y, sharding in zip(
+                    jax.tree.leaves(value), jax.tree.leaves(like),
+                    jax.tree.leaves(shardings[path]), strict=True))
+            out[path] = value if same else mover(path)(value)
+        return out
+
+    return place
+
+
+def _build(config: RunConfig, model_config: ModelConfig, platform: str,
+           adapters: bool = True) -> Qwen2_5_VL:
+    policy = config.policy
+    dtype = jnp.dtype(policy.dtype)
+    model = Qwen2_5_VL(
+        model_config, rngs=nnx.Rngs(config.seed), dtype=dtype,
+        param_dtype=jnp.dtype(policy.param_dtype), remat=policy.remat,
+        attention=choose_backend(policy.attention, platform, dtype))
+    if adapters:
+        add_adapters(model, policy.lora, nnx.Rngs(config.seed + 1))
+    return model
+
+
+def _draw(config: RunConfig, model_config: ModelConfig, platform: str,
+          shardings: Mapping[str, Any], chosen: Callable[[str], bool]) -> dict[str, jax.Array]:
+    """Random weights of those parameters that are chosen; no others are made."""
+    def create() -> dict[str, jax.Array]:
+        params = flat_params(_build(config, model_config, platform))[1]
+        return {path: value for path, value in params.items() if chosen(path)}
+
+    wanted = {path: shardings[path] for path in jax.eval_shape(create)}
+    return jax.jit(create, out_shardings=wanted)() if wanted else {}
+
+
+def _quantiser(config: RunConfig) -> Callable[[str, Any], Any]:
+    return quantiser(config.policy.quantization, jnp.dtype(config.policy.param_dtype))
+
+
+def _placed_quantiser(
+    config: RunConfig, shardings: Mapping[str, Any]
+) -> Callable[[str, jax.Array], Any]:
+    """Quantises an array on the devices, which forget it."""
+    quantise = _quantiser(config)
+
+    def convert(path: str, value: jax.Array) -> Any:
+        if not config.policy.quantization:
+            return value
+        run = jax.jit(functools.partial(quantise, path), out_shardings=shardings[path],
+                      donate_argnums=0)
+        return run(value)
+
+    return convert
+
