@@ -37,11 +37,18 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.task = task
     config.seed = 0
     config.instruction = INSTRUCTION
-    config.mesh = ConfigDict({'data': -1, **mesh})
+    config.mesh = ConfigDict({
+        'data': -1, 'fsdp': 1, 'sequence': 1, 'tensor': 1,
+        'learner_rules': (), 'sampler_rules': (), **mesh,
+    })
     config.policy = ConfigDict({
         'preset': preset, 'checkpoint': '',
-        'dtype': 'bfloat16', 'param_dtype': 'float32', 'remat': 'full',
+        'dtype': 'bfloat16', 'param_dtype': 'float32', 'remat': 'attention',
+        'attention': 'auto', 'quantization': '', 'adapter': '',
+        'lora': {'rank': 0, 'alpha': 32.0, 'dropout': 0.0, 'targets': (
+            'q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')},
     })
+    config.compile = ConfigDict({'topology': '', 'memory_gib': 0.0, 'programs': ()})
     config.data = ConfigDict({
         'source': 'files', 'manifest': '', 'train_questions': '', 'eval_questions': '',
         'trajectories': '',
@@ -118,4 +125,25 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         'questions': 0, 'sampling': {'temperature': 0.0}, 'vanilla_pages': 1,
         'report_trajectories': 12,
     })
+    return config
+
+
+def lora_config(preset: str, slots: int, quantization: str = '') -> ConfigDict:
+    """Returns GRPO that trains adapters, on one accelerator.
+
+    Args:
+      preset: sizes of the policy.
+      slots: sequences that decode at a time; the cache holds that many of full length.
+      quantization: of the frozen base.
+    """
+    config = grpo_config(preset, mesh={}, rows=1)
+    config.policy.param_dtype = 'bfloat16'
+    config.policy.quantization = quantization
+    config.policy.lora.rank, config.policy.lora.alpha = 32, 64.0
+    config.learner.lr = 1e-5
+    # The images of about 30 trajectories; those of others are encoded again.
+    config.feature_rows, config.feature_windows = 65536, (64,)
+    config.sampler.update({
+        'slots': slots, 'fewer_slots': (), 'prefill_shapes': ((1, 640), (slots, 64)),
+        'cache_tokens': slots * (8192 + 2048)})
     return config

@@ -64,12 +64,15 @@ class Steps:
       logprobs: `(params, batch, features) -> [R, T]` float32.
       gradients: `(state, accumulated, batch, features, total, tokens, dropout_key) ->
         (accumulated, metrics)`; `accumulated` is donated, the key may be None.
+      step: `((trainable, opt_state, step), accumulated) -> (the same after an update,
+        accumulated zeros, gradient norm)`; both arguments are donated.
       apply: `(state, accumulated) -> (state, accumulated zeros, gradient norm)`;
-        both arguments but the frozen parameters are donated.
+        `step` on a whole state, of which the frozen parameters are left alone.
     """
 
     logprobs: Callable
     gradients: Callable
+    step: Callable
     apply: Callable
 
 
@@ -179,5 +182,6 @@ def make_steps(
         gradients=jax.jit(
             gradients, donate_argnums=1, out_shardings=(shardings.trainable, None)
         ),
+        step=jitted_step,
         apply=apply,
     )

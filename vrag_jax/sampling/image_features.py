@@ -15,6 +15,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.packing import count_windows, pack_images
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
 
 
 class ImageFeatureCache:
@@ -157,17 +158,21 @@ class ImageFeatureCache:
         self.buffer = self._encode(params, packed, self.buffer, destination)
 
 
-def make_encoder(graphdef: nnx.GraphDef[Qwen2_5_VL], mesh: Mesh | None = None) -> Callable:
+def make_encoder(
+    graphdef: nnx.GraphDef[Qwen2_5_VL], mesh: Mesh | None = None, rules: Rules = RULES
+) -> Callable:
     """Returns the jitted `(params, PatchBatch, buffer [F, D], rows [M]) -> buffer`.
 
     Args:
       graphdef: structure of the policy.
       mesh: of the buffer, see `ImageFeatureCache`. What uses the buffer compiles
         again if it moves, as it does with None where the parameters are on a mesh.
+      rules: mesh axes of each logical axis.
     """
 
     def encode(params, batch, buffer, destination):
-        features = merge(graphdef, params).encode_images(batch)
+        with sharded_over(mesh, rules):
+            features = merge(graphdef, params).encode_images(batch)
         return buffer.at[destination].set(features.astype(buffer.dtype), mode='drop')
 
     return jax.jit(encode, donate_argnums=2, out_shardings=_replicated(mesh))

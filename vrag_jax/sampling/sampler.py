@@ -25,6 +25,7 @@ from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.sharding import RULES, Rules
 from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig
+from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs
 from vrag_jax.sampling.pages import CachedSequence, PageTable
 from vrag_jax.sampling.programs import (
     ACTION,
@@ -355,24 +356,11 @@ class Sampler:
         table[row, : len(own)] = own
 
     def _no_chunks(self, rows: int, width: int, pages: int) -> PrefillInputs:
-        rows = -(-rows // self.shards) * self.shards
-        return PrefillInputs(
-            table=np.zeros((self.shards, rows // self.shards, pages), np.int32),
-            lengths=np.zeros(rows, np.int32),
-            places=np.full((rows, width), self.table.pages * self.config.page_size, np.int32),
-            tokens=np.zeros((rows, width), np.int32),
-            position_ids=np.zeros((3, rows, width), np.int32),
-            image_index=np.full((rows, width), -1, np.int32))
+        return prefill_inputs(self.shards, rows, width, pages, self._past_end)
 
     def _no_requests(self, slots: int, pages: int) -> DecodeInputs:
-        rows = -(-slots // self.shards) * self.shards
-        ints = {name: np.zeros(rows, np.int32)
-                for name in ('lengths', 'pending', 'positions', 'automaton', 'budgets')}
-        history = (np.full((rows, self.config.max_length), -1, np.int32)
-                   if self.config.draft_tokens else None)
-        return DecodeInputs(
-            table=np.zeros((self.shards, rows // self.shards, pages), np.int32),
-            places=np.full((rows, self.config.recent_tokens),
-                           self.table.pages * self.config.page_size, np.int32),
-            seeds=np.zeros(rows, np.uint32), stop_after=np.ones((), np.int32), history=history,
-            **ints)
+        return decode_inputs(self.config, self.shards, slots, pages, self._past_end)
+
+    @property
+    def _past_end(self) -> int:
+        return self.table.pages * self.config.page_size

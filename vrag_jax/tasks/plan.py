@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ class PlannedPhase:
       scores: attention scores of one layer of the decoder, `[R, H, T, T]`: the
         largest array that a step makes on its way.
       metrics: names of what a step reports.
+      functions: of a step, jitted.
     """
 
     state: TrainState
@@ -60,6 +61,7 @@ class PlannedPhase:
     batch: Batch
     scores: jax.ShapeDtypeStruct
     metrics: tuple[str, ...]
+    functions: steps.Steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,7 @@ class Plan:
     Attributes:
       task: what was asked for.
       model_config: sizes of the policy.
+      graphdef: structure of the policy.
       mesh: the devices.
       params: the policy's parameters by path; a phase starts from them, and they
         stay while it runs: as the reference of the KL term, and to start another.
@@ -80,6 +83,7 @@ class Plan:
 
     task: str
     model_config: ModelConfig
+    graphdef: nnx.GraphDef[Qwen2_5_VL]
     mesh: Mesh
     params: Params
     phases: Mapping[str, PlannedPhase]
@@ -117,7 +121,9 @@ class Plan:
         return '\n'.join(lines)
 
 
-def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
+def plan(
+    config: RunConfig, tokenizer: Any = None, devices: Sequence[jax.Device] | None = None
+) -> Plan:
     """Builds a run up to the allocation of its weights.
 
     Phases are those with steps or epochs; the sampler is planned unless the only
@@ -126,6 +132,7 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
     Args:
       config: a checked config.
       tokenizer: of the tiny policy, see `policy_config`.
+      devices: on which it will run; all of this machine's by default.
 
     Returns:
       Shapes, dtypes and shardings, as the tasks will make them.
@@ -133,7 +140,7 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
     Raises:
       ValueError: where parts do not fit together; names them.
     """
-    mesh = make_mesh(config.mesh.sizes())
+    mesh = make_mesh(config.mesh.sizes(), devices)
     model_config = policy_config(config, tokenizer)
     rules = with_rules(config.mesh.learner_rules)
     sampler_rules = with_rules(config.mesh.sampler_rules)
@@ -155,7 +162,7 @@ def plan(config: RunConfig, tokenizer: Any = None) -> Plan:
     if list(phases) != ['sft']:
         pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
         working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
-    return Plan(config.task, model_config, mesh, params, phases, pool, working, features)
+    return Plan(config.task, model_config, graphdef, mesh, params, phases, pool, working, features)
 
 
 def run(config: RunConfig, workdir: Path) -> None:
@@ -200,7 +207,7 @@ def _phase(
         features if vision_is_frozen else None, total, total)
     gradients = _placed(gradients, shardings.trainable)
     scores = _scores(config, model_config, mesh, rules)
-    return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)))
+    return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)), functions)
 
 
 def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: bool) -> Batch:

@@ -99,6 +99,24 @@ def initial_params(
     return params
 
 
+def sampling_shapes(
+    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, rules: Rules
+) -> Shapes:
+    """Returns the policy as it lies for sampling: shapes, dtypes and shardings.
+
+    Args:
+      shapes: of the parameters, by path.
+      config: the run's config; products are done in `policy.dtype`.
+      mesh: the devices.
+      rules: mesh axes of each logical axis, for sampling.
+    """
+    cast_shapes = {path: jax.eval_shape(_cast_to(path, config), leaf)
+                   for path, leaf in shapes.items()}
+    return cast(Shapes, jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        cast_shapes, tree_shardings(cast_shapes, mesh, rules)))
+
+
 def sampling_placement(
     shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, rules: Rules
 ) -> Callable[[Params], Params]:
@@ -107,36 +125,33 @@ def sampling_placement(
     Products are cast to the dtype in which they are done, once a policy and not once a
     call, and spread by the sampler's rules. Parameters go one after the other, from
     device to device: none is ever whole on a device that shall not have it whole.
+    What lies so already is not copied.
 
     Args:
-      shapes: of the parameters, by path.
-      config: the run's config.
-      mesh: the devices.
-      rules: mesh axes of each logical axis, for sampling.
+      shapes, config, mesh, rules: see `sampling_shapes`.
     """
-    dtype = jnp.dtype(config.policy.dtype)
-    shardings = tree_shardings(shapes, mesh, rules)
-
-    def cast_to(path: str, value: Any) -> Any:
-        return value.astype(dtype) if path.rpartition('/')[2] in PRODUCTS else value
+    targets = sampling_shapes(shapes, config, mesh, rules)
 
     @functools.cache
     def mover(path: str) -> Callable[[Any], Any]:
-        return jax.jit(functools.partial(cast_to, path), out_shardings=shardings[path])
+        shardings = jax.tree.map(lambda x: x.sharding, targets[path])
+        return jax.jit(_cast_to(path, config), out_shardings=shardings)
+
+    def is_there(value: Any, target: Any) -> bool:
+        return all(x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+                   for x, y in zip(jax.tree.leaves(value), jax.tree.leaves(target), strict=True))
 
     def place(params: Params) -> Params:
-        out = {}
-        for path, value in params.items():
-            like = jax.eval_shape(functools.partial(cast_to, path), value)
-            same = all(
-                x.dtype == y.dtype and x.sharding.is_equivalent_to(sharding, x.ndim)
-                for x, y, sharding in zip(
-                    jax.tree.leaves(value), jax.tree.leaves(like),
-                    jax.tree.leaves(shardings[path]), strict=True))
-            out[path] = value if same else mover(path)(value)
-        return out
+        return {path: value if is_there(value, targets[path]) else mover(path)(value)
+                for path, value in params.items()}
 
     return place
+
+
+def _cast_to(path: str, config: RunConfig) -> Callable[[Any], Any]:
+    dtype = jnp.dtype(config.policy.dtype)
+    product = path.rpartition('/')[2] in PRODUCTS
+    return lambda value: value.astype(dtype) if product else value
 
 
 def _build(config: RunConfig, model_config: ModelConfig, platform: str,

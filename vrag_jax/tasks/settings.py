@@ -22,7 +22,7 @@ from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
 
-TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan')
+TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -191,6 +191,22 @@ class EvaluationConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class CompileConfig:
+    """Compiling a run's programs for accelerators that are not there.
+
+    Attributes:
+      topology: chips, e.g. 'v5p:2x2x1'.
+      memory_gib: memory of a chip; 0 is what its kind has.
+      programs: regular expressions; only programs whose name matches one are compiled, all
+        where there are none.
+    """
+
+    topology: str = ''
+    memory_gib: float = 0.0
+    programs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class RunConfig:
     """A whole config; see the sections.
 
@@ -228,6 +244,7 @@ class RunConfig:
     grpo: GrpoConfig = GrpoConfig()
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compile: CompileConfig = CompileConfig()
 
     @property
     def learners(self) -> dict[str, LearnerConfig]:

@@ -161,6 +161,6 @@ class Workspace:
     def features(self) -> ImageFeatureCache:
         """Image features; call `clear` whenever the vision tower changes."""
         return ImageFeatureCache(
-            make_encoder(self.graphdef, self.mesh), self.model_config, self.config.feature_rows,
-            self.config.feature_windows, self.config.feature_span,
+            make_encoder(self.graphdef, self.mesh, self.sampler_rules), self.model_config,
+            self.config.feature_rows, self.config.feature_windows, self.config.feature_span,
             jnp.dtype(self.config.policy.dtype), mesh=self.mesh)
