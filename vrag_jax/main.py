@@ -14,6 +14,7 @@ stdlib_logging.getLogger('transformers').addFilter(
     lambda record: not record.getMessage().startswith('PyTorch was not found'))
 
 from vrag_jax.config import ConfigError, parse  # noqa: E402
+from vrag_jax.parallel.processes import is_main  # noqa: E402
 from vrag_jax.tasks import check, registry  # noqa: E402
 from vrag_jax.tasks.settings import RunConfig  # noqa: E402
 
@@ -64,7 +65,8 @@ def main(argv: list[str]) -> None:
     stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     workdir = Path(str(_WORKDIR.value))
     workdir.mkdir(parents=True, exist_ok=True)
-    (workdir / 'config.json').write_text(_CONFIG.value.to_json_best_effort(indent=1) + '\n')
+    if is_main():
+        (workdir / 'config.json').write_text(_CONFIG.value.to_json_best_effort(indent=1) + '\n')
     registry.TASKS[config.task](config, workdir)
 
 

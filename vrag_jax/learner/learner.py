@@ -24,6 +24,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.lora import drops_out
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.processes import put
 from vrag_jax.parallel.sharding import RULES, Rules, batch_sharding, devices_along
 
 
@@ -119,7 +120,7 @@ class Learner:
         self._rules = rules
         self._layout = config.layout.over(devices_along('batch', mesh, rules))
         # Of a policy without dropout nothing is drawn.
-        self._key = jax.random.key(seed) if drops_out(graphdef, params) else None
+        self._seed = seed if drops_out(graphdef, params) else None
         self._averaging = loss.averaging
         optimizer = make_optimizer(config, total_steps)
         step_config = StepConfig(temperature, config.vocab_chunk)
@@ -166,13 +167,11 @@ class Learner:
                     for s, weight in zip(sequences, weights, strict=True)]
         parts: list[dict[str, jax.Array]] = []
         positions = 0
-        key = None if self._key is None else jax.random.fold_in(self._key, self.step)
-        for batch, buffer, micro in self._batches(weighted, features):
-            if key is not None:
-                key, _ = jax.random.split(key)
+        for number, (batch, buffer, micro) in enumerate(self._batches(weighted, features)):
+            key = self._dropout_key(number)
             self._accumulated, metrics = self._steps.gradients(
-                self.state, self._accumulated, batch, buffer, jnp.float32(total),
-                jnp.float32(tokens), key)
+                self.state, self._accumulated, batch, buffer, np.float32(total),
+                np.float32(tokens), key)
             parts.append(metrics)
             positions += micro.positions
         self.state, self._accumulated, norm = self._steps.apply(self.state, self._accumulated)
@@ -186,7 +185,7 @@ class Learner:
 
     def skip(self) -> None:
         """Counts an optimiser step that is not taken, where there is nothing to learn from."""
-        step = jax.device_put(np.int32(self.step + 1), self.state.step.sharding)
+        step = put(np.int32(self.step + 1), self.state.step.sharding)
         self.state = dataclasses.replace(self.state, step=step)
 
     def warm_up(
@@ -205,8 +204,8 @@ class Learner:
         for layout in self._layout.sizes():
             batch = self._place(empty_batch(layout, self._model_config, features is None))
             self._accumulated, _ = self._steps.gradients(
-                self.state, self._accumulated, batch, buffer, jnp.float32(1), jnp.float32(1),
-                self._key)
+                self.state, self._accumulated, batch, buffer, np.float32(1), np.float32(1),
+                self._dropout_key(0))
             if scored is not None:
                 self._steps.logprobs(scored, batch, buffer)
         self._accumulated = self._zeros(self.state.trainable)
@@ -258,6 +257,13 @@ class Learner:
                     return
                 yield self._place(ready.batch), features.buffer, ready
 
+    def _dropout_key(self, number: int) -> np.ndarray | None:
+        """Key of a micro-batch of the present step, equal in every process."""
+        if self._seed is None:
+            return None
+        rng = np.random.default_rng([self._seed, self.step, number])
+        return rng.integers(0, 2**32, 2, np.uint32)
+
     def _place(self, batch: Batch) -> Batch:
         """Spreads rows, and their tokens, over the mesh."""
-        return jax.device_put(batch, batch_sharding(self._mesh, batch, self._rules))
+        return put(batch, batch_sharding(self._mesh, batch, self._rules))

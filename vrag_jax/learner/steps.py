@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax.sharding import NamedSharding, PartitionSpec
 
 from vrag_jax.learner import losses
 from vrag_jax.learner.batch import Batch
@@ -63,7 +64,8 @@ class Steps:
     Attributes:
       logprobs: `(params, batch, features) -> [R, T]` float32.
       gradients: `(state, accumulated, batch, features, total, tokens, dropout_key) ->
-        (accumulated, metrics)`; `accumulated` is donated, the key may be None.
+        (accumulated, metrics)`; `accumulated` is donated, the key,
+        `[2]` uint32, may be None.
       step: `((trainable, opt_state, step), accumulated) -> (the same after an update,
         accumulated zeros, gradient norm)`; both arguments are donated.
       apply: `(state, accumulated) -> (state, accumulated zeros, gradient norm)`;
@@ -141,13 +143,17 @@ def make_steps(
                 model, hidden, batch.targets, temperature=config.temperature,
                 chunk=config.vocab_chunk, entropy_gradient=loss.entropy_gradient)
 
-    @jax.jit
+    # Whole on every device: each process reads all of them.
+    @functools.partial(jax.jit, out_shardings=NamedSharding(mesh, PartitionSpec()))
     def logprobs(params, batch, features):
         return forward(params, batch, features)[0]
 
     def gradients(
         state: TrainState, accumulated, batch, features, total, tokens, dropout_key=None
     ):
+        if dropout_key is not None:
+            dropout_key = jax.random.wrap_key_data(dropout_key, impl='threefry2x32')
+
         def loss_of(trainable):
             logp, entropies = forward(
                 {**trainable, **state.frozen}, batch, features, dropout_key)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 
 from vrag_jax.models.lora import is_adapter
 from vrag_jax.models.parameters import Params
+from vrag_jax.parallel.processes import put
 from vrag_jax.parallel.sharding import RULES, Rules, tree_shardings
 
 
@@ -94,7 +95,7 @@ def place_train_state(
         lambda p: (p, optimizer.init(p), jnp.zeros((), jnp.int32)),
         out_shardings=(shardings.trainable, shardings.opt_state, shardings.step))
     placed, opt_state, step = copy(trainable)
-    return TrainState(placed, jax.device_put(frozen, shardings.frozen), opt_state, step)
+    return TrainState(placed, put(frozen, shardings.frozen), opt_state, step)
 
 
 def train_state_shardings(

@@ -23,6 +23,7 @@ from vrag_jax.models.layers import Linear
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.quantization import dequantized
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.processes import is_main, to_host
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 ADAPTER = re.compile(r'/lora_[ab]$')
@@ -119,7 +120,7 @@ def merged(params: Params, config: LoraConfig) -> dict[str, jax.Array]:
 
 
 def save_adapters(directory: Path, params: Params, config: LoraConfig, base: str) -> None:
-    """Writes the adapters alone, in the format of PEFT.
+    """Writes the adapters alone, in the format of PEFT; every process calls it.
 
     Args:
       directory: is made; `adapter_model.safetensors` and `adapter_config.json`.
@@ -130,8 +131,10 @@ def save_adapters(directory: Path, params: Params, config: LoraConfig, base: str
     tensors = {}
     for path, value in params.items():
         if is_adapter(path):
-            for layer, matrix in enumerate(np.asarray(value)):
+            for layer, matrix in enumerate(to_host(value)):
                 tensors[_peft_name(path, layer)] = np.ascontiguousarray(matrix.T)
+    if not is_main():
+        return
     directory.mkdir(parents=True, exist_ok=True)
     partial = directory / f'{WEIGHTS_FILE}.partial'
     save_file(tensors, partial, metadata={'format': 'pt'})

@@ -83,6 +83,21 @@ class SamplerConfig:
             raise ValueError(f'cache_tokens = {self.cache_tokens} holds not even one sequence of '
                              f'max_length, which takes {self.most_tokens} with whole pages')
 
+    def of_process(self, count: int) -> 'SamplerConfig':
+        """Returns the sizes of the sampler of one of `count` processes.
+
+        Raises:
+          ValueError: if the slots cannot be dealt out.
+        """
+        if count == 1:
+            return self
+        if self.slots % count:
+            raise ValueError(f'slots = {self.slots} cannot be dealt out to {count} processes')
+        own = self.slots // count
+        return dataclasses.replace(
+            self, slots=own, cache_tokens=self.cache_tokens // count,
+            fewer_slots=tuple(n for n in self.fewer_slots if n < own))
+
     @property
     def most_tokens(self) -> int:
         """Tokens of the pages of a sequence of `max_length`."""

@@ -24,6 +24,9 @@ def check(config: RunConfig) -> None:
         if learner.rows % shards:
             raise ConfigError(f'config.{name}.rows: {learner.rows} rows do not split over '
                               f'data * fsdp = {shards} devices')
+    if config.grpo.overlap and jax.process_count() > 1:
+        raise ConfigError('config.grpo.overlap: a rollout beside an update needs one process: '
+                          'several would run global programs in different orders')
     if config.sampler.slots % shards:
         raise ConfigError(f'config.sampler.slots: {config.sampler.slots} slots do not split over '
                           f'data * fsdp = {shards} devices')

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from vrag_jax.data.records import Question
 from vrag_jax.models.parameters import Params
+from vrag_jax.parallel.processes import merge_shares, share
 from vrag_jax.rollout.driver import World, episode_seed, run_policy
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
@@ -35,7 +36,8 @@ def evaluate(
       sampling: how tokens are drawn; None takes `config.evaluation.sampling`.
 
     Returns:
-      Scored trajectories in the order of the questions.
+      Scored trajectories in the order of the questions; those of other processes come
+      without their images.
     """
     opening: tuple[str, ...] = ()
     if vanilla_pages:
@@ -43,10 +45,16 @@ def evaluate(
         world = dataclasses.replace(world, environment=environment)
         opening = ('<search>{question}</search>',) * vanilla_pages
     # The buffer may hold features of another policy's vision tower.
-    space.features.clear()
+    space.clear_features()
     seeds = [episode_seed(space.config.seed, 'evaluate', q.uid) for q in questions]
-    trajectories = run_policy(
-        world, space.sampler, space.features, space.for_sampling(params), questions,
-        sampling or space.config.evaluation.sampling, seeds, opening)
-    score(trajectories, space.config.reward, space.judge)
-    return trajectories
+    own = share(questions)
+    played = run_policy(
+        world, space.sampler, space.features, space.for_sampling(params),
+        [questions[i] for i in own], sampling or space.config.evaluation.sampling,
+        [seeds[i] for i in own], opening)
+    score(played, space.config.reward, space.judge)
+    light = [dataclasses.replace(t, images=[], processed=[]) for t in played]
+    merged = merge_shares(light, len(questions))
+    for i, trajectory in zip(own, played, strict=True):
+        merged[i] = trajectory
+    return merged

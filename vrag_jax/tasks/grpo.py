@@ -16,6 +16,7 @@ from vrag_jax.learner.learner import Learner
 from vrag_jax.learner.losses import DRIFT
 from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.models.parameters import Params
+from vrag_jax.parallel.processes import merge_shares, share
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.rollout.scoring import score
@@ -60,14 +61,14 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
     loss = steps.grpo(config.loss, old_is_current=config.old_is_current)
     learner = make_learner(space, params, space.config.learner, loss,
                            total * config.mini_batches, config.sampling.temperature)
-    features = space.features if learner.vision_is_frozen else None
-    space.features.clear()
+    features = space.learner_features if learner.vision_is_frozen else None
+    space.clear_features()
     collector = Collector(space, name, world, reward, questions, learner.vision_is_frozen)
 
     def warm_up() -> None:
         scored = config.loss.kl_coef or config.old_source == 'learner'
         learner.warm_up(features, params if scored else None)
-        space.features.warm_up(learner.state.params)
+        space.learner_features.warm_up(learner.state.params)
         placed = space.for_sampling(learner.state.params)
         space.features.warm_up(placed)
         space.sampler.warm_up(placed, space.features.buffer, config.sampling)
@@ -91,7 +92,7 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
         run_phase(
             name, learner, directory(space, name), space.config.seed, total, prepare,
             iterate, space.metrics, config.save_every, updates_per_step=config.mini_batches,
-            warm_up=warm_up, on_save=space.features.clear)
+            warm_up=warm_up, on_save=space.clear_features)
     return learner.state.params
 
 
@@ -131,7 +132,7 @@ class Collector:
           prompts: the step's questions.
         """
         if not self._keep_features:
-            self._space.features.clear()
+            self._space.clear_features()
         params = self._space.for_sampling(params)
         sampled = self._sample(params, step, 0, prompts)
         kept, everything, rounds = sampled, list(sampled), 0
@@ -157,10 +158,15 @@ class Collector:
         where = (step,) if not round_number else (step, f'round{round_number}')
         seeds = [episode_seed(space.config.seed, self._name, *where, i)
                  for i in range(len(grouped))]
-        trajectories = run_policy(
-            self._world, space.sampler, space.features, params, grouped,
-            self._config.sampling, seeds)
-        score(trajectories, self._reward, space.judge)
+        own = share(grouped, size)
+        played = run_policy(
+            self._world, space.sampler, space.features, params, [grouped[i] for i in own],
+            self._config.sampling, [seeds[i] for i in own])
+        score(played, self._reward, space.judge)
+        if jax.process_count() > 1:
+            # The learner needs the patches, and nobody the pictures.
+            played = [dataclasses.replace(t, images=[]) for t in played]
+        trajectories = merge_shares(played, len(grouped), size)
         return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
 
 

@@ -17,6 +17,7 @@ from vrag_jax.models.lora import add_adapters, is_adapter, load_adapters
 from vrag_jax.models.parameters import Params, flat_params
 from vrag_jax.models.quantization import quantiser
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.processes import to_local
 from vrag_jax.parallel.sharding import Rules, tree_shardings
 from vrag_jax.sampling.programs import PRODUCTS
 from vrag_jax.tasks.settings import RunConfig
@@ -118,7 +119,7 @@ def sampling_shapes(
 
 
 def sampling_placement(
-    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, rules: Rules
+    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, sampling_mesh: Mesh, rules: Rules
 ) -> Callable[[Params], Params]:
     """Returns a function that lays a policy out for sampling, from however it lies.
 
@@ -128,22 +129,34 @@ def sampling_placement(
     What lies so already is not copied.
 
     Args:
-      shapes, config, mesh, rules: see `sampling_shapes`.
+      shapes, config, rules: see `sampling_shapes`.
+      mesh: the devices of all processes, on which the policy lies.
+      sampling_mesh: the same, or those of this process: all processes then call the
+        function at the same time.
     """
-    targets = sampling_shapes(shapes, config, mesh, rules)
+    targets = sampling_shapes(shapes, config, sampling_mesh, rules)
+    alone = sampling_mesh is mesh
 
     @functools.cache
     def mover(path: str) -> Callable[[Any], Any]:
         shardings = jax.tree.map(lambda x: x.sharding, targets[path])
-        return jax.jit(_cast_to(path, config), out_shardings=shardings)
+        return jax.jit(_cast_to(path, config), out_shardings=shardings if alone else None)
 
     def is_there(value: Any, target: Any) -> bool:
-        return all(x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
-                   for x, y in zip(jax.tree.leaves(value), jax.tree.leaves(target), strict=True))
+        return alone and all(
+            x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, x.ndim)
+            for x, y in zip(jax.tree.leaves(value), jax.tree.leaves(target), strict=True))
 
     def place(params: Params) -> Params:
-        return {path: value if is_there(value, targets[path]) else mover(path)(value)
-                for path, value in params.items()}
+        out = {}
+        for path, value in params.items():
+            if not is_there(value, targets[path]):
+                value = mover(path)(value)
+                if not alone:
+                    value = jax.tree.map(
+                        lambda x, target: to_local(x, mesh, target.sharding), value, targets[path])
+            out[path] = value
+        return out
 
     return place
 

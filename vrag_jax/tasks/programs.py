@@ -104,7 +104,7 @@ def _learner_programs(
     number = _replicated(jax.ShapeDtypeStruct((), jnp.float32), mesh)
     key = None
     if config.policy.lora.dropout:
-        key = _replicated(jax.eval_shape(lambda: jax.random.key(0)), mesh)
+        key = _replicated(np.zeros(2, np.uint32), mesh)
     tokens = phase.batch.tokens.size
     if name == 'grpo' and (config.grpo.loss.kl_coef or config.grpo.old_source == 'learner'):
         yield Program(f'{name}: log-probs', functions.logprobs,

@@ -13,6 +13,7 @@ from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
 from vrag_jax.models import hf_checkpoint
 from vrag_jax.models.lora import merged, save_adapters
 from vrag_jax.models.parameters import Params, merge
+from vrag_jax.parallel.processes import barrier, exchange, is_main
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.tasks.workspace import Workspace
 
@@ -31,6 +32,10 @@ def write_results(
       facts: further facts about the run.
     """
     config = space.config
+    name, trajectories = list(methods.items())[-1]
+    drawn = with_images(select(trajectories, config.evaluation.report_trajectories))
+    if not is_main():
+        return
     save_results(
         space.workdir / 'results.json',
         {name: summarize(trajectories) for name, trajectories in methods.items()},
@@ -47,10 +52,17 @@ def write_results(
             **(facts or {}),
         },
     )
-    name, trajectories = list(methods.items())[-1]
     folder = space.workdir / 'trajectories' / name
-    save_trajectories(folder, select(trajectories, config.evaluation.report_trajectories))
+    save_trajectories(folder, drawn)
     write_report(space.workdir, {METHOD_LABELS.get(name, name): folder}, title)
+
+
+def with_images(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
+    """Gives every process the images of trajectories that others have played."""
+    shared: dict[int, Trajectory] = {}
+    for found in exchange({i: t for i, t in enumerate(trajectories) if t.images}):
+        shared |= found
+    return [shared.get(i, t) for i, t in enumerate(trajectories)]
 
 
 def export_policy(space: Workspace, params: Params) -> None:
@@ -61,11 +73,14 @@ def export_policy(space: Workspace, params: Params) -> None:
     """
     policy = space.config.policy
     directory = space.workdir / 'policy'
-    if directory.exists():
+    if is_main() and directory.exists():
         shutil.rmtree(directory)
+    barrier('export')
     if policy.lora.rank:
         save_adapters(space.workdir / 'adapter', params, policy.lora, policy.checkpoint)
         params = merged(params, policy.lora)
     hf_checkpoint.save(merge(space.plain_graphdef, params), directory)
-    space.tokenizer.save_pretrained(directory)
-    space.image_processor.save_pretrained(directory)
+    if is_main():
+        space.tokenizer.save_pretrained(directory)
+        space.image_processor.save_pretrained(directory)
+    barrier('exported')

@@ -129,8 +129,8 @@ def finetune(space: Workspace, params: Params, name: str,
     config = space.config.sft
     total = total_steps(config.steps, config.epochs, config.sequences, len(sequences))
     learner = make_learner(space, params, config.learner, steps.supervised, total)
-    features = space.features if learner.vision_is_frozen else None
-    space.features.clear()
+    features = space.learner_features if learner.vision_is_frozen else None
+    space.clear_features()
 
     def warm_up() -> None:
         learner.warm_up(features)
@@ -144,7 +144,7 @@ def finetune(space: Workspace, params: Params, name: str,
     run_phase(
         name, learner, directory(space, name), space.config.seed, total, prepare,
         lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
-        warm_up=warm_up, on_save=space.features.clear)
+        warm_up=warm_up, on_save=space.clear_features)
     return learner.state.params
 
 

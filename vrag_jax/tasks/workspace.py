@@ -5,6 +5,7 @@ import functools
 from collections.abc import Callable
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
@@ -23,7 +24,8 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import with_rules
+from vrag_jax.parallel.processes import local_mesh, main_first
+from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.perception.stopping import build_stop_table
 from vrag_jax.rewards.judge import AnswerJudge, OpenAIJudge, RuleJudge
 from vrag_jax.rollout.environment import Environment
@@ -53,6 +55,8 @@ class Workspace:
         self.config = config
         self.workdir = workdir
         self.mesh: Mesh = make_mesh(config.mesh.sizes())
+        # Each process samples its own episodes, on its own devices.
+        self.sampling_mesh = local_mesh(self.mesh)
         self.learner_rules = with_rules(config.mesh.learner_rules)
         self.sampler_rules = with_rules(config.mesh.sampler_rules)
         self.metrics = MetricsWriter(workdir)
@@ -64,7 +68,7 @@ class Workspace:
 
     @functools.cached_property
     def corpus(self) -> Corpus:
-        return build_corpus(self.config, self.workdir)
+        return main_first('corpus', lambda: build_corpus(self.config, self.workdir))
 
     @functools.cached_property
     def tokenizer(self):
@@ -72,6 +76,11 @@ class Workspace:
         if policy.checkpoint:
             return load_tokenizer(policy.checkpoint)
         directory = self.workdir / 'tokenizer'
+        main_first('tokenizer', lambda: self._train_tokenizer(directory))
+        return load_tokenizer(directory)
+
+    def _train_tokenizer(self, directory: Path) -> None:
+        policy = self.config.policy
         if not directory.is_dir():
             # Under its name only when it is whole, should the run be killed here.
             partial = directory.with_name('tokenizer.partial')
@@ -79,7 +88,6 @@ class Workspace:
             train_tiny_tokenizer(
                 texts, policy.tokenizer_vocab, partial, position_phrases(self.corpus))
             partial.replace(directory)
-        return load_tokenizer(directory)
 
     @functools.cached_property
     def chat(self) -> ChatFormat:
@@ -117,7 +125,8 @@ class Workspace:
     @functools.cached_property
     def for_sampling(self) -> Callable[[Params], Params]:
         """Lays a policy out for the sampler, see `policy.sampling_placement`."""
-        return sampling_placement(self._abstract[1], self.config, self.mesh, self.sampler_rules)
+        return sampling_placement(self._abstract[1], self.config, self.mesh, self.sampling_mesh,
+                                  self.sampler_rules)
 
     @functools.cached_property
     def image_processor(self) -> Qwen2VLImageProcessorPil:
@@ -154,13 +163,29 @@ class Workspace:
     @functools.cached_property
     def sampler(self) -> Sampler:
         table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
-        return Sampler(self.graphdef, self.model_config, self.config.sampler, table,
-                       self.end_ids, self.config.seed, self.mesh, self.sampler_rules)
+        sizes = self.config.sampler.of_process(jax.process_count())
+        return Sampler(self.graphdef, self.model_config, sizes, table, self.end_ids,
+                       self.config.seed, self.sampling_mesh, self.sampler_rules)
 
     @functools.cached_property
     def features(self) -> ImageFeatureCache:
-        """Image features; call `clear` whenever the vision tower changes."""
+        """Image features of the sampler; call `clear` whenever the vision tower changes."""
+        return self._feature_cache(self.sampling_mesh, self.sampler_rules)
+
+    @functools.cached_property
+    def learner_features(self) -> ImageFeatureCache:
+        """Image features of the learner: the sampler's where both have the same devices."""
+        if self.sampling_mesh is self.mesh:
+            return self.features
+        return self._feature_cache(self.mesh, self.learner_rules)
+
+    def clear_features(self) -> None:
+        """Forgets all image features."""
+        self.features.clear()
+        self.learner_features.clear()
+
+    def _feature_cache(self, mesh: Mesh, rules: Rules) -> ImageFeatureCache:
+        config = self.config
         return ImageFeatureCache(
-            make_encoder(self.graphdef, self.mesh, self.sampler_rules), self.model_config,
-            self.config.feature_rows, self.config.feature_windows, self.config.feature_span,
-            jnp.dtype(self.config.policy.dtype), mesh=self.mesh)
+            make_encoder(self.graphdef, mesh, rules), self.model_config, config.feature_rows,
+            config.feature_windows, config.feature_span, jnp.dtype(config.policy.dtype), mesh=mesh)
