@@ -26,11 +26,11 @@ from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 #     lr 0.02,  eps 1e-8       mesh 5e-5        mesh 5e-2      neighbours 6e-2
 #     lr 0.02,  eps 0.1        mesh 5e-5        mesh 6e-4      neighbours 3e-3
 #     lr 0.003, eps 0.1        mesh 5e-5        mesh 1e-4      neighbours up to 2e-4
-#     lr 0.001, eps 0.1        mesh 7e-5        mesh 2e-3, and 5e-4 in the third
+#     lr 0.001, eps 0.1        mesh 7e-5        mesh 2e-3; its loss 8e-5 in the third
 #
 # A large eps makes Adam's steps smooth in each gradient: with a small one, the sign of
 # a gradient that is zero up to rounding becomes a step of full size.
-SETTINGS = dict(lr=0.001, eps=0.1, rows=8, length=80, windows=16, span=2)
+SETTINGS = dict(lr=2e-4, eps=0.1, rows=8, length=80, windows=16, span=2)
 NORM_TOLERANCE = 5e-3  # Of a norm of 54: the weights differ by less than 1e-6.
 MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
           'all': {'data': 2, 'fsdp': 2, 'tensor': 2},
@@ -88,8 +88,8 @@ def test_an_update_moves_the_weights_and_reports(reference, policy, sequences):
     for path, value in policy[1].items():
         assert not np.array_equal(weights[0][path], value), path
     embedding = 'language_model/embed_tokens/embedding'
-    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 1e-4
-    assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=2e-4)
+    assert np.abs(weights[0][embedding] - policy[1][embedding]).max() > 2e-5
+    assert metrics[1]['loss'] != pytest.approx(metrics[0]['loss'], abs=5e-5)
 
 
 def test_later_updates_compile_nothing(reference):
