@@ -82,23 +82,28 @@ def work(text: str, loop: int = 1, custom_flops: CustomFlops | None = None) -> W
 def splash_flops(instruction: Instruction, operands: list[Array]) -> float | None:
     """Operations of a splash attention kernel over a causal mask, in whole blocks.
 
-    The forward kernel takes two products of every block of scores, that of the keys'
-    gradients four, and that of the queries' three.
+    The forward kernel takes two products of every block of scores; backwards that of the
+    keys' gradients takes four, that of the queries' three, and one for both five.
     """
     match = re.match(r'splash_mha_(fwd|dq|dkv)', instruction.name)
     if not match:
         return None
-    large = [a.shape for a in operands if len(a.shape) == 3 and a.shape[-1] >= 64]
-    queries = large[0]
-    keys = next(shape for shape in large[1:])
-    products = {'fwd': 2, 'dq': 3, 'dkv': 4}[match.group(1)]
-    heads, length, size = queries
-    blocks = max(1, keys[1] // SPLASH_BLOCK)
-    seen = (blocks + 1) / (2 * blocks)
-    return products * 2.0 * heads * length * keys[1] * size * seen
+    setting = dict(re.findall(r'\\"(\w+)\\": (\w+)', instruction.attributes))
+    kernel = match.group(1)
+    products = {'fwd': 2, 'dq': 3, 'dkv': 4}[kernel]
+    suffix = '' if kernel == 'fwd' else f'_{kernel}'
+    if kernel == 'dkv' and setting.get('use_fused_bwd_kernel') == 'true':
+        products = 5
+    (heads, length, size), (_, seen, _) = [
+        a.shape for a in operands if len(a.shape) == 3 and a.shape[-1] >= LANES][:2]
+    queries, keys = (int(setting.get(f'block_{name}{suffix}', LANES)) for name in ('q', 'kv'))
+    # Of a device that has some queries of a row only, as of the mean of all of them.
+    share = sum(min(seen, math.ceil((first + queries) / keys) * keys)
+                for first in range(0, seen, queries)) / (seen * (seen / queries))
+    return products * 2.0 * heads * length * seen * size * share
 
 
-SPLASH_BLOCK = 1024  # Tokens, see `models.attention`.
+LANES = 128  # Of a TPU: heads fill them.
 
 
 class _Counter:
@@ -122,8 +127,8 @@ class _Counter:
         if kind in COLLECTIVES:
             self._exchange(kind, computation, instruction, times)
         elif opcode in ('dot', 'convolution'):
-            count = dot_flops if opcode == 'dot' else convolution_flops
-            self.work.flops += times * count(instruction, self._operands(computation, instruction))
+            flops = dot_flops if opcode == 'dot' else convolution_flops
+            self.work.flops += times * flops(instruction, self._operands(computation, instruction))
         elif opcode == 'custom-call':
             self._kernel(computation, instruction, times)
         if opcode == 'while':
@@ -195,7 +200,8 @@ class _Counter:
         total = 0.0
         for parameter, operand in zip(body.parameters, operands, strict=False):
             if operand is not None:
-                total += min(sum(map(_in_memory, operand.result)), _touched(body, parameter, self._module))
+                whole = sum(map(_in_memory, operand.result))
+                total += min(whole, _touched(body, parameter, self._module))
         return total + _written(body, result)
 
 

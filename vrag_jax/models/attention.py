@@ -3,7 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,7 @@ RECOMPUTED_LENGTH = 1024  # Longer sequences keep no scores for the backward pas
 # Of splash attention: tokens of a block, the largest that divides the row.
 QUERY_BLOCKS = (1024, 512, 256, 128)
 KEY_BLOCKS = (1024, 512, 256, 128)
+MOST_PARTIAL_GRADIENTS = 16  # Copies of the queries' gradient in the backward pass.
 LANES = 128  # Of a TPU's vector registers: the head size must fill them.
 
 # `(q [B, T, H, d], k and v [B, S, KVH, d], segments of queries [B, T] and of keys [B, S],
@@ -208,11 +209,13 @@ def _splash_kernel(
     own = length // query_shards
     queries = next(n for n in QUERY_BLOCKS if own % n == 0)
     keys = next(n for n in KEY_BLOCKS if length % n == 0)
-    # One backward kernel would make each block of scores once and not twice, but writes
+    # One backward kernel makes each block of scores once, two make it twice; but it writes
     # the gradient of the queries once for every block of keys.
+    fused = length // keys <= MOST_PARTIAL_GRADIENTS
+    apart: dict[str, Any] = {} if fused else {'block_q_dq': queries, 'block_kv_dq': keys}
     sizes = splash.BlockSizes(
         block_q=queries, block_kv=keys, block_q_dkv=queries, block_kv_dkv=keys,
-        block_kv_dkv_compute=keys, block_q_dq=queries, block_kv_dq=keys)
+        block_kv_dkv_compute=keys, use_fused_bwd_kernel=fused, **apart)
     mask = splash_attention_mask.MultiHeadMask(
         [splash_attention_mask.CausalMask((length, length))] * heads)
     with jax.ensure_compile_time_eval():

@@ -37,7 +37,13 @@ from vrag_jax.sampling.programs import (
     StopRules,
     make_programs,
 )
-from vrag_jax.sampling.slots import SamplerConfig, abstract_pool, batch_shards, init_pool
+from vrag_jax.sampling.slots import (
+    KVPool,
+    SamplerConfig,
+    abstract_pool,
+    batch_shards,
+    init_pool,
+)
 
 T = TypeVar('T')
 
@@ -145,7 +151,8 @@ class Sampler:
         init = functools.partial(init_pool, model_config, config, self.shards)
         shardings = None if mesh is None else jax.tree.map(
             lambda x: x.sharding, abstract_pool(model_config, config, mesh, rules))
-        self._pool = jax.jit(init, out_shardings=shardings)()
+        self._make_pool = jax.jit(init, out_shardings=shardings)
+        self._held: KVPool | None = None
         self._programs = make_programs(
             graphdef, model_config, config, mesh, shardings, rules)
         self.table = PageTable(self.shards, config.pool_pages(self.shards), config.page_size)
@@ -161,6 +168,24 @@ class Sampler:
     def reset(self) -> None:
         """Forgets every sequence."""
         self.table = PageTable(self.shards, self.table.pages, self.config.page_size)
+
+    def release(self) -> None:
+        """Forgets every sequence and gives the cache's memory back, until the next.
+
+        A cache is of no use to another policy version, and an update wants the memory.
+        """
+        self._pool = None
+        self.reset()
+
+    @property
+    def _pool(self) -> KVPool:
+        if self._held is None:
+            self._held = self._make_pool()
+        return self._held
+
+    @_pool.setter
+    def _pool(self, pool: KVPool | None) -> None:
+        self._held = pool
 
     def warm_up(self, params: Params, features: jax.Array, sampling: SamplingConfig) -> None:
         """Compiles every program for all shapes, by running it on nothing.

@@ -1,7 +1,10 @@
 """Checks of a config that need the machine or several sections at once."""
 
+import math
+
 import jax
 
+from vrag_jax.compilation.chips import parse_topology
 from vrag_jax.config import ConfigError
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.tasks.corpus import check_paths
@@ -16,7 +19,10 @@ def check(config: RunConfig) -> None:
     """
     check_paths(config)
     try:
-        shape = resolve_shape(config.mesh.sizes(), jax.device_count())
+        count = jax.device_count()
+        if config.task == 'compile':
+            count = math.prod(parse_topology(config.compile.topology)[1])
+        shape = resolve_shape(config.mesh.sizes(), count)
     except ValueError as error:
         raise ConfigError(f'config.{error}') from error
     shards = shape['data'] * shape['fsdp']

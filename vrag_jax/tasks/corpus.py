@@ -60,7 +60,7 @@ def check_paths(config: RunConfig) -> None:
         raise ConfigError(f'config.policy.checkpoint: {checkpoint} holds no config.json; '
                           'pass a checkpoint directory with --config.policy.checkpoint=PATH')
     for name, (value, required) in paths.items():
-        if required and not value and config.task != 'plan':
+        if required and not value and config.task not in ('plan', 'compile'):
             raise ConfigError(f'config.{name}: not given; pass --config.{name}=PATH')
         if value:
             try:

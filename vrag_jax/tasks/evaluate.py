@@ -52,6 +52,7 @@ def evaluate(
         world, space.sampler, space.features, space.for_sampling(params),
         [questions[i] for i in own], sampling or space.config.evaluation.sampling,
         [seeds[i] for i in own], opening)
+    space.sampler.release()
     score(played, space.config.reward, space.judge)
     light = [dataclasses.replace(t, images=[], processed=[]) for t in played]
     merged = merge_shares(light, len(questions))

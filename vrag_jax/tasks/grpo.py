@@ -146,6 +146,7 @@ class Collector:
                     params, step, rounds, [self._questions[i] for i in new.tolist()])
                 everything += sampled
                 kept += [group for group in sampled if _has_spread(group)]
+        self._space.sampler.release()
         metrics = rollout_metrics([t for group in everything for t in group])
         metrics |= {'no_spread': float(np.mean([not _has_spread(g) for g in everything])),
                     'rounds': float(1 + rounds)}

@@ -30,15 +30,30 @@ class Program:
       name: phase or room, and what it does.
       function: jitted.
       arguments: shapes with shardings; static ones as they are.
+      inputs: those of them that come with each call and are not held.
+      phase: of training, '' for a rollout.
       loop: how often a loop goes round whose length only the data tell; 0 is none.
-      tokens: positions that it runs through the decoder, padding and all.
+      rows, tokens: rows of a micro-batch, and positions in all of them.
     """
 
     name: str
     function: Any
     arguments: tuple[Any, ...]
+    inputs: Any = ()
+    phase: str = ''
     loop: int = 0
+    rows: int = 0
     tokens: int = 0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it works out gradients."""
+        return self.name.endswith('gradients')
+
+    @property
+    def samples(self) -> bool:
+        """Whether it is part of a rollout."""
+        return not self.phase
 
     def lower(self) -> Any:
         """Traces and lowers it for the devices of its arguments."""
@@ -61,7 +76,7 @@ def programs(config: RunConfig, plan: Plan) -> Iterator[Program]:
     rows = _replicated(np.zeros(len(images.order), np.int32), mesh)
     if plan.pool is not None or not all(p.batch.images is not None for p in plan.phases.values()):
         yield Program('encode images', make_encoder(plan.graphdef, mesh, sampler_rules),
-                      (sampling, images, plan.features, rows))
+                      (sampling, images, plan.features, rows), inputs=(images, rows))
     if plan.pool is not None:
         yield from _sampler_programs(config, plan, sampling, sampler_rules)
     for name, phase in plan.phases.items():
@@ -82,8 +97,8 @@ def _sampler_programs(
     rows, width = max(sizes.prefill_shapes, key=lambda shape: shape[0] * shape[1])
     new = _replicated(prefill_inputs(shards, rows, width, pages, past_end), mesh)
     yield Program('prefill', functions.prefill, (params, plan.pool, new, plan.features),
-                  tokens=new.tokens.size)
-    slots = decode_inputs(sizes, shards, sizes.slots, pages, past_end)
+                  inputs=new)
+    slots = _replicated(decode_inputs(sizes, shards, sizes.slots, pages, past_end), mesh)
     vocabulary = plan.model_config.text.vocab_size
     rules_of_turns = StopRules(
         np.zeros((STOP_STATES, vocabulary), np.uint8), np.zeros(STOP_STATES, bool),
@@ -91,9 +106,9 @@ def _sampler_programs(
     key = jax.eval_shape(lambda: jax.random.key(0))
     yield Program(
         'decode', functions.decode,
-        (params, plan.pool, _replicated(slots, mesh), _replicated(key, mesh),
-         _replicated(rules_of_turns, mesh), config.grpo.sampling),
-        loop=sizes.decode_steps, tokens=len(slots.lengths) * sizes.recent_tokens)
+        (params, plan.pool, slots, _replicated(key, mesh), _replicated(rules_of_turns, mesh),
+         config.grpo.sampling),
+        inputs=(slots, _replicated(rules_of_turns, mesh)), loop=sizes.decode_steps)
 
 
 def _learner_programs(
@@ -108,13 +123,14 @@ def _learner_programs(
     tokens = phase.batch.tokens.size
     if name == 'grpo' and (config.grpo.loss.kl_coef or config.grpo.old_source == 'learner'):
         yield Program(f'{name}: log-probs', functions.logprobs,
-                      (state.params, phase.batch, features), tokens=tokens)
+                      (state.params, phase.batch, features), inputs=phase.batch, phase=name)
     yield Program(
         f'{name}: gradients', functions.gradients,
-        (state, phase.gradients, phase.batch, features, number, number, key), tokens=tokens)
+        (state, phase.gradients, phase.batch, features, number, number, key),
+        inputs=phase.batch, phase=name, rows=len(phase.batch.tokens), tokens=tokens)
     yield Program(
         f'{name}: optimiser', functions.step,
-        ((state.trainable, state.opt_state, state.step), phase.gradients))
+        ((state.trainable, state.opt_state, state.step), phase.gradients), phase=name)
 
 
 def _replicated(tree: Any, mesh: Mesh) -> Any:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vrag_jax.tasks import files, loop, plan
+from vrag_jax.tasks import compile, files, loop, plan
 from vrag_jax.tasks.corpus import build_corpus, report_retrieval
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
@@ -24,4 +24,5 @@ TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {
     'grpo': _in_workspace(files.run_grpo),
     'evaluate': _in_workspace(files.run_evaluate),
     'plan': plan.run,
+    'compile': compile.run,
 }
