@@ -3,7 +3,6 @@
 import functools
 import itertools
 import json
-import math
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,12 +17,12 @@ from flax import nnx
 from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
-from vrag_jax.models import hf_layout
+from vrag_jax.models import hf_layout, safetensors_files
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.safetensors_files import TensorSpec
 
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
@@ -107,8 +106,8 @@ def save_params(
     """Writes a checkpoint directory from parameters that come one after the other.
 
     It appears under its name only when it is complete. Of several processes all must
-    call this; the first writes. Tensors of which it has only a part are gathered one at
-    a time. It holds one shard, the others one tensor.
+    call this; the first writes. A tensor of which it has only a part is gathered to all
+    of them. Besides the parameter whose turn it is, memory holds a few tensors.
 
     Args:
       params: path and value, in the order of `shapes`; a value is let go before the next
@@ -131,7 +130,7 @@ def save_params(
         partial = path.with_name(path.name + '.partial')
         shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
         partial.mkdir(parents=True)
-        _write_shards(tensors, _plan_shards(shapes, max_shard_bytes), partial)
+        _write_shards(tensors, _plan_shards(shapes, config, max_shard_bytes), partial)
         dtype = str(shapes['language_model/norm/scale'].dtype)
         hf_config = {**config.to_hf(), 'torch_dtype': dtype}
         (partial / 'config.json').write_text(json.dumps(hf_config, indent=2))
@@ -267,23 +266,19 @@ def _read_parameter(
 
 
 def _write_shards(
-    tensors: Iterator[tuple[str, np.ndarray]], shards: list[int], directory: Path
+    tensors: Iterator[tuple[str, np.ndarray]], shards: list[list[TensorSpec]], directory: Path
 ) -> None:
-    """Writes files of so many tensors each, and their index if there are several."""
+    """Writes files of these tensors, and their index if there are several."""
     weight_map: dict[str, str] = {}
-    size = 0
-    for number, count in enumerate(shards, start=1):
+    for number, specs in enumerate(shards, start=1):
         file = SINGLE_FILE
         if len(shards) > 1:
             file = f'model-{number:05}-of-{len(shards):05}.safetensors'
-        held = dict(itertools.islice(tensors, count))
-        weight_map |= dict.fromkeys(held, file)
-        size += sum(value.nbytes for value in held.values())
-        # transformers refuses files whose metadata does not name a framework.
-        save_file(held, directory / file, metadata={'format': 'pt'})
-        del held
+        safetensors_files.write(directory / file, specs, itertools.islice(tensors, len(specs)))
+        weight_map |= dict.fromkeys((spec.name for spec in specs), file)
     next(tensors, None)  # There is none; asking lets `_checked` see that.
     if len(shards) > 1:
+        size = sum(spec.nbytes for specs in shards for spec in specs)
         index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
 
@@ -320,16 +315,18 @@ def _checked(
         raise ValueError(f'parameter {name!r} is missing')
 
 
-def _plan_shards(shapes: Mapping[str, Any], limit: int) -> list[int]:
-    """How many tensors, in order, go into each file of at most `limit` bytes."""
-    shards, used = [0], 0
+def _plan_shards(
+    shapes: Mapping[str, Any], config: ModelConfig, limit: int
+) -> list[list[TensorSpec]]:
+    """Which tensors, in order, go into each file of at most `limit` bytes."""
+    shards: list[list[TensorSpec]] = [[]]
+    used = 0
     for path, leaf in shapes.items():
-        tensors = hf_layout.layers(path, leaf.shape)
-        size = math.prod(leaf.shape) * leaf.dtype.itemsize // len(tensors)
-        for _ in tensors:
-            if shards[-1] and used + size > limit:
-                shards.append(0)
+        for name, shape in hf_layout.expected_shapes({path: leaf}, config).items():
+            spec = TensorSpec(name, np.dtype(leaf.dtype), shape)
+            if shards[-1] and used + spec.nbytes > limit:
+                shards.append([])
                 used = 0
-            shards[-1] += 1
-            used += size
+            shards[-1].append(spec)
+            used += spec.nbytes
     return shards
