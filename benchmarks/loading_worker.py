@@ -7,7 +7,7 @@ import resource
 import sys
 import time
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,19 +50,17 @@ class Loading:
         digests: dict[str, str] = {}
         making = 0.0
 
-        def stream() -> Iterator[tuple[str, jax.Array]]:
+        def make(name: str) -> jax.Array:
             nonlocal making
-            for name, leaf in self.shapes.items():
-                start = time.perf_counter()
-                value = random_parameter(name, leaf, seed)
-                digests.update(digests_of(name, value))
-                making += time.perf_counter() - start
-                yield name, value
-                del value
+            start = time.perf_counter()
+            value = random_parameter(name, self.shapes[name], seed)
+            digests.update(digests_of(name, value))
+            making += time.perf_counter() - start
+            return value
 
         with Peak() as peak:
             seconds, _ = paired.timed(lambda: hf_checkpoint.save_params(
-                stream(), self.shapes, self.config, path, self.max_shard_bytes))
+                make, self.shapes, self.config, path, self.max_shard_bytes))
         return seconds - making, {**memory(peak), 'digests': digests}
 
     def read(self, path: str) -> tuple[float, Any]:

@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental import multihost_utils
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
@@ -23,6 +22,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.models.safetensors_files import TensorSpec
+from vrag_jax.parallel.processes import barrier, exchange, is_main, to_host
 
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
@@ -88,30 +88,27 @@ def load(
 
 
 def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes a directory that `Qwen2_5_VLForConditionalGeneration` loads.
-
-    See `save_params`, which also takes parameters that are not all there at once.
-    """
+    """Writes a directory that `Qwen2_5_VLForConditionalGeneration` loads; see `save_params`."""
     _, params = flat_params(model)
-    save_params(params.items(), params, model.config, path, max_shard_bytes)
+    save_params(params.__getitem__, params, model.config, path, max_shard_bytes)
 
 
 def save_params(
-    params: Iterable[tuple[str, jax.Array]],
+    value: Callable[[str], jax.Array],
     shapes: Mapping[str, Any],
     config: ModelConfig,
     path: Path | str,
     max_shard_bytes: int = 5 * 10**9,
 ) -> None:
-    """Writes a checkpoint directory from parameters that come one after the other.
+    """Writes a checkpoint directory from parameters that need not all be there at once.
 
     It appears under its name only when it is complete. Of several processes all must
     call this; the first writes. A tensor of which it has only a part is gathered to all
     of them. Besides the parameter whose turn it is, memory holds a few tensors.
 
     Args:
-      params: path and value, in the order of `shapes`; a value is let go before the next
-        is asked for.
+      value: gives a parameter by its path: it is asked for once, in the order of
+        `shapes`, and let go before the next one is.
       shapes: parameters or `ShapeDtypeStruct`s, by path.
       config: sizes.
       path: directory to make.
@@ -119,14 +116,14 @@ def save_params(
 
     Raises:
       FileExistsError: if `path` exists and is not an empty directory.
-      ValueError: if `params` are not those of `shapes`; names the first that is not.
+      ValueError: if a parameter is not of its shape and dtype.
     """
     path = Path(path)
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
-    if _of_first_process(occupied):
+    if exchange(occupied)[0]:
         raise FileExistsError(f'{path} exists already; a checkpoint needs a new directory')
-    tensors = hf_tensors(_checked(params, shapes), config)
-    if jax.process_index() == 0:
+    tensors = hf_tensors(((name, value(name)) for name in shapes), config)
+    if is_main():
         partial = path.with_name(path.name + '.partial')
         shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
         partial.mkdir(parents=True)
@@ -138,7 +135,7 @@ def save_params(
     else:
         for _ in tensors:
             pass
-    _of_first_process(True)  # Nobody goes on to read before all is written.
+    barrier('checkpoint saved')  # Nobody goes on to read it before.
 
 
 def hf_tensors(
@@ -153,7 +150,6 @@ def hf_tensors(
       params: path and parameter, or anything of its shape such as its gradient.
       config: sizes.
     """
-    first = jax.process_index() == 0
     with ThreadPoolExecutor(_THREADS) as pool:
         for path, value in params:
             tensors = hf_layout.layers(path, value.shape)
@@ -162,7 +158,7 @@ def hf_tensors(
                 some = tensors[at : at + _THREADS]
                 # Gathered by this thread: processes must do it in the same order.
                 whole = [_on_host(value, layer) for _, layer in some]
-                if first:
+                if is_main():
                     yield from zip(
                         (name for name, _ in some), pool.map(convert, whole), strict=True)
             del value, whole  # Before the next is made.
@@ -276,7 +272,6 @@ def _write_shards(
             file = f'model-{number:05}-of-{len(shards):05}.safetensors'
         safetensors_files.write(directory / file, specs, itertools.islice(tensors, len(specs)))
         weight_map |= dict.fromkeys((spec.name for spec in specs), file)
-    next(tensors, None)  # There is none; asking lets `_checked` see that.
     if len(shards) > 1:
         size = sum(spec.nbytes for specs in shards for spec in specs)
         index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
@@ -286,33 +281,7 @@ def _write_shards(
 def _on_host(value: jax.Array, layer: int | None) -> np.ndarray:
     """The whole of a parameter, or of one layer of it."""
     # An array keeps its copy on the host: what is copied must not be the model's own.
-    tensor = jnp.copy(value) if layer is None else value[layer]
-    if isinstance(tensor, jax.Array) and not tensor.is_fully_addressable:
-        return multihost_utils.process_allgather(tensor, tiled=True)
-    return np.asarray(tensor)
-
-
-def _of_first_process(value: bool) -> bool:
-    """What the first process says, when it says it."""
-    if jax.process_count() == 1:
-        return value
-    return bool(multihost_utils.broadcast_one_to_all(np.array(value)))
-
-
-def _checked(
-    params: Iterable[tuple[str, jax.Array]], shapes: Mapping[str, Any]
-) -> Iterator[tuple[str, jax.Array]]:
-    """The parameters, as long as they are those of `shapes`."""
-    expected = iter(shapes.items())
-    for path, value in params:
-        name, leaf = next(expected, ('no further one', value))
-        if path != name or (value.shape, value.dtype) != (leaf.shape, leaf.dtype):
-            raise ValueError(f'parameter {path!r}, {value.dtype}{list(value.shape)}: expected '
-                             f'{name}, {leaf.dtype}{list(leaf.shape)}')
-        yield path, value
-        del value  # Before the next is made.
-    for name, _ in expected:
-        raise ValueError(f'parameter {name!r} is missing')
+    return to_host(jnp.copy(value) if layer is None else value[layer])
 
 
 def _plan_shards(
