@@ -96,7 +96,7 @@ def measure(written: Path, saved: Path, cores: list[int]) -> None:
             parameters=facts['parameters'], **values), paired.OUT.value)
 
     emit('written, parameters made one at a time', worker, [reply.seconds],
-         **reply.check, **within(reply.check['grown_gb'], 0.0, shard))
+         **within(reply.check['grown_gb'], 0.0, shard), **reply.check)
     if 'read' not in _STAGES.value:
         return
     for cached in (False, True):
@@ -111,15 +111,15 @@ def measure(written: Path, saved: Path, cores: list[int]) -> None:
                          if last and 'save' in _STAGES.value else None)
         most = max((reply.check for reply in replies), key=lambda check: check['grown_gb']['rss'])
         emit(f'read by {_DEVICES.value} devices, {"" if cached else "not "}in the cache of files',
-             worker, [reply.seconds for reply in replies], **most,
-             **within(most['grown_gb'], most['held_gb'], shard), equal=True)
+             worker, [reply.seconds for reply in replies],
+             **within(most['grown_gb'], most.pop('held_gb'), shard), **most, equal=True)
     if again is not None:
         names = sorted(file.name for file in written.iterdir())
         equal, *others = filecmp.cmpfiles(written, saved, names, shallow=False)
         if any(others) or sorted(equal) != sorted(file.name for file in saved.iterdir()):
             raise RuntimeError(f'files that were saved again differ: {others}')
         emit(f'saved from {_DEVICES.value} devices', worker, [again.seconds],
-             **again.check, **within(again.check['grown_gb'], 0.0, shard), equal=True)
+             **within(again.check['grown_gb'], 0.0, shard), **again.check, equal=True)
         shutil.rmtree(saved)
 
 

@@ -112,12 +112,23 @@ def digests_of(name: str, value: jax.Array) -> Iterable[tuple[str, str]]:
     """Yields names and digests of an array's rows, some at a time: there is no second copy."""
     rows = max(1, DIGESTED_BYTES // (value.nbytes // len(value)))
     for start in range(0, len(value), rows):
-        yield f'{name}[{start}:]', _digest(np.asarray(value[start : start + rows]))
+        yield f'{name}[{start}:]', _digest(_rows(value, start, min(start + rows, len(value))))
+
+
+def _rows(value: jax.Array, start: int, stop: int) -> np.ndarray:
+    """Some rows of an array, taken from each device's part; indexing it could gather it all."""
+    out = np.empty((stop - start, *value.shape[1:]), value.dtype)
+    for shard in value.addressable_shards:
+        first, last, _ = shard.index[0].indices(len(value))
+        begin, end = max(start, first), min(stop, last)
+        if begin < end:
+            out[(slice(begin - start, end - start), *shard.index[1:])] = (
+                np.asarray(shard.data)[begin - first : end - first])
+    return out
 
 
 def _digest(array: np.ndarray) -> str:
-    data = np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-    return hashlib.blake2b(data.data, digest_size=16).hexdigest()
+    return hashlib.blake2b(array.reshape(-1).view(np.uint8).data, digest_size=16).hexdigest()
 
 
 def memory(peak: Peak) -> Mapping[str, Any]:
