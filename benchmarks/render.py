@@ -20,6 +20,7 @@ TITLES = {
     'flops': "Operations of a GRPO step against the reference's algorithm",
     'startup': 'Start-up',
     'scaling': 'Scaling',
+    'loading': 'Real-size checkpoints',
 }
 # What is said of how a record was taken, and not of what was found.
 CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'threads', 'cores', 'malloc', 'machine',

@@ -224,3 +224,16 @@ class TestErrorsNameWhatIsWrong:
         tensors['model.layers.3.mlp.up_proj.weight'] = tensors['model.layers.2.mlp.up_proj.weight']
         with pytest.raises(ValueError, match=r'model\.layers\.3\.mlp\.up_proj\.weight'):
             hf_checkpoint.load(write(tmp_path, TIED, tensors))
+
+
+def test_a_parameter_that_is_not_as_announced_is_refused(tmp_path):
+    model = hf_checkpoint.load(write(tmp_path / 'a', TIED, published_weights(TIED)))
+    params = flat_params(model)[1]
+    half = lambda path: params[path].astype('bfloat16')  # noqa: E731
+    with pytest.raises(ValueError, match=r'embed_tokens\.weight.*float32.*bfloat16'):
+        hf_checkpoint.save_params(half, params, model.config, tmp_path / 'b')
+    whole_numbers = jax.tree.map(lambda value: value.astype('int32'), params)
+    with pytest.raises(ValueError, match=r'embed_tokens\.weight: dtype must be one of .*int32'):
+        hf_checkpoint.save_params(
+            whole_numbers.__getitem__, whole_numbers, model.config, tmp_path / 'b')
+    assert not (tmp_path / 'b').exists()

@@ -88,7 +88,7 @@ def test_logits_within_1e_4(case, run):
 def test_gradient_of_masked_loss_within_1e_3(case, run, model):
     expected = golden(case.name)
     np.testing.assert_allclose(run['loss'], expected['loss'], rtol=1e-5)
-    gradients = dict(hf_checkpoint.hf_tensors(run['gradients'], model.config))
+    gradients = dict(hf_checkpoint.hf_tensors(run['gradients'].items(), model.config))
     assert gradients.keys() == json.loads(str(expected['shapes'])).keys()
     for name, gradient in gradients.items():
         got, want = gradient_sample(gradient), expected[f'gradient:{name}']

@@ -1,10 +1,12 @@
-"""HF checkpoints in and out, one tensor at a time."""
+"""HF checkpoints in and out, a tensor at a time, by one process or by several."""
 
+import functools
 import itertools
 import json
-import re
+import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,38 +16,19 @@ import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
+from vrag_jax.models import hf_layout, safetensors_files
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.parameters import Params, flat_params, merge
+from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.safetensors_files import TensorSpec
+from vrag_jax.parallel.processes import barrier, exchange, is_main, to_host
 
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'
-
-# Pieces of a parameter's path and of its tensors' names; `{}` is the layer.
-_NAMES = (
-    (r'^language_model/layers/attention/', 'model.layers.{}.self_attn.'),
-    (r'^language_model/layers/', 'model.layers.{}.'),
-    (r'^language_model/', 'model.'),
-    (r'^visual/patch_embed/', 'visual.patch_embed.proj.'),
-    (r'^visual/blocks/attention/', 'visual.blocks.{}.attn.'),
-    (r'^visual/blocks/', 'visual.blocks.{}.'),
-    (r'^visual/merger/fc1/', 'visual.merger.mlp.0.'),
-    (r'^visual/merger/fc2/', 'visual.merger.mlp.2.'),
-    (r'(kernel|scale|embedding)$', 'weight'),
-    (r'/', '.'),
-)
-# What transformers 5 calls the same things.
-_NEW_LAYOUT = (('model.language_model.', 'model.'), ('model.visual.', 'visual.'))
-_NOT_PARAMETERS = re.compile(r'rotary_(emb|pos_emb)\.inv_freq$')
-
-
-def tensor_name(path: str) -> str:
-    """Returns the tensor's name in a published checkpoint, `{}` for the layer."""
-    for pattern, replacement in _NAMES:
-        path = re.sub(pattern, replacement, path)
-    return path
+_NOT_PARAMETERS = ('rotary_emb.inv_freq', 'rotary_pos_emb.inv_freq')
+# Tensors that are copied and transposed at the same time; each is in memory.
+_THREADS = min(8, os.cpu_count() or 1)
 
 
 def load(
@@ -60,8 +43,8 @@ def load(
 ) -> Qwen2_5_VL:
     """Loads a checkpoint directory straight into the wanted dtype and shardings.
 
-    Only the slices that a device needs are read, parameter by parameter, so the
-    host never holds more than one parameter.
+    A process reads only the slices of its own devices. Besides what is on the devices,
+    its host holds one device's slice of one parameter, and one more that is on its way.
 
     Args:
       path: directory with `config.json` and `model.safetensors`, or shards and
@@ -93,83 +76,105 @@ def load(
         config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat))
     graphdef, shapes = flat_params(abstract)
     tensors = _Tensors(path)
-    tensors.expect(_expected_shapes(shapes, config), tied=config.text.tie_word_embeddings)
+    tensors.expect(hf_layout.expected_shapes(shapes, config),
+                   tied=config.text.tie_word_embeddings)
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    return merge(graphdef, {
-        name: convert(name, _read_parameter(
-            tensors, name, leaf, (shardings or {}).get(name, default), config))
-        for name, leaf in shapes.items()
-    })
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return merge(graphdef, {
+            name: convert(name, _read_parameter(
+                tensors, name, leaf, (shardings or {}).get(name, default), pool))
+            for name, leaf in shapes.items()
+        })
 
 
 def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes a directory that `Qwen2_5_VLForConditionalGeneration` loads.
+    """Writes a directory that `Qwen2_5_VLForConditionalGeneration` loads; see `save_params`."""
+    _, params = flat_params(model)
+    save_params(params.__getitem__, params, model.config, path, max_shard_bytes)
 
-    It appears under its name only when it is complete. The host holds one shard
-    at a time.
+
+def save_params(
+    value: Callable[[str], jax.Array],
+    shapes: Mapping[str, Any],
+    config: ModelConfig,
+    path: Path | str,
+    max_shard_bytes: int = 5 * 10**9,
+) -> None:
+    """Writes a checkpoint directory from parameters that need not all be there at once.
+
+    It appears under its name only when it is complete. Of several processes all must
+    call this; the first writes. A tensor of which it has only a part is gathered to all
+    of them. Besides the parameter whose turn it is, memory holds a few tensors.
 
     Args:
-      model: whose parameters are all addressable from this process.
+      value: gives a parameter by its path: it is asked for once, in the order of
+        `shapes`, and let go before the next one is.
+      shapes: parameters or `ShapeDtypeStruct`s, by path.
+      config: sizes.
       path: directory to make.
       max_shard_bytes: most bytes of tensors in a file, unless one is larger.
 
     Raises:
       FileExistsError: if `path` exists and is not an empty directory.
+      ValueError: if a parameter is not of its shape and dtype.
     """
     path = Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
+    if exchange(occupied)[0]:
         raise FileExistsError(f'{path} exists already; a checkpoint needs a new directory')
-    _, params = flat_params(model)
-    shards = _plan_shards(params, max_shard_bytes)
-    partial = path.with_name(path.name + '.partial')
-    shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
-    partial.mkdir(parents=True)
-    tensors = hf_tensors(params, model.config)
-    weight_map: dict[str, str] = {}
-    for number, count in enumerate(shards, start=1):
-        file = SINGLE_FILE
-        if len(shards) > 1:
-            file = f'model-{number:05}-of-{len(shards):05}.safetensors'
-        held = dict(itertools.islice(tensors, count))
-        weight_map |= dict.fromkeys(held, file)
-        # transformers refuses files whose metadata does not name a framework.
-        save_file(held, partial / file, metadata={'format': 'pt'})
-    if len(shards) > 1:
-        size = sum(value.nbytes for value in params.values())
-        index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
-        (partial / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
-    dtype = str(params['language_model/norm/scale'].dtype)
-    hf_config = {**model.config.to_hf(), 'torch_dtype': dtype}
-    (partial / 'config.json').write_text(json.dumps(hf_config, indent=2))
-    partial.replace(path)
+    tensors = hf_tensors(((name, value(name)) for name in shapes), config)
+    if is_main():
+        partial = path.with_name(path.name + '.partial')
+        shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
+        partial.mkdir(parents=True)
+        _write_shards(tensors, _plan_shards(shapes, config, max_shard_bytes), partial)
+        dtype = str(shapes['language_model/norm/scale'].dtype)
+        hf_config = {**config.to_hf(), 'torch_dtype': dtype}
+        (partial / 'config.json').write_text(json.dumps(hf_config, indent=2))
+        partial.replace(path)
+    else:
+        for _ in tensors:
+            pass
+    barrier('checkpoint saved')  # Nobody goes on to read it before.
 
 
-def hf_tensors(params: Params, config: ModelConfig) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields the tensors of a checkpoint by their published names, one at a time.
+def hf_tensors(
+    params: Iterable[tuple[str, jax.Array]], config: ModelConfig
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields the tensors of a checkpoint by their published names, a few at a time.
+
+    Where an array lies on devices of several processes all must go through this; each
+    tensor is gathered, and yielded in the first process only.
 
     Args:
-      params: parameters, or anything of their shapes such as gradients, by path.
+      params: path and parameter, or anything of its shape such as its gradient.
       config: sizes.
     """
-    for key, value in params.items():
-        for name, layer in _layers(key, value.shape):
-            array = np.asarray(value if layer is None else value[layer])
-            shape = _hf_shape(key, array.shape, config)
-            if _is_kernel(key):
-                transposed = np.empty(array.shape[::-1], array.dtype)
-                _transpose(array, transposed)
-                array = transposed
-            # Strides are not stored: the bytes must be in the order of the shape.
-            yield name, np.ascontiguousarray(array).reshape(shape)
+    with ThreadPoolExecutor(_THREADS) as pool:
+        for path, value in params:
+            tensors = hf_layout.layers(path, value.shape)
+            convert = functools.partial(hf_layout.to_tensor, path, config=config)
+            for at in range(0, len(tensors), _THREADS):
+                some = tensors[at : at + _THREADS]
+                # Gathered by this thread: processes must do it in the same order.
+                whole = [_on_host(value, layer) for _, layer in some]
+                if is_main():
+                    yield from zip(
+                        (name for name, _ in some), pool.map(convert, whole), strict=True)
+            del value, whole  # Before the next is made.
 
 
 class _Tensors:
-    """The tensors of a checkpoint directory by their published names."""
+    """The tensors of a checkpoint directory by their published names.
+
+    A file is open only while something is read from it: what has been read of a mapped
+    file counts as memory of the process.
+    """
 
     def __init__(self, directory: Path):
         self.directory = directory
-        self._files: dict[Path, Any] = {}
-        self._place = {_published(name): (file, name) for file, name in self._names()}
+        self._place = {hf_layout.published_name(name): (file, name)
+                       for file, name in self._names()}
 
     def _names(self) -> Iterator[tuple[Path, str]]:
         index, single = self.directory / INDEX_FILE, self.directory / SINGLE_FILE
@@ -181,26 +186,16 @@ class _Tensors:
             for name, file in weight_map.items():
                 yield self.directory / file, name
         elif single.is_file():
-            for name in self._open(single).keys():
+            for name in _open(single).keys():
                 yield single, name
         else:
             raise FileNotFoundError(f'{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE}')
 
-    def _open(self, file: Path) -> Any:
-        if file not in self._files:
-            if not file.is_file():
-                raise FileNotFoundError(f'{file}: no such file, but {INDEX_FILE} names it')
-            try:
-                self._files[file] = safe_open(file, 'numpy')
-            except SafetensorError as error:
-                raise ValueError(f'{file}: truncated or not safetensors: {error}') from error
-        return self._files[file]
-
-    def slice(self, name: str) -> Any:
+    def slice(self, name: str, opened: Any = None) -> Any:
         """Returns a lazy view of a tensor: indexing it reads."""
         file, stored = self._place[name]
         try:
-            return self._open(file).get_slice(stored)
+            return (opened or _open(file)).get_slice(stored)
         except SafetensorError as error:
             raise ValueError(f'{file}: tensor {stored!r} cannot be read: {error}') from error
 
@@ -213,119 +208,94 @@ class _Tensors:
         # Some tied checkpoints hold the embedding a second time, as the head.
         ignored = {'lm_head.weight'} if tied else set()
         unknown = sorted(name for name in self._place.keys() - shapes.keys() - ignored
-                         if not _NOT_PARAMETERS.search(name))
+                         if not name.endswith(_NOT_PARAMETERS))
         if unknown:
             raise ValueError(f'{self.directory}: {len(unknown)} tensors do not belong to a model '
                              f'of this config: {", ".join(unknown[:8])}')
+        opened = {file: _open(file) for file in {self._place[name][0] for name in shapes}}
         for name, shape in shapes.items():
-            found = tuple(self.slice(name).get_shape())
+            file = self._place[name][0]
+            found = tuple(self.slice(name, opened[file]).get_shape())
             if found != shape:
-                raise ValueError(f'{self._place[name][0]}: tensor {name!r} has shape {found}, '
-                                 f'expected {shape}')
+                raise ValueError(f'{file}: tensor {name!r} has shape {found}, expected {shape}')
 
 
-def _published(name: str) -> str:
-    for new, old in _NEW_LAYOUT:
-        if name.startswith(new):
-            return old + name[len(new):]
-    return name
-
-
-def _is_kernel(key: str) -> bool:
-    return key.endswith('/kernel')
-
-
-def _layers(key: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
-    """The tensors that make up a parameter: name and layer (None if not stacked)."""
-    name = tensor_name(key)
-    if '{}' not in name:
-        return [(name, None)]
-    return [(name.format(layer), layer) for layer in range(shape[0])]
-
-
-def _hf_shape(key: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
-    """Shape of a tensor, from that of its parameter (without the layer axis)."""
-    if key == 'visual/patch_embed/kernel':
-        vision = config.vision
-        return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size,
-                vision.patch_size)
-    return shape[::-1] if _is_kernel(key) else shape
-
-
-def _expected_shapes(shapes: Mapping[str, Any], config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    expected = {}
-    for key, leaf in shapes.items():
-        for name, layer in _layers(key, leaf.shape):
-            own = leaf.shape if layer is None else leaf.shape[1:]
-            expected[name] = _hf_shape(key, own, config)
-    return expected
+def _open(file: Path) -> Any:
+    if not file.is_file():
+        raise FileNotFoundError(f'{file}: no such file, but {INDEX_FILE} names it')
+    try:
+        return safe_open(file, 'numpy')
+    except SafetensorError as error:
+        raise ValueError(f'{file}: truncated or not safetensors: {error}') from error
 
 
 def _read_parameter(
-    tensors: _Tensors, key: str, leaf: Any, sharding: jax.sharding.Sharding, config: ModelConfig
+    tensors: _Tensors, path: str, leaf: Any, sharding: jax.sharding.Sharding,
+    pool: ThreadPoolExecutor,
 ) -> jax.Array:
-    """Builds one parameter from its layers' tensors, shard by shard."""
-    layers = _layers(key, leaf.shape)
-    stacked = layers[0][1] is not None
+    """Builds one parameter from its layers' tensors, a device's slice after the other."""
+    stored = hf_layout.layers(path, leaf.shape)
+    stacked = stored[0][1] is not None
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
-        shape = [len(range(*part.indices(n))) for part, n in zip(index, leaf.shape, strict=True)]
-        out = np.empty(shape, leaf.dtype)
-        wanted, within = (layers[index[0]], index[1:]) if stacked else (layers, index)
-        for place, (name, _) in zip(out if stacked else out[None], wanted, strict=True):
-            _read_tensor(tensors.slice(name), key, within, place)
+        out = np.empty([part.stop - part.start for part in index], leaf.dtype)
+        wanted, within = (stored[index[0]], index[1:]) if stacked else (stored, index)
+
+        def read_tensor(name: str, place: np.ndarray) -> None:
+            hf_layout.read_slice(path, tensors.slice(name), within, place)
+
+        list(pool.map(read_tensor, (name for name, _ in wanted), out if stacked else [out]))
         return out
 
-    return jax.make_array_from_callback(leaf.shape, sharding, _once(read))
+    holders: dict[tuple[tuple[int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(leaf.shape).items():
+        bounds = tuple(part.indices(size)[:2]
+                       for part, size in zip(index or (), leaf.shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    placed: list[jax.Array] = []
+    for bounds, devices in holders.items():
+        value = read(tuple(slice(*part) for part in bounds))
+        # Copies to devices go on while the next slice is read; no more than one is waited for.
+        jax.block_until_ready(placed)
+        placed += [jax.device_put(value, device) for device in devices]
+    return jax.make_array_from_single_device_arrays(leaf.shape, sharding, placed)
 
 
-def _once(read: Callable[[tuple[slice, ...]], np.ndarray]) -> Callable:
-    """Remembers the last slice: devices that hold the same one ask in a row."""
-    last: dict[str, np.ndarray] = {}
-
-    def cached(index: tuple[slice, ...]) -> np.ndarray:
-        if str(index) not in last:
-            last.clear()
-            last[str(index)] = read(index)
-        return last[str(index)]
-
-    return cached
-
-
-def _read_tensor(tensor: Any, key: str, index: tuple[slice, ...], out: np.ndarray) -> None:
-    """Reads a slice of a parameter (without the layer axis) out of its tensor."""
-    if not _is_kernel(key):
-        out[...] = tensor[index]
-        return
-    rows, columns = index
-    if key == 'visual/patch_embed/kernel':
-        whole = tensor[columns]
-        _transpose(whole.reshape(len(whole), -1)[:, rows], out)
-    else:
-        _transpose(tensor[columns, rows], out)
+def _write_shards(
+    tensors: Iterator[tuple[str, np.ndarray]], shards: list[list[TensorSpec]], directory: Path
+) -> None:
+    """Writes files of these tensors, and their index if there are several."""
+    weight_map: dict[str, str] = {}
+    for number, specs in enumerate(shards, start=1):
+        file = SINGLE_FILE
+        if len(shards) > 1:
+            file = f'model-{number:05}-of-{len(shards):05}.safetensors'
+        safetensors_files.write(directory / file, specs, itertools.islice(tensors, len(specs)))
+        weight_map |= dict.fromkeys((spec.name for spec in specs), file)
+    if len(shards) > 1:
+        size = sum(spec.nbytes for specs in shards for spec in specs)
+        index = {'metadata': {'total_size': size}, 'weight_map': weight_map}
+        (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
 
 
-def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:
-    """Writes the transposed matrix, in blocks that stay in the CPU's cache.
-
-    Six times as fast as numpy's own copy of a transposed `[8192, 2048]` array of
-    bfloat16; kernels are nearly all of a checkpoint.
-    """
-    block = 64
-    for start in range(0, len(matrix), block):
-        out[:, start : start + block] = matrix[start : start + block].T
+def _on_host(value: jax.Array, layer: int | None) -> np.ndarray:
+    """The whole of a parameter, or of one layer of it."""
+    # An array keeps its copy on the host: what is copied must not be the model's own.
+    return to_host(jnp.copy(value) if layer is None else value[layer])
 
 
-def _plan_shards(params: Params, limit: int) -> list[int]:
-    """How many tensors, in order, go into each file of at most `limit` bytes."""
-    shards, used = [0], 0
-    for key, value in params.items():
-        layers = _layers(key, value.shape)
-        size = value.nbytes // len(layers)
-        for _ in layers:
-            if shards[-1] and used + size > limit:
-                shards.append(0)
+def _plan_shards(
+    shapes: Mapping[str, Any], config: ModelConfig, limit: int
+) -> list[list[TensorSpec]]:
+    """Which tensors, in order, go into each file of at most `limit` bytes."""
+    shards: list[list[TensorSpec]] = [[]]
+    used = 0
+    for path, leaf in shapes.items():
+        for name, shape in hf_layout.expected_shapes({path: leaf}, config).items():
+            spec = TensorSpec(name, np.dtype(leaf.dtype), shape)
+            if shards[-1] and used + spec.nbytes > limit:
+                shards.append([])
                 used = 0
-            shards[-1] += 1
-            used += size
+            shards[-1].append(spec)
+            used += spec.nbytes
     return shards

@@ -102,21 +102,23 @@ def merged(params: Params, config: LoraConfig) -> dict[str, jax.Array]:
       params: by path, `[L, ...]`; quantised kernels come back as arrays.
       config: of the adapters.
     """
-    @jax.jit
-    def join(kernel, a, b):
-        change = jnp.einsum('lir,lro->lio', a, b, preferred_element_type=jnp.float32)
-        return (kernel.astype(jnp.float32) + change * config.scale).astype(kernel.dtype)
+    return {path: merged_parameter(params, config, path)
+            for path in params if not is_adapter(path)}
 
-    out = {}
-    for path, value in params.items():
-        if is_adapter(path):
-            continue
-        value = dequantized(value)
-        layer = path.removesuffix('/kernel')
-        if f'{layer}/lora_a' in params:
-            value = join(value, params[f'{layer}/lora_a'], params[f'{layer}/lora_b'])
-        out[path] = value
-    return out
+
+def merged_parameter(params: Params, config: LoraConfig, path: str) -> jax.Array:
+    """Returns one of the parameters that `merged` returns."""
+    value = dequantized(params[path])
+    layer = path.removesuffix('/kernel')
+    if f'{layer}/lora_a' not in params:
+        return value
+    return _join(value, params[f'{layer}/lora_a'], params[f'{layer}/lora_b'], config.scale)
+
+
+@jax.jit
+def _join(kernel: jax.Array, a: jax.Array, b: jax.Array, scale: jax.Array) -> jax.Array:
+    change = jnp.einsum('lir,lro->lio', a, b, preferred_element_type=jnp.float32)
+    return (kernel.astype(jnp.float32) + change * scale).astype(kernel.dtype)
 
 
 def save_adapters(directory: Path, params: Params, config: LoraConfig, base: str) -> None:

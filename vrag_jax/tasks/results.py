@@ -1,6 +1,7 @@
 """What a finished run leaves behind: results, trajectories, report, policy."""
 
 import dataclasses
+import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,8 @@ from vrag_jax.evaluation.results import METHOD_LABELS, save_results
 from vrag_jax.evaluation.trajectory_io import save_trajectories, select
 from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
 from vrag_jax.models import hf_checkpoint
-from vrag_jax.models.lora import merged, save_adapters
-from vrag_jax.models.parameters import Params, merge
+from vrag_jax.models.lora import merged_parameter, save_adapters
+from vrag_jax.models.parameters import Params
 from vrag_jax.parallel.processes import barrier, exchange, is_main
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.tasks.workspace import Workspace
@@ -78,8 +79,9 @@ def export_policy(space: Workspace, params: Params) -> None:
     barrier('export')
     if policy.lora.rank:
         save_adapters(space.workdir / 'adapter', params, policy.lora, policy.checkpoint)
-        params = merged(params, policy.lora)
-    hf_checkpoint.save(merge(space.plain_graphdef, params), directory)
+    # Merged one at a time: a second model may not fit.
+    value = functools.partial(merged_parameter, params, policy.lora)
+    hf_checkpoint.save_params(value, space.plain_shapes, space.model_config, directory)
     if is_main():
         space.tokenizer.save_pretrained(directory)
         space.image_processor.save_pretrained(directory)

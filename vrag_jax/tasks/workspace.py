@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import jax
@@ -114,9 +114,9 @@ class Workspace:
         return self._abstract[0]
 
     @property
-    def plain_graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
-        """Structure of the policy without adapters."""
-        return base_policy(self.config, self.model_config, self.platform)[0]
+    def plain_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Of the parameters of the policy without adapters or quantisation, by path."""
+        return base_policy(self.config, self.model_config, self.platform)[1]
 
     def initial_params(self) -> Params:
         """Returns the policy's first weights, placed on the mesh."""
