@@ -23,7 +23,8 @@ from vrag_jax.models.layers import Linear
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.quantization import dequantized
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.processes import is_main, to_host
+from vrag_jax.parallel.distributed import is_main
+from vrag_jax.parallel.processes import to_host
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 ADAPTER = re.compile(r'/lora_[ab]$')
