@@ -139,25 +139,30 @@ with distributed.processes(config) as place:
             sys.exit('config.seed: wrong')
         if i == 10 and work == 'host':
             time.sleep(1000)
+        if i == 10 and work == 'barrier':
+            if place.process == int(os.environ['VICTIM']):
+                time.sleep(1000)
+            distributed.barrier('the other is still away')
 print('never here')
 """
 HEARTBEAT_S = 5
 KILLS = {f'{work}, process {victim}': (work, victim)
-         for work in ('host', 'devices') for victim in (0, 1)}
+         for work in ('host', 'devices', 'barrier') for victim in (0, 1)}
 FAILURES = {f'{event}, {work}': (work, event)
             for event in ('exception', 'exit') for work in ('host', 'devices')}
 
 
-def start(folder, name, work, event='', count=2):
+def start(folder, name, work, event='', count=2, victim=-1):
     return Processes(folder / name, LOOP, count, {
-        'WORK': work, 'EVENT': event, 'HEARTBEAT_S': str(HEARTBEAT_S)})
+        'WORK': work, 'EVENT': event, 'HEARTBEAT_S': str(HEARTBEAT_S), 'VICTIM': str(victim)})
 
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
     """Runs of which one process was killed, side by side."""
     folder = tmp_path_factory.mktemp('killed')
-    runs = {name: start(folder, name, work) for name, (work, _) in KILLS.items()}
+    runs = {name: start(folder, name, work, victim=victim)
+            for name, (work, victim) in KILLS.items()}
     for name, (_, victim) in KILLS.items():
         runs[name].kill(victim)
     return {name: run.wait() for name, run in runs.items()}

@@ -64,6 +64,9 @@ def _start(place: Place, config: DistributedConfig) -> Watchdog:
     # The service would hold SIGTERM back, and a process that is told to end would go on
     # until it is killed.
     jax.config.update('jax_enable_preemption_service', False)
+    # Of the CPU client only: beside each other, programs of a device may take the threads
+    # on which a collective with another process waits for its own.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
     # At its own time-out JAX aborts the process, so ours comes first.
     missed = threading.Timer(config.start_timeout_s, _give_up, [place, config.start_timeout_s])
     missed.start()
