@@ -37,6 +37,10 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.task = task
     config.seed = 0
     config.instruction = INSTRUCTION
+    config.distributed = ConfigDict({
+        'cluster': 'auto', 'coordinator': '', 'processes': 0, 'process': -1,
+        'heartbeat_s': 30, 'start_timeout_s': 300,
+    })
     config.mesh = ConfigDict({
         'data': -1, 'fsdp': 1, 'sequence': 1, 'tensor': 1,
         'learner_rules': (), 'sampler_rules': (), **mesh,

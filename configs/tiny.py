@@ -20,6 +20,10 @@ def get_config() -> ConfigDict:
     config.feature_windows = (8, 32)
     config.feature_span = 4
 
+    config.distributed = ConfigDict({
+        'cluster': 'auto', 'coordinator': '', 'processes': 0, 'process': -1,
+        'heartbeat_s': 30, 'start_timeout_s': 300,
+    })
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
     config.policy = ConfigDict({
         'preset': 'tiny', 'checkpoint': '', 'tokenizer_vocab': 640,
