@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.tasks.conftest import ROOT, SMALL_LOOP, finish, start
+from tests.tasks.conftest import ROOT, SMALL_LOOP, start
 from tests.tasks.small_loop import STEPS
 from tests.tasks.test_resume import NOT_COMPARED, rows
 
