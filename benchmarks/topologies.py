@@ -56,24 +56,24 @@ class Row:
 
 
 def full(policy: str, config: str, topology: str, fsdp: int, tensor: int = 1,
-         **more: Any) -> Row:
+         more: tuple[str, ...] = ()) -> Row:
     """A row of full training: one row of a micro-batch a data shard."""
-    mesh = {'mesh.fsdp': fsdp, 'mesh.tensor': tensor, 'learner.rows': fsdp, **more}
-    return Row(policy, config, topology, tuple(f'{name}={value}' for name, value in mesh.items()))
+    return Row(policy, config, topology, (
+        f'mesh.fsdp={fsdp}', f'mesh.tensor={tensor}', f'learner.rows={fsdp}', *more))
 
 
 ROWS = (
     Row('3B LoRA', 'grpo_3b_lora_16gb', 'v5e:1x1'),
     Row('7B LoRA, int8, 24 GB', 'grpo_7b_lora_24gb', 'v6e:1x1', ('compile.memory_gib=22.3',)),
     Row('7B LoRA', 'grpo_7b_lora_24gb', 'v6e:1x1', ('policy.quantization=',)),
-    full('3B full', 'grpo_3b', 'v6e:2x2', 4, **{'sampler.slots': 40}),
+    full('3B full', 'grpo_3b', 'v6e:2x2', 4, more=('sampler.slots=40',)),
     full('7B full', 'grpo_7b', 'v5p:2x2x1', 4),
     full('7B full', 'grpo_7b', 'v6e:4x4', 16),
-    full('7B full', 'grpo_7b', 'v5e:4x8', 8, 4, **{'feature_rows': 65536}),
+    full('7B full', 'grpo_7b', 'v5e:4x8', 8, 4, more=('feature_rows=65536',)),
     full('32B full', 'grpo_7b', 'v5p:4x4x2', 32,
-         **{'policy.preset': 'qwen2_5_vl_32b', 'sampler.slots': 160}),
+         more=('policy.preset=qwen2_5_vl_32b', 'sampler.slots=160')),
     full('72B full', 'grpo_7b', 'v5p:4x4x4', 64,
-         **{'policy.preset': 'qwen2_5_vl_72b', 'sampler.slots': 192}),
+         more=('policy.preset=qwen2_5_vl_72b', 'sampler.slots=192')),
 )
 
 
@@ -99,9 +99,10 @@ def summary(results: list[tuple[Row, dict[str, Any]]]) -> Iterator[str]:
     for row, result in results:
         programs = result['programs']
         fullest = max(programs, key=lambda p: p['total'])
-        over = max(p['total'] for p in programs) - result['memory_gib'] * GIB
-        fits = 'yes' if all(p['fits'] for p in programs) else (
-            'does not compile' if any(p['error'] for p in programs) else f'{over / GIB:.2f} too much')
+        over = fullest['total'] / GIB - result['memory_gib']
+        fits = 'yes' if all(p['fits'] for p in programs) else f'{over:.2f} GiB too much'
+        if any(p['error'] for p in programs):
+            fits = 'does not compile'
         seconds = result['iteration_seconds']
         learning = next(p for p in programs if p['program'] == 'grpo: gradients')
         rollouts, scoring, update = (
