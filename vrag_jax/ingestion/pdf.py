@@ -1,0 +1,157 @@
+"""Pages of PDFs: images, text layers and word boxes, by PDFium.
+
+PDFium is not thread-safe: one thread of a process may be here at a time.
+"""
+
+import ctypes
+import math
+import unicodedata
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pypdfium2
+from PIL import Image
+from pypdfium2 import raw
+
+from vrag_jax.ingestion.words import Word
+
+_POINTS_PER_INCH = 72
+_MAX_SIDE = 16_383  # Of WebP, the least of all formats.
+_HYPHENS = ('\x02', '\ufffe')  # PDFium's marks of a word that goes on in the next line.
+
+
+def version() -> str:
+    """Returns name and version of the renderer."""
+    return f'pdfium {pypdfium2.PDFIUM_INFO}'
+
+
+class Pdf:
+    """An open PDF file; a context manager.
+
+    Raises:
+      ValueError: if it cannot be read: corrupt, needs a password, has no pages.
+    """
+
+    def __init__(self, file: Path):
+        try:
+            self._document = pypdfium2.PdfDocument(file)
+        except pypdfium2.PdfiumError as error:
+            reason = ('needs a password' if error.err_code == raw.FPDF_ERR_PASSWORD
+                      else f'cannot be read as a PDF: {error}')
+            raise ValueError(reason) from error
+        if not len(self._document):
+            self._document.close()
+            raise ValueError('has no pages')
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')  # Forms in XFA are shown as their fallback page.
+            self._document.init_forms()
+
+    def __enter__(self) -> 'Pdf':
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self._document.close()
+
+    def __len__(self) -> int:
+        return len(self._document)
+
+    def read(self, number: int, dpi: int, max_pixels: int
+             ) -> tuple[Image.Image, str, list[Word]]:
+        """Renders a page and reads its text layer.
+
+        Args:
+          number: of the page, from 1.
+          dpi: of the image.
+          max_pixels: of the image; where a page would be larger, dpi is lowered for it.
+
+        Returns:
+          Image (RGB), text ('' without a text layer), words.
+
+        Raises:
+          ValueError: if the page cannot be read.
+        """
+        try:
+            page = self._document[number - 1]
+            try:
+                scale = _scale(*page.get_size(), dpi / _POINTS_PER_INCH, max_pixels)
+                bitmap = page.render(scale=scale, rev_byteorder=True)
+                image = bitmap.to_pil().convert('RGB')  # A copy: the bitmap is freed.
+                bitmap.close()
+                textpage = page.get_textpage()
+                text = clean_text(textpage.get_text_range())
+                words = _words(page, textpage, image.size) if text else []
+                textpage.close()
+            finally:
+                page.close()
+        except pypdfium2.PdfiumError as error:
+            raise ValueError(str(error)) from error
+        return image, text, words
+
+
+def clean_text(text: str) -> str:
+    """Joins words that were hyphenated at line ends; drops control characters.
+
+    Args:
+      text: as PDFium returns it: lines end in CR LF.
+    """
+    for hyphen in _HYPHENS:
+        text = text.replace(f'{hyphen}\r\n', '').replace(hyphen, '')
+    text = text.replace('\r\n', '\n').replace('\r', '\n')
+    return ''.join(c for c in text if c in '\n\t' or unicodedata.category(c) != 'Cc').strip()
+
+
+def _scale(width: float, height: float, scale: float, max_pixels: int) -> float:
+    """Returns the largest scale up to `scale` whose image is within the limits."""
+    if not (0 < width < math.inf and 0 < height < math.inf):
+        raise ValueError(f'is {width} x {height} points large')
+    scale = min(scale, math.sqrt(max_pixels / (width * height)), _MAX_SIDE / max(width, height))
+    # Pixels are counted in whole rows and columns, rounded up.
+    while (math.ceil(width * scale) * math.ceil(height * scale) > max_pixels
+           or math.ceil(max(width, height) * scale) > _MAX_SIDE):
+        scale *= 0.99
+    return scale
+
+
+def _words(page: Any, textpage: Any, size: tuple[int, int]) -> list[Word]:
+    """Returns the runs of characters between white space, with boxes in pixels."""
+    words = []
+    characters: list[int] = []
+    edges: list[tuple[float, float, float, float]] = []
+    left, right, bottom, top = (ctypes.c_double() for _ in range(4))
+    for i in range(textpage.count_chars()):
+        code = raw.FPDFText_GetUnicode(textpage, i)
+        if code == 0 or chr(code) in _HYPHENS:
+            continue
+        if not chr(code).isspace():
+            characters.append(code)
+            # Characters that PDFium has added have no place on the page.
+            if raw.FPDFText_GetCharBox(textpage, i, left, right, bottom, top):
+                edges.append((left.value, bottom.value, right.value, top.value))
+        elif characters:
+            words += _word(page, characters, edges, size)
+            characters, edges = [], []
+    return words + (_word(page, characters, edges, size) if characters else [])
+
+
+def _word(page: Any, characters: list[int], edges: list[tuple[float, float, float, float]],
+          size: tuple[int, int]) -> list[Word]:
+    """Returns the word, [] if none of it is visible on the page."""
+    if not edges:
+        return []
+    x1, y1 = _to_pixels(page, min(e[0] for e in edges), min(e[1] for e in edges), size)
+    x2, y2 = _to_pixels(page, max(e[2] for e in edges), max(e[3] for e in edges), size)
+    # On a turned page the corners change places.
+    box = (max(min(x1, x2), 0), max(min(y1, y2), 0),
+           min(max(x1, x2) + 1, size[0]), min(max(y1, y2) + 1, size[1]))
+    if box[0] >= box[2] or box[1] >= box[3]:
+        return []
+    # Characters beyond the basic plane come as two UTF-16 surrogates.
+    text = ''.join(map(chr, characters)).encode('utf-16', 'surrogatepass')
+    return [Word(text.decode('utf-16', 'ignore'), box)]
+
+
+def _to_pixels(page: Any, x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
+    across, down = ctypes.c_int(), ctypes.c_int()
+    raw.FPDF_PageToDevice(page, 0, 0, *size, 0, x, y, across, down)
+    return across.value, down.value
