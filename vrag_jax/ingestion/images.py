@@ -65,7 +65,7 @@ def encode_image(image: Image.Image, target: Path, image_format: str, quality: i
     """Writes an image, complete or not at all, and returns the file.
 
     Args:
-      image: RGB.
+      image: RGB or RGBX.
       target: where to, without suffix.
       image_format, quality: see `IngestConfig`.
     """
@@ -74,6 +74,8 @@ def encode_image(image: Image.Image, target: Path, image_format: str, quality: i
     options: dict[str, int] = {} if image_format == 'png' else {'quality': quality}
     if image_format == 'jpeg':
         options['subsampling'] = 0  # Colour at half resolution blurs coloured text.
+    elif image.mode == 'RGBX':
+        image = image.convert('RGB')
     image.save(partial, _PILLOW_FORMATS[image_format], **options)
     os.replace(partial, file)
     return file

@@ -1,23 +1,12 @@
-"""Ingestion: the pages of a folder of an index become those of its sources.
+"""Ingestion: the pages of an index become those of its sources.
 
-    DIRECTORY/pages.jsonl        manifest of the pages (`PageStore.open`)
-    DIRECTORY/documents.jsonl    a line a document: name, file, content, folder
-    DIRECTORY/failures.jsonl     files and pages that could not be read, and why
-    DIRECTORY/ingestion.json     how pages are rendered
-    DIRECTORY/documents/KEY/     images, texts and words of a document (`folders`)
-
-What is there at the end depends on sources and settings alone, not on what was there
-before, nor on the order in which processes work or how often they were killed: documents
-are ordered by name, folders are named by content, and no file holds a time.
+What a directory holds at the end depends on sources and settings alone, not on what was
+there before, nor on the order in which processes work or how often they were killed:
+documents are ordered by name, folders are named by content, and no file holds a time.
 """
 
 import collections
-import contextlib
 import dataclasses
-import fcntl
-import json
-import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +14,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vrag_jax.ingestion import folders
+from vrag_jax.ingestion import directories, folders
+from vrag_jax.ingestion.directories import Entry
 from vrag_jax.ingestion.metadata import Metadata, read_metadata
 from vrag_jax.ingestion.pool import Task, WorkerPool
 from vrag_jax.ingestion.report import IngestReport
@@ -33,37 +23,10 @@ from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.sources import Document, find_documents
 from vrag_jax.retrieval.pages import Page, PageStore
 
-MANIFEST = 'pages.jsonl'
-_DOCUMENTS = 'documents.jsonl'
-_FAILURES = 'failures.jsonl'
-_SETTINGS = 'ingestion.json'
-_LOCK = 'lock'
-_FOLDERS = 'documents'
-_FORMAT_VERSION = 1
-_LOCK_WAIT_S = 30.0  # Workers of a process that was killed end at once.
 
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """A document of the index: one line of its list.
-
-    Attributes:
-      document: its name.
-      file: where it was, relative to its source.
-      sha256: of its content.
-      folder: of its images, in the folder of documents.
-      labels: files of its pages, for a document of several files.
-    """
-
-    document: str
-    file: str
-    sha256: str
-    folder: str
-    labels: tuple[str, ...] = ()
-
-
-def ingest(sources: Sequence[Path], directory: Path, config: IngestConfig = IngestConfig(),  # noqa: B008 (immutable)
-           progress: bool = True) -> IngestReport:
+def ingest(sources: Sequence[Path], directory: Path,
+           config: IngestConfig = IngestConfig(),  # noqa: B008 (immutable)
+           progress: bool = True, keep_unused: bool = False) -> IngestReport:
     """Makes the pages of a directory those of the sources, reading only what has changed.
 
     Documents that are new or whose content has changed are read; those that are in no source
@@ -77,6 +40,8 @@ def ingest(sources: Sequence[Path], directory: Path, config: IngestConfig = Inge
         until the new ones are complete.
       config: settings.
       progress: whether a bar with pages a second is shown on the standard error.
+      keep_unused: whether images that no page refers to any more stay, for those who read the
+        pages of before, until the next ingestion or `remove_unused`.
 
     Returns:
       What was done.
@@ -95,13 +60,22 @@ def ingest(sources: Sequence[Path], directory: Path, config: IngestConfig = Inge
         raise FileNotFoundError(f'sources {[str(s) for s in sources]}: no PDF or image there')
     metadata = read_metadata(config.metadata, sources)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory) as lock:
-        _check_settings(directory, config)
+    with directories.locked(directory) as lock:
+        directories.check_settings(directory, config)
         run = _Run(directory, config, progress)
         with WorkerPool(config, (lock,)) as pool:
             run.inspect(documents, pool)
             run.read(pool)
-        return run.write(metadata, problems, started)
+        report = run.write(metadata, problems, started)
+        if not keep_unused:
+            directories.remove_unused(directory)
+    return report
+
+
+def remove_unused(directory: Path) -> None:
+    """Deletes images that no page of the directory's manifest refers to any more."""
+    with directories.locked(Path(directory)):
+        directories.remove_unused(Path(directory))
 
 
 def delete_documents(directory: Path, names: Sequence[str]) -> None:
@@ -115,17 +89,18 @@ def delete_documents(directory: Path, names: Sequence[str]) -> None:
       RuntimeError: if an ingestion is at work in the directory.
     """
     directory = Path(directory)
-    with _locked(directory):
-        entries = _read_entries(directory)
+    with directories.locked(directory):
+        entries = directories.read_entries(directory)
         for name in names:
             if name not in entries:
                 raise KeyError(f'no document {name!r} in {directory}')
         kept = [entry for name, entry in sorted(entries.items()) if name not in set(names)]
-        store = PageStore.open(directory / MANIFEST)
+        store = PageStore.open(directory / directories.MANIFEST)
         pages = [page for page in store if page.document not in set(names)]
         if not pages:
             raise ValueError(f'{directory}: no page would be left')
-        _switch(directory, pages, kept)
+        directories.switch(directory, pages, kept)
+        directories.remove_unused(directory)
 
 
 class _Run:
@@ -133,10 +108,10 @@ class _Run:
 
     def __init__(self, directory: Path, config: IngestConfig, progress: bool):
         self._directory = directory
-        self._folders = directory / _FOLDERS
+        self._folders = directory / directories.FOLDERS
         self._config = config
         self._progress = progress
-        self._old = _read_entries(directory)
+        self._old = directories.read_entries(directory)
         self._entries: dict[str, Entry] = {}
         self._todo: dict[str, tuple[Document, dict[str, Any]]] = {}
         self._kept: set[str] = set()
@@ -152,9 +127,10 @@ class _Run:
         tasks = iter(documents)
 
         def next_task() -> Task | None:
-            document = next(tasks, None)
-            return document and Task(
-                {'task': 'inspect', 'document': dataclasses.asdict(document)}, document)
+            for document in tasks:
+                return Task({'task': 'inspect', 'document': dataclasses.asdict(document)},
+                            document)
+            return None
 
         found: dict[str, dict[str, Any]] = {}
         with self._bar(len(documents), 'documents', 'document') as bar:
@@ -247,15 +223,15 @@ class _Run:
                 label = entry.labels[record.index] if entry.labels else entry.file
                 pages.append(Page(
                     f'{name}_{record.page}', name, record.page,
-                    f'{_FOLDERS}/{folder}/{record.file}', record.width, record.height,
-                    record.text, metadata.fields(entry.file, label, record.page)))
+                    f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
+                    record.text or '', metadata.fields(entry.file, label, record.page)))
                 ocr += record.by_ocr
                 unread += _is_unread(record, self._config)
         failures = sorted([*problems, *self._failures])
         if not pages:
             raise ValueError('no document can be read: '
                              + '; '.join(f'{file}: {reason}' for file, reason in failures[:5]))
-        _switch(self._directory, pages, entries, failures)
+        directories.switch(self._directory, pages, entries, failures)
         return _report(self._old, entries, IngestReport(
             failed=tuple(failures), pages=len(pages), pages_read=self._pages_read,
             ocr_pages=ocr, pages_without_text=unread,
@@ -311,66 +287,3 @@ def _report(old: Mapping[str, Entry], entries: Sequence[Entry], report: IngestRe
         same_content=tuple(tuple(names) for names in contents.values() if len(names) > 1))
 
 
-def _switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
-            failures: Sequence[tuple[str, str]] | None = None) -> None:
-    """Makes pages and documents those of the directory, and removes what is of no use."""
-    PageStore.write(directory / MANIFEST, pages)
-    _write_lines(directory / _DOCUMENTS, [dataclasses.asdict(entry) for entry in entries])
-    if failures is not None:
-        _write_lines(directory / _FAILURES,
-                     [{'file': file, 'reason': reason} for file, reason in failures])
-    folders.sync(directory)
-    used = {entry.folder for entry in entries}
-    for folder in (directory / _FOLDERS).iterdir():
-        if folder.name not in used:
-            shutil.rmtree(folder)
-
-
-def _read_entries(directory: Path) -> dict[str, Entry]:
-    file = directory / _DOCUMENTS
-    if not file.is_file():
-        return {}
-    entries = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
-    return {e['document']: Entry(**{**e, 'labels': tuple(e['labels'])}) for e in entries}
-
-
-def _check_settings(directory: Path, config: IngestConfig) -> None:
-    """Notes how pages are rendered, or refuses other settings than those noted."""
-    file = directory / _SETTINGS
-    wanted = {'version': _FORMAT_VERSION, **config.rendering()}
-    if not file.is_file():
-        if (directory / MANIFEST).exists():
-            raise ValueError(f'{directory}: holds a {MANIFEST} that is not of an ingestion; '
-                             'choose another directory')
-        _write_lines(file, [wanted])
-        return
-    found = json.loads(file.read_text('utf-8'))
-    different = [f'{name} {found.get(name)!r}, not {wanted.get(name)!r}'
-                 for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
-    if different:
-        raise ValueError(f'{directory}: its pages are made with {"; ".join(different)}: take the '
-                         'settings it was made with, or another directory')
-
-
-def _write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    partial = file.with_name(f'{file.name}.partial')
-    partial.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
-    folders.sync(partial)
-    os.replace(partial, file)
-
-
-@contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[int]:
-    """Holds the lock of a directory; yields its file, with which workers hold it too."""
-    with open(directory / _LOCK, 'w') as file:
-        deadline = time.monotonic() + _LOCK_WAIT_S
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise RuntimeError(f'{directory}: another ingestion is at work there'
-                                       ) from None
-                time.sleep(0.1)
-        yield file.fileno()

@@ -66,7 +66,7 @@ class Pdf:
           max_pixels: of the image; where a page would be larger, dpi is lowered for it.
 
         Returns:
-          Image (RGB), text ('' without a text layer), words.
+          Image (RGBX), text ('' without a text layer), words.
 
         Raises:
           ValueError: if the page cannot be read.
@@ -74,10 +74,12 @@ class Pdf:
         try:
             page = self._document[number - 1]
             try:
-                scale = _scale(*page.get_size(), dpi / _POINTS_PER_INCH, max_pixels)
-                bitmap = page.render(scale=scale, rev_byteorder=True)
-                image = bitmap.to_pil().convert('RGB')  # A copy: the bitmap is freed.
-                bitmap.close()
+                width, height = page.get_size()
+                scale = _scale(width, height, dpi / _POINTS_PER_INCH, max_pixels)
+                # With four bytes a pixel the image is the bitmap's own memory, not a copy.
+                bitmap = page.render(scale=scale, rev_byteorder=True, prefer_bgrx=True,
+                                     maybe_alpha=False)
+                image = bitmap.to_pil()
                 textpage = page.get_textpage()
                 text = clean_text(textpage.get_text_range())
                 words = _words(page, textpage, image.size) if text else []
@@ -113,34 +115,47 @@ def _scale(width: float, height: float, scale: float, max_pixels: int) -> float:
     return scale
 
 
+# Left, bottom, right and top in points.
+_Edges = tuple[float, float, float, float]
+
+
 def _words(page: Any, textpage: Any, size: tuple[int, int]) -> list[Word]:
-    """Returns the runs of characters between white space, with boxes in pixels."""
-    words = []
+    """Returns the runs of characters between white space, with boxes in pixels.
+
+    A word that goes on in the next line is two.
+    """
+    words: list[Word] = []
     characters: list[int] = []
-    edges: list[tuple[float, float, float, float]] = []
+    bounds: _Edges | None = None
     left, right, bottom, top = (ctypes.c_double() for _ in range(4))
     for i in range(textpage.count_chars()):
         code = raw.FPDFText_GetUnicode(textpage, i)
-        if code == 0 or chr(code) in _HYPHENS:
-            continue
-        if not chr(code).isspace():
+        blank = code == 0 or chr(code) in _HYPHENS or chr(code).isspace()
+        edges = None
+        # Characters that PDFium has added have no place on the page.
+        if not blank and raw.FPDFText_GetCharBox(textpage, i, left, right, bottom, top):
+            edges = left.value, bottom.value, right.value, top.value
+        next_line = edges and bounds and edges[0] < bounds[0] and (
+            edges[3] < bounds[1] or edges[1] > bounds[3])
+        if blank or next_line:
+            words += _word(page, characters, bounds, size)
+            characters, bounds = [], None
+        if not blank:
             characters.append(code)
-            # Characters that PDFium has added have no place on the page.
-            if raw.FPDFText_GetCharBox(textpage, i, left, right, bottom, top):
-                edges.append((left.value, bottom.value, right.value, top.value))
-        elif characters:
-            words += _word(page, characters, edges, size)
-            characters, edges = [], []
-    return words + (_word(page, characters, edges, size) if characters else [])
+        if edges:
+            bounds = edges if bounds is None else (
+                min(bounds[0], edges[0]), min(bounds[1], edges[1]),
+                max(bounds[2], edges[2]), max(bounds[3], edges[3]))
+    return words + _word(page, characters, bounds, size)
 
 
-def _word(page: Any, characters: list[int], edges: list[tuple[float, float, float, float]],
-          size: tuple[int, int]) -> list[Word]:
+def _word(page: Any, characters: list[int], bounds: _Edges | None, size: tuple[int, int]
+          ) -> list[Word]:
     """Returns the word, [] if none of it is visible on the page."""
-    if not edges:
+    if bounds is None:
         return []
-    x1, y1 = _to_pixels(page, min(e[0] for e in edges), min(e[1] for e in edges), size)
-    x2, y2 = _to_pixels(page, max(e[2] for e in edges), max(e[3] for e in edges), size)
+    x1, y1 = _to_pixels(page, bounds[0], bounds[1], size)
+    x2, y2 = _to_pixels(page, bounds[2], bounds[3], size)
     # On a turned page the corners change places.
     box = (max(min(x1, x2), 0), max(min(y1, y2), 0),
            min(max(x1, x2) + 1, size[0]), min(max(y1, y2) + 1, size[1]))

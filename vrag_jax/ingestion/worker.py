@@ -40,10 +40,8 @@ class Worker:
         """Returns the digest of a document's content, its number of pages, its files' stamps."""
         stamps = _stamps(document)
         if document.kind == 'images':
-            for file in document.files:
-                images.count_frames(Path(file))
-            parts = [[n, folders.file_digest(Path(file))]
-                     for n, file in zip(document.numbers, document.files, strict=True)]
+            parts = [[number, folders.file_digest(Path(name))]
+                     for number, name in zip(document.numbers, document.files, strict=True)]
             digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
             return {'sha256': digest, 'pages': len(parts), 'stamps': stamps}
         [file] = map(Path, document.files)
@@ -76,7 +74,8 @@ class Worker:
     def _page(self, document: Document, index: int, number: int, folder: Path
               ) -> tuple[folders.PageRecord, list[Word]]:
         config, target = self._config, folder / f'{index + 1:04}'
-        text, words, size = '', [], (0, 0)
+        text = ''
+        words: list[Word] = []
         if document.kind == 'pdf':
             image, text, words = self._open(document.files[0]).read(
                 index + 1, config.dpi, config.max_pixels)
@@ -146,7 +145,8 @@ def main() -> None:
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_watch, args=(lines,), daemon=True).start()
     worker = Worker(config)
-    tasks = {'inspect': worker.inspect, 'read': worker.read, 'finish': worker.finish}
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {
+        'inspect': worker.inspect, 'read': worker.read, 'finish': worker.finish}
     while True:
         print(json.dumps(answer(tasks, lines.get())), file=replies)
 

@@ -12,7 +12,6 @@ import numpy as np
 
 from vrag_jax.retrieval.pages import load_image
 
-
 # A word and its box (x1, y1, x2, y2) in pixels, right and lower edge excluded.
 OcrWord = tuple[str, tuple[int, int, int, int]]
 
