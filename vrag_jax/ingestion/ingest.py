@@ -48,8 +48,9 @@ def ingest(sources: Sequence[Path], directory: Path,
 
     Raises:
       FileNotFoundError: if a source does not exist, or there is no document in any.
-      ValueError: if the directory's pages were rendered with other settings, a row of
-        metadata is wrong, or the directory holds something else.
+      ValueError: if the directory's pages were rendered with other settings or it holds
+        something else, a row of metadata is wrong, too much would be deleted, or no document
+        can be read.
       ImportError: if OCR is needed and not installed.
       RuntimeError: if another ingestion is at work in the directory.
     """
@@ -63,6 +64,7 @@ def ingest(sources: Sequence[Path], directory: Path,
     with directories.locked(directory) as lock:
         directories.check_settings(directory, config)
         run = _Run(directory, config, progress)
+        run.check_deletions(documents)
         with WorkerPool(config, (lock,)) as pool:
             run.inspect(documents, pool)
             run.read(pool)
@@ -119,6 +121,16 @@ class _Run:
         self._names: set[str] = set()
         self._pages_read = 0
         self._failures: list[tuple[str, str]] = []
+
+    def check_deletions(self, documents: Sequence[Document]) -> None:
+        """Raises a ValueError if more documents would be deleted than may be."""
+        gone = sorted(set(self._old) - {document.name for document in documents})
+        most = self._config.most_deleted * len(self._old)
+        if self._config.delete_missing and len(gone) > most:
+            raise ValueError(
+                f'{self._directory}: {len(gone)} of its {len(self._old)} documents are in no '
+                f'source, e.g. {gone[0]!r}. Are these the right sources? To delete them raise '
+                'most_deleted, to keep them set delete_missing=False')
 
     def inspect(self, documents: Sequence[Document], pool: WorkerPool) -> None:
         """Finds out which documents have to be read."""

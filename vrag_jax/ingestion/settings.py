@@ -28,6 +28,8 @@ class IngestConfig:
       metadata: CSV or JSON lines file of own fields; '' takes `metadata.csv` or
         `metadata.jsonl` of each source folder, where there is one.
       delete_missing: whether documents that are in no source any more are deleted.
+      most_deleted: fraction of the documents that one ingestion may delete; more is an error,
+        before anything is done: the wrong sources may have been given.
       workers: processes; 0 is one a core.
       pages_per_task: pages that a process works on before it asks for more.
       timeout_s: seconds for a task, after which its document counts as unreadable.
@@ -42,6 +44,7 @@ class IngestConfig:
     ocr_below: int = 20
     metadata: str = ''
     delete_missing: bool = True
+    most_deleted: float = 0.5
     workers: int = 0
     pages_per_task: int = 4
     timeout_s: float = 600.0
@@ -55,6 +58,8 @@ class IngestConfig:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if not 1 <= self.quality <= 100:
             raise ValueError(f'quality must be from 1 to 100, got {self.quality}')
+        if not 0 <= self.most_deleted <= 1:
+            raise ValueError(f'most_deleted must be from 0 to 1, got {self.most_deleted}')
         if self.workers < 0 or not self.timeout_s > 0:
             raise ValueError(f'need workers >= 0 and timeout_s > 0, got {self.workers} and '
                              f'{self.timeout_s}')

@@ -45,10 +45,17 @@ class Corpus:
 def check_paths(config: RunConfig) -> None:
     """Raises a `ConfigError` that says what to pass where a file is not given or not there."""
     paths = {'policy.checkpoint': (config.policy.checkpoint, False)}
+    if config.retrieval.sources and config.task != 'build_index':
+        raise ConfigError('config.retrieval.sources: only the task build_index reads documents; '
+                          'pass the pages it has made with --config.data.manifest=PATH')
+    for source in config.retrieval.source_paths:
+        if not Path(source).exists():
+            raise ConfigError(f'config.retrieval.sources: {source} does not exist')
     if config.data.source == 'files':
         # Fine-tuning on conversations meets no pages but those in them.
         paths['data.manifest'] = (
-            config.data.manifest, config.task != 'sft' or not config.policy.checkpoint)
+            config.data.manifest, not config.retrieval.sources and (
+                config.task != 'sft' or not config.policy.checkpoint))
         paths['data.train_questions'] = (config.data.train_questions, config.task == 'grpo')
         paths['data.eval_questions'] = (config.data.eval_questions, config.task == 'evaluate')
     paths['data.trajectories'] = (

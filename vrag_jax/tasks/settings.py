@@ -5,6 +5,7 @@ import re
 
 from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
+from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.models.attention import BACKENDS
 from vrag_jax.models.config import PRESETS
@@ -138,10 +139,19 @@ class RetrievalConfig:
     Attributes:
       encoder: the text encoder of pages and queries.
       ocr: whether pages without text are read by OCR (extra `ocr`).
+      sources: files and folders, separated by commas, whose documents `build_index` ingests;
+        '' indexes the pages of `data`.
+      ingestion: how documents become pages.
     """
 
     encoder: NgramConfig = NgramConfig()
     ocr: bool = False
+    sources: str = ''
+    ingestion: IngestConfig = IngestConfig()
+
+    @property
+    def source_paths(self) -> list[str]:
+        return [path.strip() for path in self.sources.split(',') if path.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
