@@ -34,15 +34,14 @@ class Pdf:
     """
 
     def __init__(self, file: Path):
+        # A document without pages is refused with the error of the failure before it, so what
+        # is said of it would depend on that: this one makes it always the same.
+        raw.FPDF_LoadMemDocument(b'', 0, None)
         try:
             self._document = pypdfium2.PdfDocument(file)
         except pypdfium2.PdfiumError as error:
-            reason = ('needs a password' if error.err_code == raw.FPDF_ERR_PASSWORD
-                      else f'cannot be read as a PDF: {error}')
-            raise ValueError(reason) from error
-        if not len(self._document):
-            self._document.close()
-            raise ValueError('has no pages')
+            raise ValueError('needs a password' if error.err_code == raw.FPDF_ERR_PASSWORD else
+                             'cannot be read as a PDF, or has no pages') from error
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')  # Forms in XFA are shown as their fallback page.
             self._document.init_forms()
@@ -157,8 +156,8 @@ def _word(page: Any, characters: list[int], bounds: _Edges | None, size: tuple[i
     x1, y1 = _to_pixels(page, bounds[0], bounds[1], size)
     x2, y2 = _to_pixels(page, bounds[2], bounds[3], size)
     # On a turned page the corners change places.
-    box = (max(min(x1, x2), 0), max(min(y1, y2), 0),
-           min(max(x1, x2) + 1, size[0]), min(max(y1, y2) + 1, size[1]))
+    box = (max(math.floor(min(x1, x2)), 0), max(math.floor(min(y1, y2)), 0),
+           min(math.ceil(max(x1, x2)), size[0]), min(math.ceil(max(y1, y2)), size[1]))
     if box[0] >= box[2] or box[1] >= box[3]:
         return []
     # Characters beyond the basic plane come as two UTF-16 surrogates.
@@ -166,7 +165,8 @@ def _word(page: Any, characters: list[int], bounds: _Edges | None, size: tuple[i
     return [Word(text.decode('utf-16', 'ignore'), box)]
 
 
-def _to_pixels(page: Any, x: float, y: float, size: tuple[int, int]) -> tuple[int, int]:
+def _to_pixels(page: Any, x: float, y: float, size: tuple[int, int]) -> tuple[float, float]:
     across, down = ctypes.c_int(), ctypes.c_int()
-    raw.FPDF_PageToDevice(page, 0, 0, *size, 0, x, y, across, down)
-    return across.value, down.value
+    # PDFium rounds: as if the page were 16 times as large it does so to a 16th of a pixel.
+    raw.FPDF_PageToDevice(page, 0, 0, 16 * size[0], 16 * size[1], 0, x, y, across, down)
+    return across.value / 16, down.value / 16

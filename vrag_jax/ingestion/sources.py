@@ -102,9 +102,9 @@ def _walk(folder: Path, exclude: Path) -> Iterable[Path]:
 
 def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
     """Sorts numbers in names by value: 'page 2' before 'page 10'."""
-    # The name itself comes last: '01' and '1' differ.
+    # The end comes before anything that goes on; '01' and '1' differ in it.
     parts = [part for part in re.split(r'([0-9]+)', name) if part]
-    return (*((0, int(p)) if p.isdecimal() and p.isascii() else (1, p) for p in parts), (2, name))
+    return (*((0, int(p)) if p.isdecimal() and p.isascii() else (1, p) for p in parts), (-1, name))
 
 
 def _group(pictures: Sequence[tuple[Path, str]], images: str, top: str

@@ -20,8 +20,8 @@ def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[st
         image. Pages of the same content rightly have the same vectors.
       dims: what the second dimension has to be.
       offsets: [N + 1] int, the rows of page i are `vectors[offsets[i]:offsets[i + 1]]`.
-      most_shared: fraction of the different contents that may share their vectors with
-        another one before this is an error: an embedder that gives every page the same.
+      most_shared: fraction of the different contents that may have the vectors of another one
+        before them; more is an error: an embedder that gives every page the same.
 
     Returns:
       Ids of pages that have the same vectors though their contents differ, a group a vector,
@@ -54,7 +54,7 @@ def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[st
             rounded = rows.round(_DECIMALS) + np.float32(0)
             pages.setdefault(hashlib.blake2b(rounded.tobytes()).digest(), []).append(page_id)
     shared = [tuple(group) for group in pages.values() if len(group) > 1]
-    count = sum(map(len, shared))
+    count = sum(len(group) - 1 for group in shared)
     if count > most_shared * len(first):
         raise ValueError(f'{count} of {len(first)} pages of different content have the vectors of '
                          f'another one, e.g. {shared[0][0]!r} and {shared[0][1]!r}')
