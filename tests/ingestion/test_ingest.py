@@ -81,7 +81,8 @@ def test_only_what_has_changed_is_read_and_the_result_is_that_of_a_new_ingestion
     assert report.replaced == ('b', 'scan') and report.unchanged == ('a',)
     assert report.pages_read == 1 + 1 + 3 and report.pages == 7
     fresh = tmp_path / 'fresh'
-    ingest([sources], fresh, dataclasses.replace(CONFIG, workers=2, pages_per_task=1), progress=False)
+    other_order = dataclasses.replace(CONFIG, workers=2, pages_per_task=1)
+    ingest([sources], fresh, other_order, progress=False)
     assert tree(out) == tree(fresh)
     assert len(list((out / 'documents').iterdir())) == 4
 

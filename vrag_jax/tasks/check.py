@@ -25,6 +25,8 @@ def check(config: RunConfig) -> None:
         shape = resolve_shape(config.mesh.sizes(), count)
     except ValueError as error:
         raise ConfigError(f'config.{error}') from error
+    if config.task == 'build_index':
+        return  # Neither samples nor learns.
     shards = shape['data'] * shape['fsdp']
     for name, learner in config.learners.items():
         if learner.rows % shards:
