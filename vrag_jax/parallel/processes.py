@@ -1,6 +1,7 @@
 """What the processes of a run share out, tell each other, and hold together."""
 
 import functools
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Sequence
@@ -55,18 +56,20 @@ def exchange(value: T, name: str = 'exchange') -> list[T]:
 
 
 def agree(value: str, what: str) -> None:
-    """Checks that a text, e.g. a digest, is the same in all processes.
+    """Checks that a text, e.g. a config, is the same in all processes.
 
     Args:
       value: the text.
       what: its name in messages.
 
     Raises:
-      ValueError: in all processes, if it differs; names them and their values.
+      ValueError: in all processes, if it differs; says who has what in the first line
+        that does.
     """
-    values = dict(enumerate(exchange(value, f'agree on {what}')))
-    if len(set(values.values())) > 1:
-        raise ValueError(f'{what} differs: {who_has_what(values)}')
+    texts = [text.splitlines() for text in exchange(value, f'agree on {what}')]
+    for lines in itertools.zip_longest(*texts, fillvalue=''):
+        if len(set(lines)) > 1:
+            raise ValueError(f'{what} differs: {who_has_what(dict(enumerate(lines)))}')
 
 
 def share(items: Sequence[T], group: int = 1) -> list[int]:
