@@ -53,7 +53,8 @@ def test_transformers_reads_the_written_config_as_the_same_sizes(case):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    ({'model_type': 'qwen2_vl'}, 'model_type'),
+    ({'model_type': 'qwen3_vl'}, 'model_type'),
+    ({'model_type': 'qwen2_vl'}, 'hidden_act'),
     ({'num_key_value_heads': None}, 'num_key_value_heads'),
     ({'num_key_value_heads': 3}, 'num_key_value_heads'),
     ({'use_sliding_window': True}, 'use_sliding_window'),

@@ -11,7 +11,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vrag_jax.models.layers import INIT_STD, Numerics, linear, scan_layers, stack_layers
+from vrag_jax.models.layers import (
+    INIT_STD,
+    Numerics,
+    layer_norm,
+    linear,
+    scan_layers,
+    stack_layers,
+)
 from vrag_jax.parallel.sharding import constrain
 
 # Model types, and whether positions are counted from behind the padding's id, as fairseq does.
@@ -114,7 +121,7 @@ class BertEncoder(nnx.Module):
         self.embed_positions = _embedding(
             config.max_position_embeddings, config, numerics, rngs)
         self.embed_types = _embedding(config.type_vocab_size, config, numerics, rngs)
-        self.norm = _layer_norm(config, numerics, rngs)
+        self.norm = layer_norm(config.hidden_size, config.layer_norm_eps, numerics, rngs)
         self.layers = stack_layers(
             lambda rngs: BertLayer(config, numerics, rngs), config.num_hidden_layers, rngs)
 
@@ -151,10 +158,10 @@ class BertLayer(nnx.Module):
             'cudnn' if numerics.attention == 'cudnn' else 'xla')
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = (
             linear(size, size, numerics, rngs, bias=True) for _ in range(4))
-        self.attention_norm = _layer_norm(config, numerics, rngs)
+        self.attention_norm = layer_norm(size, config.layer_norm_eps, numerics, rngs)
         self.up_proj = linear(size, config.intermediate_size, numerics, rngs, bias=True)
         self.down_proj = linear(config.intermediate_size, size, numerics, rngs, bias=True)
-        self.output_norm = _layer_norm(config, numerics, rngs)
+        self.output_norm = layer_norm(size, config.layer_norm_eps, numerics, rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array) -> jax.Array:
         q, k, v = (y.reshape(*y.shape[:2], self.heads, -1)
@@ -183,9 +190,3 @@ def _embedding(count: int, config: BertConfig, numerics: Numerics, rngs: nnx.Rng
     return nnx.Embed(
         count, config.hidden_size, dtype=numerics.dtype, param_dtype=numerics.param_dtype,
         embedding_init=nnx.initializers.normal(INIT_STD), rngs=rngs)
-
-
-def _layer_norm(config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    """LayerNorm whose statistics are float32."""
-    return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, dtype=numerics.dtype,
-                         param_dtype=numerics.param_dtype, rngs=rngs)
