@@ -6,7 +6,7 @@ import importlib.util
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -89,6 +89,7 @@ class TextEmbedder:
     """
 
     kind = 'text'
+    reads: Literal['text'] = 'text'
 
     def __init__(self, directory: Path, config: TextConfig = TextConfig(),  # noqa: B008
                  dtype: str = 'float32', batch_tokens: int = 16_384, mesh: Mesh | None = None,
@@ -105,6 +106,7 @@ class TextEmbedder:
         self._params, self._run = _load(
             directory, sizes, numerics, self.config.pooling, mesh, rules)
         self.dims = sizes.hidden_size
+        self.tokens_read = 0
         self.fingerprint = fingerprint(
             self.kind, directory, {**dataclasses.asdict(self.config), 'dtype': dtype})
 
@@ -127,10 +129,6 @@ class TextEmbedder:
         """Returns `[1, dims]` float32 unit rows; long queries are cut."""
         return list(self._embed([self._windows.of_query(q) for q in queries])[:, None])
 
-    def count_tokens(self, page: PageContent) -> int:
-        """Returns the tokens that the encoder reads of a page."""
-        return sum(len(window) for window in self._windows.of_page(page.text))
-
     def input_digest(self, page: PageContent) -> str:
         """Returns a digest of the tokens of a page: equal if nothing tells two apart."""
         tokens = np.concatenate(self._windows.of_page(page.text))
@@ -139,6 +137,7 @@ class TextEmbedder:
     def _embed(self, sequences: list[np.ndarray]) -> np.ndarray:
         """Returns `[N, dims]` float32 unit rows of token sequences."""
         lengths = [len(sequence) for sequence in sequences]
+        self.tokens_read += sum(lengths)
         multiple = devices_along('batch', self._mesh, self._rules)
         out = np.empty((len(sequences), self.dims), np.float32)
         running = []

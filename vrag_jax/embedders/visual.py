@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -66,6 +66,8 @@ class VisualEmbedder:
       ValueError: if it is another model, or asks for what is not supported.
     """
 
+    reads: Literal['image'] = 'image'
+
     def __init__(self, directory: Path, projected: bool,
                  config: VisualConfig = VisualConfig(),  # noqa: B008 (immutable)
                  dtype: str = 'bfloat16', batch_tokens: int = 16_384, mesh: Mesh | None = None,
@@ -92,6 +94,7 @@ class VisualEmbedder:
 
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self._run = jax.jit(run, out_shardings=replicated)
+        self.tokens_read = 0
         directories = [d for d in (checkpoint.adapter, checkpoint.directory) if d is not None]
         settings = {**dataclasses.asdict(prompts), **dataclasses.asdict(self._limits),
                     'dtype': dtype}
@@ -119,6 +122,7 @@ class VisualEmbedder:
     def _embed(self, rows: Sequence[tuple[np.ndarray, np.ndarray]],
                images: Sequence[ProcessedImage] | None = None) -> list[np.ndarray]:
         lengths = [len(ids) for ids, _ in rows]
+        self.tokens_read += sum(lengths)
         out: list[Any] = [None] * len(rows)
         running: list[tuple[Batch, jax.Array]] = []
 

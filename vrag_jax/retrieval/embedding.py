@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from PIL import Image
@@ -43,6 +43,14 @@ class Embedder(Protocol):
         """Whether pages have several vectors, to be compared by MaxSim."""
 
     @property
+    def reads(self) -> Literal['text', 'image']:
+        """What it looks at of a page."""
+
+    @property
+    def tokens_read(self) -> int:
+        """Tokens of pages and queries since it was loaded, for reports of progress."""
+
+    @property
     def fingerprint(self) -> str:
         """Digest of weights and settings: equal if and only if vectors can be compared."""
 
@@ -51,3 +59,6 @@ class Embedder(Protocol):
 
     def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         """Returns `[T, dims]` float32 unit rows of each query; T is 1 for single vectors."""
+
+    def input_digest(self, page: PageContent) -> str:
+        """Returns a digest of a page as the model sees it: equal pages have equal vectors."""
