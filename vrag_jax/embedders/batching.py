@@ -1,6 +1,7 @@
 """Sequences of any length as batches of a few static shapes."""
 
 import dataclasses
+import math
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -64,7 +65,11 @@ def plan(
             length = min(length, longest)
         rows = max(batch_tokens // length // multiple, 1) * multiple
         items = tuple(order[at : at + rows])
-        while rows // _ROW_STEP >= max(len(items), multiple):
-            rows = -(-rows // _ROW_STEP // multiple) * multiple
+        while (fewer := _round_up(rows / _ROW_STEP, multiple)) in range(len(items), rows):
+            rows = fewer
         yield Batch(items, rows, length)
         at += len(items)
+
+
+def _round_up(number: float, multiple: int) -> int:
+    return math.ceil(number / multiple) * multiple

@@ -45,7 +45,7 @@ class TextConfig:
     Attributes:
       max_length: most tokens of a window, special tokens included; 0 takes what the
         checkpoint says, in `sentence_bert_config.json` or by its positions.
-      overlap: tokens that neighbouring windows of a page share.
+      overlap: share of a window's text that the next window of the page begins with.
       windows: 'max' keeps a vector for each window, of which the best counts; 'mean'
         averages them to one vector for a page.
       query_prefix, page_prefix: put before each query, and each window of a page, e.g.
@@ -55,7 +55,7 @@ class TextConfig:
     """
 
     max_length: int = 0
-    overlap: int = 32
+    overlap: float = 0.125
     windows: str = 'max'
     query_prefix: str = ''
     page_prefix: str = ''
@@ -66,8 +66,8 @@ class TextConfig:
             raise ValueError(f'windows must be one of {WINDOWS}, got {self.windows!r}')
         if self.pooling not in ('', *POOLINGS):
             raise ValueError(f"pooling must be one of {POOLINGS} or '', got {self.pooling!r}")
-        if self.max_length < 0 or self.overlap < 0:
-            raise ValueError('max_length and overlap must not be negative, got '
+        if self.max_length < 0 or not 0 <= self.overlap < 1:
+            raise ValueError('max_length must not be negative, overlap in [0, 1), got '
                              f'{self.max_length} and {self.overlap}')
 
 
@@ -184,9 +184,8 @@ class _Windows:
         self._tokenizer.no_padding()
         self._before, self._after = _special_tokens(self._tokenizer)
         self._room = config.max_length - len(self._before) - len(self._after)
-        if not config.overlap < self._room:
-            raise ValueError(f'overlap {config.overlap} leaves nothing of windows with room for '
-                             f'{self._room} tokens')
+        if self._room < 1:
+            raise ValueError(f'max_length {config.max_length} leaves no room for text')
 
     def of_query(self, query: str) -> np.ndarray:
         """Returns `[T]` int32."""
@@ -197,10 +196,10 @@ class _Windows:
         """Returns the windows, `[T]` int32 each; one without tokens if the text has none."""
         prefix, ids = self._encode(self._config.page_prefix, text)
         room = self._room - len(prefix)
-        if room <= self._config.overlap:
-            raise ValueError(f'page_prefix {self._config.page_prefix!r} and overlap leave no room')
-        step = room - self._config.overlap
-        starts = range(0, max(len(ids) - self._config.overlap, 1), step)
+        if room < 1:
+            raise ValueError(f'page_prefix {self._config.page_prefix!r} leaves no room for text')
+        overlap = int(room * self._config.overlap)
+        starts = range(0, max(len(ids) - overlap, 1), room - overlap)
         return [self._wrap(prefix, ids[start : start + room]) for start in starts]
 
     def _encode(self, prefix: str, text: str) -> tuple[list[int], list[int]]:

@@ -2,18 +2,18 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
+import jax.numpy as jnp
 import numpy as np
 
 from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_artifact
 
 _KIND = 'page_vectors'
 _ROWS, _PAGES = 'rows.bin', 'pages.json'
-DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {'float32': np.dtype(np.float32), 'bfloat16': np.dtype(jnp.bfloat16)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,24 +72,26 @@ class PageVectors:
 
 
 def write_page_vectors(
-    directory: Path, pages: Sequence[np.ndarray], ids: Sequence[str], keys: Sequence[str],
-    fingerprint: str, dtype: str,
+    directory: Path, pages: Iterable[np.ndarray], ids: Sequence[str], keys: Sequence[str],
+    dims: int, fingerprint: str, dtype: str,
 ) -> None:
     """Writes vectors, or replaces those that are there, atomically.
 
     Args:
       directory: is made if needed.
-      pages: `[T, dims]` of each page; read one after the other, so they may be memory-mapped.
-      ids, keys, fingerprint: see `PageVectors`.
+      pages: `[T, dims]` of each page, taken one after the other.
+      ids, keys, dims, fingerprint: see `PageVectors`.
       dtype: of the rows on disk, one of `DTYPES`.
     """
     def write_files(folder: Path) -> dict[str, Any]:
+        counts = []
         with (folder / _ROWS).open('wb') as file:
             for page in pages:
+                counts.append(len(page))
                 file.write(np.ascontiguousarray(page, DTYPES[dtype]).view(np.uint8).data)
         (folder / _PAGES).write_text(json.dumps({
-            'ids': list(ids), 'keys': list(keys), 'counts': [len(page) for page in pages],
+            'ids': list(ids), 'keys': list(keys), 'counts': counts,
         }, ensure_ascii=False), 'utf-8')
-        return {'dtype': dtype, 'dims': pages[0].shape[1], 'fingerprint': fingerprint}
+        return {'dtype': dtype, 'dims': dims, 'fingerprint': fingerprint}
 
     write_artifact(directory, _KIND, write_files)
