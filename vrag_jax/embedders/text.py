@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -107,6 +108,8 @@ class TextEmbedder:
             directory, sizes, numerics, self.config.pooling, mesh, rules)
         self.dims = sizes.hidden_size
         self.tokens_read = 0
+        # Threads take turns: devices must meet programs of a mesh in one order.
+        self._dispatching = threading.Lock()
         self.fingerprint = fingerprint(
             self.kind, directory, {**dataclasses.asdict(self.config), 'dtype': dtype})
 
@@ -146,7 +149,8 @@ class TextEmbedder:
             if self._mesh is not None:
                 arrays = jax.device_put(
                     arrays, batch_sharding(self._mesh, arrays, self._rules))
-            running.append((batch.items, self._run(self._params, *arrays)))
+            with self._dispatching:
+                running.append((batch.items, self._run(self._params, *arrays)))
             if len(running) > 1:  # The host prepares a batch while the device runs one.
                 _collect(out, *running.pop(0))
         for done in running:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -95,6 +96,8 @@ class VisualEmbedder:
         replicated = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self._run = jax.jit(run, out_shardings=replicated)
         self.tokens_read = 0
+        # Threads take turns: devices must meet programs of a mesh in one order.
+        self._dispatching = threading.Lock()
         directories = [d for d in (checkpoint.adapter, checkpoint.directory) if d is not None]
         settings = {**dataclasses.asdict(prompts), **dataclasses.asdict(self._limits),
                     'dtype': dtype}
@@ -135,7 +138,8 @@ class VisualEmbedder:
             arrays = self._arrays(batch, rows, lengths, images)
             if self._mesh is not None:
                 arrays = jax.device_put(arrays, batch_sharding(self._mesh, arrays, self._rules))
-            running.append((batch, self._run(self._params, arrays)))
+            with self._dispatching:
+                running.append((batch, self._run(self._params, arrays)))
             if len(running) > 1:  # The host prepares a batch while the device runs one.
                 collect(*running.pop(0))
         for done in running:
