@@ -19,9 +19,12 @@ def get_config() -> ConfigDict:
     config.task = 'build_index'
     # With questions the quality of the search is measured too.
     config.data = ConfigDict({'source': 'files', 'manifest': '', 'eval_questions': ''})
+    config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})  # Of embedders.
     config.retrieval = ConfigDict({
         'sources': '',  # Files and folders, separated by commas.
         'ocr': False,
+        # 'ngram', 'bm25' and names of embedders; several are fused by reciprocal rank.
+        'retrievers': ('ngram',),
         'ingestion': {
             'dpi': 144, 'max_pixels': 16_000_000, 'image_format': 'jpeg', 'quality': 90,
             # A folder of images is a document; or 'file', or 'numbered' (report_3.png).

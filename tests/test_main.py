@@ -45,6 +45,8 @@ ACCEPTED = {
     'a whole number for a real one': [TINY, '--config.learner.lr=1'],
     'a tuple': [TINY, '--config.sampler.attend_lengths=(16,32)'],
     'a text': [TINY, '--config.task=build_index'],
+    'documents to index':
+        ['--config=configs/build_index.py', '--config.retrieval.sources=tests,configs'],
     'a plan without a checkpoint': [GRPO, '--config.task=plan', *SMALL_MESH],
 }
 # Arguments, and what the one line must hold.
@@ -161,3 +163,12 @@ def test_of_transformers_only_the_advice_about_pytorch_is_dropped():
     assert done.returncode == 0, done.stderr
     assert 'PyTorch' not in done.stderr
     assert 'something else' in done.stderr
+
+
+def test_the_command_line_starts_no_backend_when_it_is_imported():
+    # Processes of a run connect first, and what a backend has started cannot be forked.
+    program = ('import vrag_jax.main; from jax._src import xla_bridge; '
+               'print(xla_bridge.backends_are_initialized())')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == 'False', done.stderr

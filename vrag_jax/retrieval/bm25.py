@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 
 from vrag_jax.retrieval.artifact import ArtifactError
@@ -47,7 +46,7 @@ class Bm25Retriever:
 
     kind = 'bm25'
 
-    def __init__(self, model: bm25s.BM25, ids: Sequence[str], config: Bm25Config,
+    def __init__(self, model: Any, ids: Sequence[str], config: Bm25Config,
                  fingerprint: str):
         self.ids = tuple(ids)
         self.config = config
@@ -67,6 +66,9 @@ class Bm25Retriever:
         terms = [_terms(text, config) for text in texts]
         if not any(terms):
             raise ValueError(f'none of the {len(texts)} page texts holds a word')
+        # At import it computes with JAX, before processes can be connected to each other.
+        import bm25s
+
         model = bm25s.BM25(k1=config.k1, b=config.b, method='lucene')
         model.index(terms, show_progress=False)
         digest = hashlib.sha256(repr(config).encode())
@@ -105,6 +107,8 @@ class Bm25Retriever:
                    ) -> 'Bm25Retriever':
         try:
             config = Bm25Config(**fields['config'])
+            import bm25s
+
             model = bm25s.BM25.load(folder / 'bm25', load_vocab=True)
             ids, fingerprint = fields['ids'], fields['fingerprint']
             pages = model.scores['num_docs']

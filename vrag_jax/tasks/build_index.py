@@ -1,12 +1,17 @@
-"""Documents in, searchable pages out: ingestion, index, and a report."""
+"""Documents in, searchable pages out: ingestion, embeddings, index, and a report."""
 
 import dataclasses
+import time
 from pathlib import Path
 
+from vrag_jax.data.pageworld import build as pageworld
 from vrag_jax.ingestion.directories import MANIFEST
 from vrag_jax.ingestion.ingest import ingest, remove_unused
-from vrag_jax.parallel.processes import barrier, is_main
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
+from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.tasks.corpus import build_corpus, report_retrieval
+from vrag_jax.tasks.retrievers import describe, embed_pages, load_embedders, texts_of
 from vrag_jax.tasks.settings import RunConfig
 
 PAGES = 'pages'  # Where in its workdir the task keeps the pages.
@@ -16,22 +21,38 @@ def run(config: RunConfig, workdir: Path) -> None:
     """Ingests `retrieval.sources`, if there are any, and indexes the pages.
 
     Without sources the pages are those of `config.data`. With questions in `config.data` the
-    quality of the search is printed too.
+    quality of the search is printed too. Of several processes one ingests and indexes; all
+    embed.
     """
     if config.retrieval.sources:
         config = _ingest(config, workdir / PAGES)
+    started = time.monotonic()
     try:
-        corpus = build_corpus(config, workdir)
-    except (ValueError, ImportError) as error:
+        mesh = local_mesh(make_mesh(config.mesh.sizes()))
+        embedders = load_embedders(config.retrieval, mesh)
+        if embedders:
+            store = main_first('pages', lambda: _store(config, workdir))
+            texts = main_first('texts', lambda: texts_of(
+                config.retrieval, store, embedders, workdir))
+            embed_pages(embedders, store, texts, workdir)
+        corpus = main_first('index', lambda: build_corpus(config, workdir, embedders))
+    except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f'index: {error}') from error
-    index = corpus.engine.index
-    print(f'index: {corpus.engine.encoder.kind}, {len(index)} vectors of {index.dims} numbers, '
-          f'{"exact" if index.exact else "approximate"} search', flush=True)
-    report_retrieval(corpus)
-    if config.retrieval.sources:
-        barrier('indexed')  # Others may still read the pages of before.
-        if is_main():
-            remove_unused(workdir / PAGES)
+    if is_main():
+        for line in describe(corpus.engine.retriever):
+            print(f'index: {line}', flush=True)
+        print(f'indexed in {time.monotonic() - started:.1f} s', flush=True)
+        report_retrieval(corpus)
+    barrier('indexed')  # Until here, others may read the pages of before.
+    if config.retrieval.sources and is_main():
+        remove_unused(workdir / PAGES)
+
+
+def _store(config: RunConfig, workdir: Path) -> PageStore:
+    if config.data.source == 'pageworld':
+        return PageStore.open(
+            pageworld.build(config.data.pageworld, workdir / 'pageworld').manifest)
+    return PageStore.open(Path(config.data.manifest))
 
 
 def _ingest(config: RunConfig, directory: Path) -> RunConfig:

@@ -1,7 +1,6 @@
 """Pages, their index and questions, from the config."""
 
 import dataclasses
-import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,16 +12,12 @@ from vrag_jax.data.pageworld.layout import PageSpec
 from vrag_jax.data.records import Question
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
-from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.ocr import OcrReader
 from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.retrieval.text import page_texts
+from vrag_jax.tasks.retrievers import open_engine
 from vrag_jax.tasks.settings import RunConfig
-
-_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,12 +86,14 @@ _PATH_CHECKS: Mapping[str, Callable[[str], None]] = {
 }
 
 
-def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
+def build_corpus(config: RunConfig, workdir: Path,
+                 embedders: Mapping[str, Embedder] | None = None) -> Corpus:
     """Makes or opens the pages, indexes them, reads the questions.
 
     Args:
       config: which data.
       workdir: a generated PageWorld and the index are kept in it.
+      embedders: of the index, by name, if they are loaded already.
     """
     layouts: Mapping[str, PageSpec] = {}
     if config.data.source == 'pageworld':
@@ -106,7 +103,7 @@ def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
     else:
         store = PageStore.open(Path(config.data.manifest))
         questions = _load_splits(config, store)
-    engine = open_engine(config, store, workdir)
+    engine = open_engine(config.retrieval, store, workdir, embedders)
     return Corpus(store, engine, questions, layouts)
 
 
@@ -122,21 +119,6 @@ def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question
     train, test = read.get('train', read.get('test')), read.get('test', read.get('train'))
     assert train is not None and test is not None
     return {'train': train, 'validation': test, 'test': test}
-
-
-def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEngine:
-    """Opens the index in `workdir`, or builds it where it is missing or of other pages."""
-    directory = workdir / 'index'
-    if directory.exists():
-        try:
-            engine = SearchEngine.open(directory, store)
-            if getattr(engine.encoder, 'config', None) == config.retrieval.encoder:
-                return engine
-        except (ArtifactError, FileNotFoundError) as error:
-            _LOG.warning('the index is built anew: %s', error)
-    reader = OcrReader(workdir / 'ocr') if config.retrieval.ocr else None
-    encoder = NgramEncoder(config.retrieval.encoder)
-    return SearchEngine.build(store, page_texts(store, reader), encoder, directory)
 
 
 def report_retrieval(corpus: Corpus) -> dict[str, float]:

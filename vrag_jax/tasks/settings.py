@@ -5,7 +5,6 @@ import re
 
 from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.models.attention import BACKENDS
 from vrag_jax.models.config import PRESETS
@@ -15,7 +14,6 @@ from vrag_jax.models.quantization import require
 from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
-from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
@@ -23,6 +21,7 @@ from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
+from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
 TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
 DTYPES = ('float32', 'bfloat16', 'float16')
@@ -130,28 +129,6 @@ class DataConfig:
     def __post_init__(self):
         if self.source not in ('pageworld', 'files'):
             raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class RetrievalConfig:
-    """The page index.
-
-    Attributes:
-      encoder: the text encoder of pages and queries.
-      ocr: whether pages without text are read by OCR (extra `ocr`).
-      sources: files and folders, separated by commas, whose documents `build_index` ingests;
-        '' indexes the pages of `data`.
-      ingestion: how documents become pages.
-    """
-
-    encoder: NgramConfig = NgramConfig()
-    ocr: bool = False
-    sources: str = ''
-    ingestion: IngestConfig = IngestConfig()
-
-    @property
-    def source_paths(self) -> list[str]:
-        return [path.strip() for path in self.sources.split(',') if path.strip()]
 
 
 @dataclasses.dataclass(frozen=True)
