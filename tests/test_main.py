@@ -61,6 +61,12 @@ REFUSED = {
     'field below a number': ([TINY, '--config.seed.x=1'], 'config.seed.x: configs/tiny.py sets'),
     'text for a number': ([TINY, '--config.learner.lr=fast'], 'config.learner.lr=fast'),
     'fraction for a whole number': ([TINY, '--config.grpo.steps=1.5'], 'config.grpo.steps=1.5'),
+    'sources that are not there':
+        (['--config=configs/build_index.py', '--config.retrieval.sources=nowhere'],
+         'config.retrieval.sources: nowhere does not exist'),
+    'sources of another task':
+        (['--config=configs/build_index.py', '--config.retrieval.sources=tests',
+          '--config.task=evaluate'], 'config.retrieval.sources: only the task build_index'),
     'unknown task': ([TINY, '--config.task=dance'], 'config.task: must be one of'),
     'unknown preset': ([TINY, '--config.policy.preset=huge'], 'config.policy: preset must be'),
     'group of one': ([TINY, '--config.grpo.group_size=1'], 'config.grpo: group_size'),

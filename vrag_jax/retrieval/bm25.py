@@ -105,10 +105,10 @@ class Bm25Retriever:
     @classmethod
     def from_files(cls, folder: Path, fields: dict[str, Any], embedders: Any = ()
                    ) -> 'Bm25Retriever':
+        import bm25s
+
         try:
             config = Bm25Config(**fields['config'])
-            import bm25s
-
             model = bm25s.BM25.load(folder / 'bm25', load_vocab=True)
             ids, fingerprint = fields['ids'], fields['fingerprint']
             pages = model.scores['num_docs']
