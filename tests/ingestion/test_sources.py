@@ -1,5 +1,6 @@
 """Folders become documents by name; numbers sort by value; clashes are told."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -59,6 +60,15 @@ def test_sources_are_files_and_folders_without_the_index_itself(tmp_path):
         found(tmp_path, sources=[tmp_path / 'none'])
     with pytest.raises(ValueError, match='neither a PDF nor an image'):
         found(tmp_path, sources=[tmp_path / 'c.txt'])
+
+
+def test_links_that_lead_back_end_and_names_that_are_no_text_are_told(tmp_path):
+    touch(tmp_path, 'a/x.pdf', 'elsewhere/y.pdf', 'a/' + os.fsdecode(b'\xff.pdf'))
+    (tmp_path / 'a' / 'back').symlink_to(tmp_path / 'a')
+    (tmp_path / 'a' / 'link').symlink_to(tmp_path / 'elsewhere')
+    documents, problems = found(tmp_path / 'a')
+    assert set(documents) == {'x', 'link/y'}
+    assert problems == [('?.pdf', 'its name is not UTF-8')]
 
 
 def test_numbers_in_names_sort_by_value():

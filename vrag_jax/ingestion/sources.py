@@ -57,7 +57,7 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
     problems: list[tuple[str, str]] = []
     for source in map(Path, sources):
         if source.is_dir():
-            files = list(_walk(source, exclude.resolve()))
+            files = list(_walk(source, {exclude.resolve()}))
             top = source.resolve().name
         elif not source.exists():
             raise FileNotFoundError(f'source {source}: no such file or folder')
@@ -66,7 +66,14 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
         else:
             raise ValueError(f'source {source}: neither a PDF nor an image '
                              f'({", ".join(IMAGE_SUFFIXES)})')
-        labels = {file: file.relative_to(source).as_posix() for file in files}
+        labels = {}
+        for file in files:
+            label = file.relative_to(source).as_posix()
+            if label == label.encode('utf-8', 'replace').decode():
+                labels[file] = label
+            else:
+                problems.append((label.encode('utf-8', 'replace').decode(),
+                                 'its name is not UTF-8'))
         pictures = []
         for file, label in labels.items():
             suffix = file.suffix.lower()
@@ -89,13 +96,15 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
     return [by_name[name] for name in sorted(by_name)], sorted(problems)
 
 
-def _walk(folder: Path, exclude: Path) -> Iterable[Path]:
-    """Yields PDFs and images in the natural order of their paths."""
+def _walk(folder: Path, passed: set[Path]) -> Iterable[Path]:
+    """Yields PDFs and images in the natural order of their paths; no folder twice."""
+    passed.add(folder.resolve())
     for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
-        if path.name.startswith('.') or path.resolve() == exclude:
+        if path.name.startswith('.'):
             continue
         if path.is_dir():
-            yield from _walk(path, exclude)
+            if path.resolve() not in passed:  # A link may lead back to where it is.
+                yield from _walk(path, passed)
         elif path.suffix.lower() in (PDF_SUFFIX, *IMAGE_SUFFIXES):
             yield path
 
