@@ -82,7 +82,7 @@ def test_large_images_are_scaled_down_to_the_limit(tmp_path):
 
 
 @pytest.mark.parametrize('size', [(400, 100), (1, 100_000), (7, 7000)])
-def test_embedders_look_at_a_bounded_number_of_pixels(size):
+def test_any_shape_is_scaled_down_to_a_number_of_pixels(size):
     small = limit_pixels(Image.new('RGB', size), 1000)
     assert small.width * small.height <= 1000
     assert small.width >= 1 and small.height >= 1

@@ -10,7 +10,6 @@ _PILLOW_FORMATS = {'jpeg': 'JPEG', 'webp': 'WEBP', 'png': 'PNG'}
 _SUFFIXES = {'jpeg': '.jpg', 'webp': '.webp', 'png': '.png'}
 _KEPT_SUFFIXES = {'JPEG': '.jpg', 'WEBP': '.webp', 'PNG': '.png'}
 _MAX_SIDE = 16_383  # Of WebP, the least of all formats.
-EMBEDDER_PIXELS = 600_000  # About what the public ColQwen2 vectors of pages were made from.
 
 
 def count_frames(file: Path) -> int:
@@ -94,10 +93,8 @@ def upright_rgb(image: Image.Image) -> Image.Image:
     return turned.convert('RGB')
 
 
-def limit_pixels(image: Image.Image, max_pixels: int = EMBEDDER_PIXELS) -> Image.Image:
+def limit_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
     """Scales an image down, sides in proportion, to so many pixels at most.
-
-    Made on the fly, this is what an embedder looks at; the stored image stays as it is.
 
     Returns:
       The image itself if it is small enough.
