@@ -8,6 +8,7 @@ from vrag_jax.compilation.chips import parse_topology
 from vrag_jax.config import ConfigError
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.tasks.corpus import check_paths
+from vrag_jax.tasks.serve_index import check_packages
 from vrag_jax.tasks.settings import RunConfig
 
 
@@ -18,6 +19,11 @@ def check(config: RunConfig) -> None:
       ConfigError: naming the field.
     """
     check_paths(config)
+    if config.task == 'serve_index':
+        if config.retrieval.url:
+            raise ConfigError('config.retrieval.url: a service searches by itself; leave it empty')
+        check_packages()
+        return  # No policy, no mesh.
     try:
         count = jax.device_count()
         if config.task == 'compile':

@@ -19,6 +19,8 @@ from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.ngram_encoder import NgramEncoder
 from vrag_jax.retrieval.ocr import OcrReader
 from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.remote import RemoteSearch
+from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.retrieval.text import page_texts
 from vrag_jax.tasks.settings import RunConfig
 
@@ -37,7 +39,7 @@ class Corpus:
     """
 
     store: PageStore
-    engine: SearchEngine
+    engine: PageSearch
     questions: Mapping[str, list[Question]]
     layouts: Mapping[str, PageSpec]
 
@@ -99,8 +101,20 @@ def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
     else:
         store = PageStore.open(Path(config.data.manifest))
         questions = _load_splits(config, store)
-    engine = open_engine(config, store, workdir)
+    engine = open_search(config, store, workdir)
     return Corpus(store, engine, questions, layouts)
+
+
+def page_manifest(config: RunConfig, workdir: Path) -> Path:
+    """Returns the manifest of the pages; a generated PageWorld is made if it is not there."""
+    if config.data.source == 'pageworld':
+        return pageworld.build(config.data.pageworld, workdir / 'pageworld').manifest
+    return Path(config.data.manifest)
+
+
+def index_directory(workdir: Path) -> Path:
+    """Returns where a run keeps its index."""
+    return workdir / 'index'
 
 
 def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
@@ -117,9 +131,22 @@ def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question
     return {'train': train, 'validation': test, 'test': test}
 
 
+def open_search(config: RunConfig, store: PageStore, workdir: Path) -> PageSearch:
+    """Opens the index in this process or, with `retrieval.url`, asks a service.
+
+    Raises:
+      SearchServiceError: if the service does not answer.
+    """
+    if not config.retrieval.url:
+        return open_engine(config, store, workdir)
+    remote = RemoteSearch(config.retrieval.url, store, config.retrieval.remote)
+    _LOG.info('search service %s: %d pages', remote.url, remote.check())
+    return remote
+
+
 def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEngine:
     """Opens the index in `workdir`, or builds it where it is missing or of other pages."""
-    directory = workdir / 'index'
+    directory = index_directory(workdir)
     if directory.exists():
         try:
             engine = SearchEngine.open(directory, store)

@@ -14,15 +14,17 @@ from vrag_jax.models.quantization import require
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.retrieval.ngram_encoder import NgramConfig
+from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
+from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
 
-TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
+TASKS = ('loop', 'build_index', 'serve_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -137,10 +139,19 @@ class RetrievalConfig:
     Attributes:
       encoder: the text encoder of pages and queries.
       ocr: whether pages without text are read by OCR (extra `ocr`).
+      url: of a search service over the same pages, which is asked instead of searching in
+        this process; '' searches here.
+      remote: how the service is asked.
     """
 
     encoder: NgramConfig = NgramConfig()
     ocr: bool = False
+    url: str = ''
+    remote: RemoteSearchConfig = RemoteSearchConfig()
+
+    def __post_init__(self):
+        if self.url:
+            check_url(self.url)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -245,6 +256,7 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compile: CompileConfig = CompileConfig()
+    serving: ServiceConfig = ServiceConfig()
 
     @property
     def learners(self) -> dict[str, LearnerConfig]:
