@@ -60,7 +60,7 @@ def create_app(live: LiveIndex, config: ServiceConfig) -> FastAPI:
       An ASGI application that any server can run.
     """
     service = _Service(live, config)
-    app = FastAPI(title='vrag_jax search', lifespan=service.lifespan)
+    app = FastAPI(title='vrag_jax search', lifespan=service.lifespan, docs_url=None, redoc_url=None)
     app.add_middleware(MetricsMiddleware, metrics=service.metrics)
     app.add_exception_handler(RequestError, _answer_request_error)
     app.add_exception_handler(RequestValidationError, _answer_validation_error)

@@ -1,12 +1,17 @@
 """Serves the index of a run's pages over HTTP."""
 
 import importlib.util
+import logging
 from pathlib import Path
 
 from vrag_jax.config import ConfigError
+from vrag_jax.retrieval.artifact import MANIFEST, ArtifactError
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.tasks.corpus import index_directory, open_engine, page_manifest
 from vrag_jax.tasks.settings import RunConfig
 
+_LOG = logging.getLogger(__name__)
 _PACKAGES = ('fastapi', 'uvicorn', 'prometheus_client')
 
 
@@ -19,22 +24,27 @@ def check_packages() -> None:
 
 
 def run(config: RunConfig, workdir: Path) -> None:
-    """Opens the index in `workdir`, or builds it, and serves it until the process is stopped.
+    """Serves the index in `workdir` until the process is stopped.
 
-    A manifest of pages or an index that is replaced meanwhile, e.g. by `build_index` in the
-    same `workdir`, is taken over without a restart.
+    It is built if it is not there, or of other pages. A manifest of pages or an index that is
+    replaced meanwhile, e.g. by `build_index` in the same `workdir`, is taken over without a
+    restart.
     """
     check_packages()
-    from vrag_jax.retrieval.engine import SearchEngine
-    from vrag_jax.retrieval.pages import PageStore
     from vrag_jax.serving.live import LiveIndex
     from vrag_jax.serving.server import serve
 
     manifest, directory = page_manifest(config, workdir), index_directory(workdir)
-    open_engine(config, PageStore.open(manifest), workdir)  # Builds what is missing.
 
     def load() -> tuple[PageStore, SearchEngine]:
         store = PageStore.open(manifest)
         return store, SearchEngine.open(directory, store)
 
-    serve(LiveIndex(load, (manifest, directory / 'manifest.json')), config.serving)
+    watched = manifest, directory / MANIFEST
+    try:
+        live = LiveIndex(load, watched)
+    except (ArtifactError, FileNotFoundError) as error:
+        _LOG.warning('the index is built: %s', error)
+        open_engine(config, PageStore.open(manifest), workdir)
+        live = LiveIndex(load, watched)
+    serve(live, config.serving)
