@@ -146,16 +146,16 @@ async def ask(port: int, queries: Sequence[str], clients: int, batch: int) -> Lo
         for start in starts:
             body = json.dumps({'queries': queries[start : start + batch], 'k': K}).encode()
             begun = time.perf_counter()
-            writer.write(b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: '
-                         + str(len(body)).encode() + b'\r\n\r\n' + body)
-            head = await reader.readuntil(b'\r\n\r\n')
-            length = int(re.search(rb'content-length: (\d+)', head.lower())[1])  # type: ignore[index]
-            answer = await reader.readexactly(length)
+            try:
+                status, answer = await exchange(reader, writer, body)
+            except (OSError, EOFError):
+                status, answer = 0, b''
+                reader, writer = await asyncio.open_connection('127.0.0.1', port)
             latencies.append(time.perf_counter() - begun)
-            if head.split(b' ', 2)[1] != b'200':
+            if status == 200:
+                answers[start] = answer  # Read after the run: that is no time of the service.
+            else:
                 errors += 1
-                continue
-            answers[start] = answer  # Read after the run: that is no time of the service.
         writer.close()
 
     begun = time.perf_counter()
@@ -166,6 +166,17 @@ async def ask(port: int, queries: Sequence[str], clients: int, batch: int) -> Lo
         results[start : start + batch] = [[(hit['page_id'], hit['score']) for hit in hits]
                                           for hits in json.loads(answer)['results']]
     return Load(seconds, latencies, errors, results)
+
+
+async def exchange(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, body: bytes
+                   ) -> tuple[int, bytes]:
+    """Sends a search; returns the status and the body of the answer."""
+    writer.write(b'POST /search HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: %d\r\n\r\n'
+                 % len(body) + body)
+    head = (await reader.readuntil(b'\r\n\r\n')).lower()
+    _, _, length = head.partition(b'content-length: ')
+    answer = await reader.readexactly(int(length.split(b'\r\n', 1)[0]))
+    return int(head.split(b' ', 2)[1]), answer
 
 
 def difference(found: Sequence[Hits], expected: Sequence[Hits]) -> tuple[int, float]:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import json
+import socket
 import threading
 import time
 import types
@@ -25,6 +26,14 @@ def fault(response):
     answer = response.json()
     assert set(answer) == {'error', 'field'} and answer['error']
     return response.status_code, answer['field']
+
+
+def wait_for(condition):
+    """Waits until something is so."""
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
 
 
 # ---- The reference's contract: GET, a list of lists of {idx, image_file}
@@ -153,6 +162,16 @@ def test_a_body_that_does_not_come_is_given_up(live):
 
     with running(live, limits=ServiceLimits(body_seconds=0.2)) as (url, _):
         assert fault(httpx.post(f'{url}/search', content=parts())) == (408, 'body')
+
+
+def test_a_client_that_goes_away_is_no_failure(live):
+    with running(live) as (url, _), httpx.Client(base_url=url, timeout=20) as client:
+        address = client.base_url.host, client.base_url.port
+        with socket.create_connection(address) as connection:
+            connection.sendall(b'POST /search HTTP/1.1\r\nHost: a\r\nContent-Length: 99\r\n\r\n{')
+        wait_for(lambda: metric(client, 'vrag_errors_total', route='/search'))
+        assert metric(client, 'vrag_errors_total', route='/search', status=400) == 1
+        assert metric(client, 'vrag_errors_total', route='/search', status=500) == 0
 
 
 @pytest.mark.parametrize('query,status,field', [

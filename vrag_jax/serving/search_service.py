@@ -19,6 +19,7 @@ from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 from vrag_jax.serving.config import ServiceConfig, ServiceLimits
 from vrag_jax.serving.errors import RequestError
@@ -208,6 +209,8 @@ class _Service:
                         raise RequestError(413, 'body', f'is longer than {most} bytes',
                                            {'Connection': 'close'})
                     parts.append(part)
+        except ClientDisconnect:
+            raise RequestError(400, 'body', 'was cut off') from None
         except TimeoutError:
             raise RequestError(408, 'body', 'was not there after '
                                f'{self._limits.body_seconds:g} seconds',

@@ -1,6 +1,6 @@
 """Runs a search service until it is told to stop."""
 
-import logging
+import gc
 import signal
 import socket
 from types import FrameType
@@ -11,7 +11,6 @@ from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.live import LiveIndex
 from vrag_jax.serving.search_service import create_app
 
-_LOG = logging.getLogger(__name__)
 _HEADER_BYTES = 1 << 16  # Of a request beside its URL.
 
 
@@ -35,6 +34,10 @@ def serve(live: LiveIndex, config: ServiceConfig) -> None:
         print(f'serving {len(live.current.store)} pages on {_url(host, port)}', flush=True)
         # The server passes signals on once it has stopped; by then they have done their work.
         old = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+        # What is loaded stays: looking through it for garbage would stop all requests for
+        # a tenth of a second, again and again.
+        gc.collect()
+        gc.freeze()
         try:
             server.run(sockets=[listener])
         finally:
