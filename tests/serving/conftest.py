@@ -36,7 +36,8 @@ PAGES = [
 @pytest.fixture
 def make_corpus(tmp_path):
     """Returns a function that writes pages and index into a folder, replacing those there."""
-    return lambda name='corpus', pages=PAGES: write_corpus(tmp_path / name, pages)
+    return lambda name='corpus', pages=PAGES, images='img': write_corpus(
+        tmp_path / name, pages, images)
 
 
 @pytest.fixture(scope='session')
@@ -45,11 +46,11 @@ def corpus(tmp_path_factory):
     return write_corpus(tmp_path_factory.mktemp('corpus'), PAGES)
 
 
-def write_corpus(folder, pages):
-    (folder / 'img').mkdir(parents=True, exist_ok=True)
+def write_corpus(folder, pages, images='img'):
+    (folder / images).mkdir(parents=True, exist_ok=True)
     rows = []
     for number, (page_id, document, page, text, fields) in enumerate(pages):
-        file = f'img/{number}.png'
+        file = f'{images}/{number}.png'
         picture(number).save(folder / file)
         rows.append(Page(page_id, document, page, file, *SIZE, text, fields))
     PageStore.write(folder / 'pages.jsonl', rows)

@@ -1,8 +1,10 @@
 """An index that is replaced on disk: no request is lost, none meets halves of two versions."""
 
+import gc
 import shutil
 import threading
 import time
+import weakref
 
 import httpx
 import pytest
@@ -62,6 +64,34 @@ def test_a_damaged_index_is_not_used(make_corpus):
     (folder / 'index' / 'manifest.json').write_text('{')
     assert not live.refresh() and live.failures == 1
     assert live.current.engine.search(['hotels'], 1)[0]
+
+
+def test_an_old_version_is_let_go_of_when_its_last_request_is_done(make_corpus):
+    # By counting references: the collector leaves alone what was there at the start.
+    live = live_index(make_corpus())
+    engine, store = weakref.ref(live.current.engine), weakref.ref(live.current.store)
+    under_way = live.current
+    live.current.engine.search(['revenue'], 2)
+    make_corpus(pages=NEW)
+    gc.disable()
+    try:
+        assert live.refresh() and engine() is under_way.engine
+        del under_way
+        assert engine() is None and store() is None
+    finally:
+        gc.enable()
+
+
+def test_a_page_whose_file_has_moved_is_shown_from_the_new_version(make_corpus):
+    folder = make_corpus()
+    with running(live_index(folder)) as (url, _):
+        shutil.rmtree(folder / 'img')
+        assert httpx.get(f'{url}/pages/report_1').status_code == 500
+        make_corpus(pages=PAGES[1:], images='new')
+        # No look is due (reload_seconds is 0): the missing file is the reason for one.
+        assert httpx.get(f'{url}/pages/report_1').status_code == 404
+        assert httpx.get(f'{url}/pages/report_2').status_code == 200
+        assert httpx.get(f'{url}/healthz').json()['pages'] == len(PAGES) - 1
 
 
 def test_there_must_be_an_index_at_the_start(make_corpus):

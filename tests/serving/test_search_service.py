@@ -335,6 +335,20 @@ def test_metrics_count_what_was_asked(client_of_new):
     assert metric(client, 'vrag_waiting_requests') == 0
 
 
+def test_metrics_tell_what_the_engine_has_done(client_of_new):
+    client = client_of_new
+    for queries in (['a 1'], ['a 1', 'b 2', 'c 3', 'c 3'], ['a 1', 'b 2', 'c 3']):
+        client.post('/search', json={'queries': queries})
+    assert metric(client, 'vrag_engine_queries_total') == 1 + 3 + 3
+    assert metric(client, 'vrag_engine_cache_hits_total') == 0 + 1 + 3
+    # Searched were the first alone, then the two new ones together.
+    assert metric(client, 'vrag_engine_batch_count') == 2
+    assert metric(client, 'vrag_engine_batch_sum') == 3
+    assert metric(client, 'vrag_engine_batch_bucket', le='1.0') == 1
+    assert metric(client, 'vrag_engine_batch_bucket', le='3.0') == 2
+    assert metric(client, 'vrag_engine_batch_bucket', le='+Inf') == 2
+
+
 def test_methods_that_do_not_exist_are_counted_together(client_of_new):
     client = client_of_new
     for n in range(3):

@@ -9,7 +9,8 @@ from typing import Any
 import httpx
 
 from vrag_jax.retrieval.engine import Hit
-from vrag_jax.retrieval.search import Filters, filters_json
+from vrag_jax.retrieval.filters import Filters
+from vrag_jax.retrieval.search import filters_json
 
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 

@@ -1,14 +1,10 @@
 """Search as those see it who want pages: the interface, in this process or by a service."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from vrag_jax.retrieval.engine import Hit
-
-Value = str | int | float | bool
-Filters = Mapping[str, Value | Sequence[Value]]
-"""Of `document`, `page` and the pages' own fields; a page must match every field, with any
-of its values."""
+from vrag_jax.retrieval.filters import Filters
 
 
 class PageSearch(Protocol):

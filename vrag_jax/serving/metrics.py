@@ -1,10 +1,16 @@
 """Prometheus metrics of a search service."""
 
+import itertools
 import time
 from collections.abc import Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+    Metric,
+)
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from vrag_jax.serving.live import LiveIndex
@@ -93,7 +99,16 @@ class _IndexCollector:
         self._live = live
 
     def collect(self) -> Iterator[Metric]:
-        version = self._live.current
+        version, counts = self._live.current, self._live.current.engine.counts
+        yield CounterMetricFamily('vrag_engine_queries', 'Different queries of the requests that '
+                                  'this index was asked.', counts.queries)
+        yield CounterMetricFamily('vrag_engine_cache_hits', 'Of these, queries whose hits were '
+                                  'known.', counts.known)
+        batches = itertools.accumulate(counts.batches)
+        sizes = [(str(2.0 ** (n + 1) - 1), count) for n, count in enumerate(batches)]
+        yield HistogramMetricFamily(
+            'vrag_engine_batch', 'Queries that were searched together.',
+            buckets=[*sizes[:-1], ('+Inf', sizes[-1][1])], sum_value=counts.searched)
         yield GaugeMetricFamily('vrag_pages', 'Pages of the index.', len(version.store))
         reloads = CounterMetricFamily(
             'vrag_index_reloads', 'Times that the index on disk was replaced.',

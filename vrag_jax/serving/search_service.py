@@ -140,8 +140,16 @@ class _Service:
         known = request.headers.get('if-none-match', '')
 
         def work() -> Response:
-            version = self._live.current
             wanted = ImageRequest.parse(region, frame, min_pixels, max_pixels, format, most)
+            try:
+                return show(self._live.current, wanted)
+            except FileNotFoundError:
+                # The file went with its version, which was replaced since the last look.
+                if not self._live.refresh():
+                    raise
+                return show(self._live.current, wanted)
+
+        def show(version: Version, wanted: ImageRequest) -> Response:
             tag = f'"{version.name}"'  # A page's images change with the version alone.
             if tag in known and page_id in version.store:
                 return Response(status_code=304, headers={'ETag': tag})

@@ -19,9 +19,9 @@ def check(config: RunConfig) -> None:
       ConfigError: naming the field.
     """
     check_paths(config)
+    if config.retrieval.url and config.task in ('build_index', 'serve_index'):
+        raise ConfigError(f'config.retrieval.url: {config.task} has its own index; leave it empty')
     if config.task == 'serve_index':
-        if config.retrieval.url:
-            raise ConfigError('config.retrieval.url: a service searches by itself; leave it empty')
         check_packages()
         return  # No policy, no mesh.
     try:
