@@ -28,6 +28,37 @@ class Hit:
     score: float
 
 
+class SearchCounts:
+    """What an engine was asked and has done so far; safe to use from many threads.
+
+    Attributes:
+      queries: that were asked for.
+      known: of them, whose hits were in the cache.
+      batches: searches that were carried out, by the bit length of their number of queries:
+        the first of a single query, the next of 2 or 3, then of 4 to 7, ...
+      searched: queries in them.
+    """
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.known = 0
+        self.batches = [0] * 17
+        self.searched = 0
+        self._lock = threading.Lock()
+
+    def asked(self, queries: int, known: int) -> None:
+        """Counts a call."""
+        with self._lock:
+            self.queries += queries
+            self.known += known
+
+    def batch(self, queries: int) -> None:
+        """Counts a search that was carried out."""
+        with self._lock:
+            self.batches[min(queries.bit_length(), len(self.batches)) - 1] += 1
+            self.searched += queries
+
+
 class SearchEngine:
     """Searches the pages of a store by text; safe to use from many threads.
 
@@ -37,6 +68,9 @@ class SearchEngine:
       index: over the vectors of the encoder.
       cache_size: queries whose hits are kept at most.
 
+    Attributes:
+      counts: what it was asked and has done.
+
     Raises:
       ArtifactError: if retriever (or index and encoder) and store do not belong together.
     """
@@ -45,7 +79,8 @@ class SearchEngine:
                  index: ScannIndex | None = None, cache_size: int = 65_536):
         if index is not None:
             retriever = DenseRetriever(retriever, index)  # type: ignore[arg-type]
-        self._state = _State(store, retriever, cache_size)  # type: ignore[arg-type]
+        self.counts = SearchCounts()
+        self._state = _State(store, retriever, cache_size, self.counts)  # type: ignore[arg-type]
         self._cache_size = cache_size
         self._changing = threading.Lock()
         self._batcher: MicroBatcher[_Request, dict[str, tuple[Hit, ...]]] = MicroBatcher(
@@ -159,6 +194,7 @@ class SearchEngine:
         state = self._state
         found = state.recall(queries, k, wanted)
         new = tuple(query for query, hits in found.items() if hits is None)
+        self.counts.asked(len(found), len(found) - len(new))
         if new:
             found |= self._batcher(_Request(state, new, k, wanted))
         return [list(found[query] or ()) for query in queries]
@@ -205,17 +241,19 @@ class SearchEngine:
             retriever = state.retriever.updated(Changes(
                 [_content(store, page) for page in pages], deleted,
                 lambda: [_content(store, page, needs_text=True) for page in store]))
-            self._state = _State(store, retriever, self._cache_size)
+            self._state = _State(store, retriever, self._cache_size, self.counts)
 
 
 class _State:
     """Pages, what finds them, and hits that are known: replaced as a whole on changes."""
 
-    def __init__(self, store: PageStore, retriever: Retriever, cache_size: int):
+    def __init__(self, store: PageStore, retriever: Retriever, cache_size: int,
+                 counts: SearchCounts):
         _check_pages(store, retriever)
         self.store = store
         self.retriever = retriever
         self.fields = PageFields([store[page_id] for page_id in retriever.ids])
+        self._counts = counts
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[Any, ...], tuple[Hit, ...]] = OrderedDict()
         self._lock = threading.Lock()
@@ -232,6 +270,7 @@ class _State:
 
     def search(self, queries: Sequence[str], k: int, wanted: Any) -> dict[str, tuple[Hit, ...]]:
         """Returns the hits of each query, and remembers them."""
+        self._counts.batch(len(queries))
         allowed = self.fields.matching(wanted)
         ids, scores = self.retriever.search(queries, k, allowed)
         found = {query: tuple(Hit(i, float(s)) for i, s in zip(*hits, strict=True))

@@ -4,13 +4,13 @@ import dataclasses
 import time
 from pathlib import Path
 
-from vrag_jax.data.pageworld import build as pageworld
 from vrag_jax.ingestion.directories import MANIFEST
 from vrag_jax.ingestion.ingest import ingest, remove_unused
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
+from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.tasks.corpus import build_corpus, report_retrieval
+from vrag_jax.tasks.corpus import build_corpus, page_manifest, report_retrieval
 from vrag_jax.tasks.retrievers import describe, embed_pages, load_embedders, texts_of
 from vrag_jax.tasks.settings import RunConfig
 
@@ -31,13 +31,15 @@ def run(config: RunConfig, workdir: Path) -> None:
         mesh = local_mesh(make_mesh(config.mesh.sizes()))
         embedders = load_embedders(config.retrieval, mesh)
         if embedders:
-            store = main_first('pages', lambda: _store(config, workdir))
+            store = main_first(
+                'pages', lambda: PageStore.open(page_manifest(config, workdir)))
             texts = main_first('texts', lambda: texts_of(
                 config.retrieval, store, embedders, workdir))
             embed_pages(embedders, store, texts, workdir)
         corpus = main_first('index', lambda: build_corpus(config, workdir, embedders))
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f'index: {error}') from error
+    assert isinstance(corpus.engine, SearchEngine)  # `check` has seen to it.
     if is_main():
         for line in describe(corpus.engine.retriever):
             print(f'index: {line}', flush=True)
@@ -46,13 +48,6 @@ def run(config: RunConfig, workdir: Path) -> None:
     barrier('indexed')  # Until here, others may read the pages of before.
     if config.retrieval.sources and is_main():
         remove_unused(workdir / PAGES)
-
-
-def _store(config: RunConfig, workdir: Path) -> PageStore:
-    if config.data.source == 'pageworld':
-        return PageStore.open(
-            pageworld.build(config.data.pageworld, workdir / 'pageworld').manifest)
-    return PageStore.open(Path(config.data.manifest))
 
 
 def _ingest(config: RunConfig, directory: Path) -> RunConfig:

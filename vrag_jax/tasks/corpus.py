@@ -1,6 +1,7 @@
 """Pages, their index and questions, from the config."""
 
 import dataclasses
+import logging
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -13,11 +14,14 @@ from vrag_jax.data.records import Question
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.embedding import Embedder
-from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.remote import RemoteSearch
+from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.tasks.retrievers import open_engine
 from vrag_jax.tasks.settings import RunConfig
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +36,7 @@ class Corpus:
     """
 
     store: PageStore
-    engine: SearchEngine
+    engine: PageSearch
     questions: Mapping[str, list[Question]]
     layouts: Mapping[str, PageSpec]
 
@@ -103,8 +107,15 @@ def build_corpus(config: RunConfig, workdir: Path,
     else:
         store = PageStore.open(Path(config.data.manifest))
         questions = _load_splits(config, store)
-    engine = open_engine(config.retrieval, store, workdir, embedders)
+    engine = open_search(config, store, workdir, embedders)
     return Corpus(store, engine, questions, layouts)
+
+
+def page_manifest(config: RunConfig, workdir: Path) -> Path:
+    """Returns the manifest of the pages; a generated PageWorld is made if it is not there."""
+    if config.data.source == 'pageworld':
+        return pageworld.build(config.data.pageworld, workdir / 'pageworld').manifest
+    return Path(config.data.manifest)
 
 
 def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
@@ -119,6 +130,20 @@ def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question
     train, test = read.get('train', read.get('test')), read.get('test', read.get('train'))
     assert train is not None and test is not None
     return {'train': train, 'validation': test, 'test': test}
+
+
+def open_search(config: RunConfig, store: PageStore, workdir: Path,
+                embedders: Mapping[str, Embedder] | None = None) -> PageSearch:
+    """Opens the index in this process or, with `retrieval.url`, asks a service.
+
+    Raises:
+      SearchServiceError: if the service does not answer.
+    """
+    if not config.retrieval.url:
+        return open_engine(config.retrieval, store, workdir, embedders)
+    remote = RemoteSearch(config.retrieval.url, store, config.retrieval.remote)
+    _LOG.info('search service %s: %d pages', remote.url, remote.check())
+    return remote
 
 
 def report_retrieval(corpus: Corpus) -> dict[str, float]:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vrag_jax.tasks import build_index, compile, files, loop, plan
+from vrag_jax.tasks import build_index, compile, files, loop, plan, serve_index
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
@@ -15,6 +15,7 @@ def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Pat
 TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {
     'loop': _in_workspace(loop.run),
     'build_index': build_index.run,
+    'serve_index': serve_index.run,
     'sft': _in_workspace(files.run_sft),
     'grpo': _in_workspace(files.run_grpo),
     'evaluate': _in_workspace(files.run_evaluate),

@@ -10,6 +10,7 @@ from vrag_jax.retrieval.hybrid import HybridConfig
 from vrag_jax.retrieval.index import IndexConfig
 from vrag_jax.retrieval.late_interaction import LateInteractionConfig
 from vrag_jax.retrieval.ngram_encoder import NgramConfig
+from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url
 
 LEXICAL = ('ngram', 'bm25')
 
@@ -29,6 +30,9 @@ class RetrievalConfig:
       hybrid: how several retrievers are fused.
       index_dir: an index that `build_index` has made, e.g. 'runs/reports/index'; '' keeps
         one in the workdir.
+      url: of a search service over the same pages, which is asked instead of searching in
+        this process; '' searches here.
+      remote: how the service is asked.
       ocr: whether pages without text are read by OCR (extra `ocr`).
       sources: files and folders, separated by commas, whose documents `build_index` ingests;
         '' indexes the pages of `data`.
@@ -43,11 +47,15 @@ class RetrievalConfig:
     late_interaction: LateInteractionConfig = LateInteractionConfig()
     hybrid: HybridConfig = HybridConfig()
     index_dir: str = ''
+    url: str = ''
+    remote: RemoteSearchConfig = RemoteSearchConfig()
     ocr: bool = False
     sources: str = ''
     ingestion: IngestConfig = IngestConfig()
 
     def __post_init__(self):
+        if self.url:
+            check_url(self.url)
         taken = set(LEXICAL) & set(self.embedders)
         if taken:
             raise ValueError(f'embedders: {min(taken)!r} is the name of another retriever')

@@ -28,8 +28,12 @@ from vrag_jax.retrieval.text import page_texts
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
 _LOG = logging.getLogger(__name__)
-INDEX = 'index'  # Where in a workdir the index is.
-_VECTORS = 'vectors'  # And what embedders have made of the pages.
+_VECTORS = 'vectors'  # Where in a workdir is what embedders have made of the pages.
+
+
+def index_directory(config: RetrievalConfig, workdir: Path) -> Path:
+    """Returns where a run has its index."""
+    return Path(config.index_dir) if config.index_dir else workdir / 'index'
 
 
 def load_embedders(config: RetrievalConfig, mesh: Mesh | None = None) -> dict[str, Embedder]:
@@ -74,7 +78,7 @@ def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
       ValueError: if the index of `config.index_dir` is not of these pages and settings; if
         several processes would have to embed pages, for which there is `build_index`.
     """
-    directory = Path(config.index_dir or workdir / INDEX)
+    directory = index_directory(config, workdir)
     embedders = load_embedders(config) if embedders is None else embedders
     reason = 'there is none'
     if directory.exists():

@@ -20,10 +20,11 @@ from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
+from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
-TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
+TASKS = ('loop', 'build_index', 'serve_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -234,6 +235,7 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compile: CompileConfig = CompileConfig()
+    serving: ServiceConfig = ServiceConfig()
 
     @property
     def learners(self) -> dict[str, LearnerConfig]:
