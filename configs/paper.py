@@ -30,8 +30,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
       task: 'sft' or 'grpo'.
       preset: sizes of the policy, for a plan without its checkpoint.
       mesh: devices along `fsdp` and `tensor`; the rest are `data`. `tensor` is the
-        number of key heads (2 in 3B, 4 in 7B): it splits the attention scores of a
-        long row, the largest array of a step.
+        number of key heads (2 in 3B, 4 in 7B): it splits what a long row takes.
     """
     config = ConfigDict()
     config.task = task

@@ -91,6 +91,8 @@ def topology_devices(name: str) -> Sequence[jax.Device]:
     _, shape = parse_topology(name)
     # Without this libtpu asks the machine which TPU it has.
     os.environ.setdefault('TPU_SKIP_MDS_QUERY', '1')
+    # Nothing here takes hold of a TPU, so several processes may compile at a time.
+    os.environ.setdefault('ALLOW_MULTIPLE_LIBTPU_LOAD', '1')
     options = {}
     if all(size == 1 for size in shape):
         options['chips_per_host_bounds'] = (1, 1, 1)
