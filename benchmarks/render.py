@@ -21,6 +21,8 @@ TITLES = {
     'startup': 'Start-up',
     'scaling': 'Scaling',
     'loading': 'Real-size checkpoints',
+    'ingestion': 'Ingestion of PDFs',
+    'search_service': 'Search service under load',
 }
 # What is said of how a record was taken, and not of what was found.
 CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'threads', 'cores', 'malloc', 'machine',

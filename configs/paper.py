@@ -56,7 +56,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
         'source': 'files', 'manifest': '', 'train_questions': '', 'eval_questions': '',
         'trajectories': '',
     })
-    config.retrieval = ConfigDict({'ocr': True})
+    config.retrieval = ConfigDict({'ocr': True, 'url': ''})
     config.environment = ConfigDict({
         # Four turns and the closing one, which is asked for the answer.
         'max_turns': 5, 'search_results': 10,

@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
         'train_questions': str(_PAGES / 'questions.json'),
         'eval_questions': '',
     })
-    config.retrieval = ConfigDict({'ocr': True})
+    config.retrieval = ConfigDict({'ocr': True, 'url': ''})
 
     # A question of 30 Chinese characters takes 90 tokens of the tiny tokenizer.
     config.sampler.update({

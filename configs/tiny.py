@@ -40,6 +40,9 @@ def get_config() -> ConfigDict:
         'body_jitter': 0.03, 'panel_jitter': 2, 'grain': 30,
     })
 
+    # Of a search service (`configs/serve_index.py`); '' searches in this process.
+    config.retrieval = ConfigDict({'url': ''})
+
     config.environment = ConfigDict({
         'max_turns': 6, 'search_results': 10,
         'min_pixels': 16 * 28 * 28, 'max_pixels': 16 * 28 * 28,

@@ -45,6 +45,8 @@ ACCEPTED = {
     'a whole number for a real one': [TINY, '--config.learner.lr=1'],
     'a tuple': [TINY, '--config.sampler.attend_lengths=(16,32)'],
     'a text': [TINY, '--config.task=build_index'],
+    'documents to index':
+        ['--config=configs/build_index.py', '--config.retrieval.sources=tests,configs'],
     'a plan without a checkpoint': [GRPO, '--config.task=plan', *SMALL_MESH],
 }
 # Arguments, and what the one line must hold.
@@ -59,6 +61,12 @@ REFUSED = {
     'field below a number': ([TINY, '--config.seed.x=1'], 'config.seed.x: configs/tiny.py sets'),
     'text for a number': ([TINY, '--config.learner.lr=fast'], 'config.learner.lr=fast'),
     'fraction for a whole number': ([TINY, '--config.grpo.steps=1.5'], 'config.grpo.steps=1.5'),
+    'sources that are not there':
+        (['--config=configs/build_index.py', '--config.retrieval.sources=nowhere'],
+         'config.retrieval.sources: nowhere does not exist'),
+    'sources of another task':
+        (['--config=configs/build_index.py', '--config.retrieval.sources=tests',
+          '--config.task=evaluate'], 'config.retrieval.sources: only the task build_index'),
     'unknown task': ([TINY, '--config.task=dance'], 'config.task: must be one of'),
     'unknown preset': ([TINY, '--config.policy.preset=huge'], 'config.policy: preset must be'),
     'group of one': ([TINY, '--config.grpo.group_size=1'], 'config.grpo: group_size'),
@@ -161,3 +169,12 @@ def test_of_transformers_only_the_advice_about_pytorch_is_dropped():
     assert done.returncode == 0, done.stderr
     assert 'PyTorch' not in done.stderr
     assert 'something else' in done.stderr
+
+
+def test_the_command_line_starts_no_backend_when_it_is_imported():
+    # Processes of a run connect first, and what a backend has started cannot be forked.
+    program = ('import vrag_jax.main; from jax._src import xla_bridge; '
+               'print(xla_bridge.backends_are_initialized())')
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', program], cwd=ROOT,
+                          capture_output=True, text=True, timeout=300)
+    assert done.stdout.strip() == 'False', done.stderr

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
-from transformers import Qwen2_5_VLConfig
+from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
 from tests.models.golden_cases import CASES
 from vrag_jax.models.config import ModelConfig, preset
@@ -53,7 +53,8 @@ def test_transformers_reads_the_written_config_as_the_same_sizes(case):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-    ({'model_type': 'qwen2_vl'}, 'model_type'),
+    ({'model_type': 'qwen3_vl'}, 'model_type'),
+    ({'model_type': 'qwen2_vl'}, 'hidden_act'),
     ({'num_key_value_heads': None}, 'num_key_value_heads'),
     ({'num_key_value_heads': 3}, 'num_key_value_heads'),
     ({'use_sliding_window': True}, 'use_sliding_window'),
@@ -112,3 +113,21 @@ def test_suppressed_ids_beyond_the_vocabulary_are_refused():
 def test_suppressed_ids_are_not_part_of_a_checkpoint():
     config = dataclasses.replace(preset('qwen2_5_vl_3b'), suppressed_ids=(151655,))
     assert ModelConfig.from_hf(config.to_hf()) == preset('qwen2_5_vl_3b')
+
+
+def test_qwen2_vl_is_read_and_written_in_its_own_names():
+    hf = {**CASES[0].hf_config(), 'model_type': 'qwen2_vl', 'vision_config': {
+        'model_type': 'qwen2_vl', 'depth': 2, 'embed_dim': 32, 'hidden_size': 32,
+        'mlp_ratio': 4, 'num_heads': 2, 'in_chans': 3, 'patch_size': 14,
+        'spatial_merge_size': 2, 'spatial_patch_size': 14, 'temporal_patch_size': 2}}
+    config = ModelConfig.from_hf(hf)
+    assert config.vision.architecture == 'qwen2_vl'
+    assert (config.vision.hidden_size, config.vision.intermediate_size) == (32, 128)
+    assert (config.vision.out_hidden_size, config.vision.window_size) == (32, 112)
+    assert config.vision.fullatt_block_indexes == (0, 1)
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+    theirs = Qwen2VLConfig(**config.to_hf())
+    assert ModelConfig.from_hf(theirs.to_dict()) == config
+    _, shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
+    assert shapes['visual/blocks/mlp/fc1/kernel'].shape == (2, 32, 128)
+    assert 'visual/merger/ln_q/bias' in shapes

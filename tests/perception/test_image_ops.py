@@ -13,6 +13,7 @@ from vrag_jax.perception.image_ops import (
     RegionError,
     check_box,
     crop_and_zoom,
+    crop_at_page_size,
     crop_frame,
     encoder_size,
     show_page,
@@ -206,3 +207,14 @@ def test_pixels_of_crops_of_crops_are_where_the_frame_says(data):
         # The value of a pixel is its index; its centre is half a pixel further.
         x, y, _, _ = frame.to_page((width // 2 + 0.5, height // 2 + 0.5, width, height))
         assert abs(red + 0.5 - x) <= 1 and abs(green + 0.5 - y) <= 1
+
+
+def test_a_crop_at_page_size_keeps_the_pages_own_pixels():
+    frame = Frame('p', (400, 200), (100, 50, 300, 150), (100, 100))  # 2 x 1 page pixels
+    crop = crop_at_page_size(frame, (10, 20.5, 30.2, 40))
+    assert crop.region == (120, 70, 161, 90) and crop.encoder_size == (41, 20)
+    assert crop.page_size == (400, 200)
+    # Clamped to the image it was given on.
+    assert crop_at_page_size(frame, (90, 90, 120, 130)).region == (280, 140, 300, 150)
+    with pytest.raises(RegionError, match='no area'):
+        crop_at_page_size(frame, (10, 10, 10, 20))

@@ -4,10 +4,11 @@ import hashlib
 import json
 import sys
 
+import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
-from vrag_jax.retrieval.ocr import OcrReader
+from vrag_jax.retrieval.ocr import OcrReader, _line_words
 
 
 def test_a_real_page_is_read_and_kept(shared_dir, tmp_path):
@@ -22,6 +23,41 @@ def test_a_real_page_is_read_and_kept(shared_dir, tmp_path):
     [kept] = (tmp_path / 'texts').iterdir()
     assert kept.stem == hashlib.sha256(page.read_bytes()).hexdigest()
     assert OcrReader(tmp_path / 'texts').read(page) == text
+
+
+def test_words_of_a_page_are_boxed_where_their_ink_is(tmp_path):
+    pytest.importorskip('rapidocr', reason="needs the extra 'ocr'")
+    image, font = Image.new('L', (400, 160), 255), ImageFont.load_default(28)
+    draw = ImageDraw.Draw(image)
+    lines = {30: 'ANNUAL REPORT', 100: '1987'}
+    for top, line in lines.items():
+        draw.text((40, top), line, 0, font)
+    image.save(tmp_path / 'a.png')
+    text, words = OcrReader(None).read_words(tmp_path / 'a.png')
+    assert text == 'ANNUAL REPORT\n1987'
+    assert [word for word, _ in words] == text.split()
+    ink = np.asarray(image) < 128
+    for word, (x1, y1, x2, y2) in words:
+        # Where the word would be alone: drawn at the same place on an empty page.
+        top, line = next((t, line) for t, line in lines.items() if word in line)
+        left = 40 + font.getlength(line[:line.index(word)])
+        seen = draw.textbbox((left, top), word, font)
+        middle = (seen[0] + seen[2]) / 2, (seen[1] + seen[3]) / 2
+        assert x1 < middle[0] < x2 and y1 < middle[1] < y2
+        assert x2 - x1 < 1.5 * (seen[2] - seen[0]) and ink[y1:y2, x1:x2].any()
+    assert OcrReader(None).read(tmp_path / 'a.png') == text
+
+
+def test_pieces_of_words_are_put_together():
+    box = [[0, 0], [10, 0], [10, 5], [0, 5]]
+    pieces = [('HILL+', 1.0, box), ('KNOWL', 1.0, [[12, 1], [20, 1], [20, 7], [12, 7]]),
+              ('X', 1.0, [[30, 0], [35, 0], [35, 5], [30, 5]])]
+    corners = [[0, 0], [40, 0], [40, 8], [0, 8]]
+    assert _line_words('HILL+KNOWL X', corners, pieces, (33, 100)) == [
+        ('HILL+KNOWL', (0, 0, 20, 7)), ('X', (30, 0, 33, 5))]
+    # Cut otherwise than at white space: the line is told as a whole.
+    assert _line_words('HIL L+KNOWLX', corners, pieces, (33, 100)) == [
+        ('HIL L+KNOWLX', (0, 0, 33, 8))]
 
 
 def test_kept_text_needs_no_ocr_package(tmp_path, monkeypatch):

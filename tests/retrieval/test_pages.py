@@ -1,5 +1,7 @@
 """Manifests come back as written, wrong ones are refused by name, images are bounded."""
 
+import dataclasses
+import hashlib
 import json
 import threading
 
@@ -36,6 +38,27 @@ def test_a_manifest_comes_back_as_written(tmp_path):
         store['b']
 
 
+def test_metadata_comes_back_with_its_types_and_belongs_to_the_fingerprint(tmp_path):
+    Image.new('RGB', (8, 6)).save(tmp_path / 'a.png')
+    own = {'company': '报告', 'year': 2023, 'share': 0.5, 'audited': True}
+    plain, tagged = Page('a', 'd', 1, 'a.png', 8, 6), Page('b', 'd', 2, 'a.png', 8, 6, 'x', own)
+    PageStore.write(tmp_path / 'pages.jsonl', [plain, tagged])
+    lines = [json.loads(x) for x in (tmp_path / 'pages.jsonl').read_text('utf-8').splitlines()]
+    assert 'metadata' not in lines[0] and lines[1]['metadata'] == own
+    store = PageStore.open(tmp_path / 'pages.jsonl')
+    assert store['a'].metadata == {} and store['b'].metadata == own
+    assert [type(v) for v in store['b'].metadata.values()] == [str, int, float, bool]
+    changed = dataclasses.replace(tagged, metadata={**own, 'year': 2024})
+    assert store.fingerprint != PageStore(tmp_path, [plain, changed]).fingerprint
+    assert len({plain, tagged}) == 2  # pages can be members of sets
+
+
+def test_pages_without_metadata_keep_the_fingerprint_of_indices_made_before_there_was_any(tmp_path):
+    store = PageStore(tmp_path, [Page('a', 'd', 1, 'a.png', 8, 6, 'x')])
+    before = json.dumps([['a', 'd', 1, 'a.png', 8, 6, 'x']])
+    assert store.fingerprint == hashlib.sha256(before.encode()).hexdigest()
+
+
 def test_fields_that_are_not_ours_are_left_alone(tmp_path):
     store = PageStore.open(write_lines(tmp_path, {**GOOD, 'colour': 'red'}, '', '  '))
     assert store.ids == ('a',)
@@ -51,6 +74,11 @@ def test_fields_that_are_not_ours_are_left_alone(tmp_path):
     ({**GOOD, 'page_id': 'b', 'width': True}, "line 2: field 'width'"),
     ({**GOOD, 'page_id': 'b', 'text': 3}, "line 2: field 'text'"),
     ({**GOOD, 'page_id': 'b', 'file': '/a.png'}, "line 2: field 'file': expected a relative path"),
+    ({**GOOD, 'page_id': 'b', 'metadata': [1]}, "line 2: field 'metadata': expected an object"),
+    ({**GOOD, 'page_id': 'b', 'metadata': {'': 1}}, "line 2: field 'metadata': expected names"),
+    ({**GOOD, 'page_id': 'b', 'metadata': {'page': 1}}, "line 2: field 'metadata': expected names"),
+    ({**GOOD, 'page_id': 'b', 'metadata': {'year': None}}, "line 2: field 'metadata.year'"),
+    ({**GOOD, 'page_id': 'b', 'metadata': {'x': float('nan')}}, "line 2: field 'metadata.x'"),
     (GOOD, "line 2: page_id 'a' stands already in line 1"),
 ])
 def test_a_wrong_line_is_named(tmp_path, line, message):

@@ -1,4 +1,4 @@
-"""Sizes of Qwen2.5-VL models, from HF's config.json or by name."""
+"""Sizes of Qwen2.5-VL and Qwen2-VL models, from HF's config.json or by name."""
 
 import dataclasses
 import json
@@ -6,12 +6,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+# Model types, and what transformers' classes begin with.
+_CLASSES = {'qwen2_5_vl': 'Qwen2_5_VL', 'qwen2_vl': 'Qwen2VL'}
+ARCHITECTURES = tuple(_CLASSES)
+_WINDOW_UNITS = 4  # Merged tokens a side of a window, where attention has none.
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
-    """Sizes of the vision tower; names as in HF's `vision_config`.
+    """Sizes of the vision tower; names as in HF's `vision_config` of Qwen2.5-VL.
 
-    `tokens_per_second` matters to videos only and is kept for round trips.
+    `tokens_per_second` matters to videos only and is kept for round trips. The tower of
+    Qwen2-VL (`architecture` 'qwen2_vl') has LayerNorm, an MLP with quick GELU and full
+    attention in every layer; its windows are only how patches lie in memory.
     """
 
     depth: int = 32
@@ -26,6 +33,7 @@ class VisionConfig:
     window_size: int = 112
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
     tokens_per_second: int = 2
+    architecture: str = 'qwen2_5_vl'
 
     @property
     def patch_dim(self) -> int:
@@ -128,7 +136,7 @@ class ModelConfig:
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> 'ModelConfig':
-        """Reads a HF `config.json` of model type `qwen2_5_vl`.
+        """Reads a HF `config.json` of model type `qwen2_5_vl` or `qwen2_vl`.
 
         Args:
           config: the parsed file; the decoder's fields may stand at the top (as
@@ -141,14 +149,17 @@ class ModelConfig:
           ValueError: if a field is missing, or asks for what the port does not
             do (another model type, activation, rotary scaling, sliding window).
         """
-        if config.get('model_type') != 'qwen2_5_vl':
-            raise ValueError(f"model_type must be 'qwen2_5_vl', got {config.get('model_type')!r}")
+        kind = config.get('model_type')
+        if kind not in ARCHITECTURES:
+            raise ValueError(f'model_type must be one of {ARCHITECTURES}, got {kind!r}')
         text = {**config, **(config.get('text_config') or {})}
         vision = dict(config.get('vision_config') or {})
         vision.setdefault('in_channels', vision.get('in_chans', 3))
         rope = {'rope_theta': text.get('rope_theta'), **(text.get('rope_scaling') or {}),
                 **(text.get('rope_parameters') or {})}
-        _refuse_unsupported(text, vision, rope)
+        _refuse_unsupported(text, vision, rope, 'silu' if kind == 'qwen2_5_vl' else 'quick_gelu')
+        vision = {**(_qwen2_vision(vision) if kind == 'qwen2_vl' else vision),
+                  'architecture': kind}
         # Tying is a fact of the whole model; old files state it for the decoder.
         tied = bool(config.get('tie_word_embeddings') or text.get('tie_word_embeddings'))
         text.update(rope, tie_word_embeddings=tied)
@@ -175,30 +186,58 @@ class ModelConfig:
         """Returns a HF config in the layout of the published checkpoints."""
         text = dataclasses.asdict(self.text)
         section = list(text.pop('mrope_section'))
-        vision = dataclasses.asdict(self.vision)
-        vision['fullatt_block_indexes'] = list(vision['fullatt_block_indexes'])
+        kind = self.vision.architecture
         ids = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                if f.name.endswith('token_id')}
         return {
-            'architectures': ['Qwen2_5_VLForConditionalGeneration'],
-            'model_type': 'qwen2_5_vl',
+            'architectures': [f'{_CLASSES[kind]}ForConditionalGeneration'],
+            'model_type': kind,
             **ids,
             **text,
             'hidden_act': 'silu',
             'use_sliding_window': False,
             'rope_scaling': {'type': 'mrope', 'mrope_section': section},
-            'vision_config': {'model_type': 'qwen2_5_vl', 'hidden_act': 'silu', **vision,
+            'vision_config': {'model_type': kind, **_hf_vision(self.vision),
                               # The published files use these names beside HF's own.
                               'in_chans': self.vision.in_channels,
                               'spatial_patch_size': self.vision.patch_size},
         }
 
 
-def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping) -> None:
+def _qwen2_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
+    """A `vision_config` of Qwen2-VL in the names of Qwen2.5-VL's."""
+    size = vision.get('embed_dim')
+    ratio = vision.get('mlp_ratio', 4)
+    patch, merge = (vision.get(name, default) for name, default in
+                    (('patch_size', 14), ('spatial_merge_size', 2)))
+    return {**vision, 'hidden_size': size, 'out_hidden_size': vision.get('hidden_size'),
+            'intermediate_size': None if size is None else int(size * ratio),
+            'window_size': _WINDOW_UNITS * patch * merge,
+            'fullatt_block_indexes': tuple(range(vision.get('depth') or 0))}
+
+
+def _hf_vision(config: VisionConfig) -> dict[str, Any]:
+    """A `vision_config` as the published checkpoints write it."""
+    vision = dataclasses.asdict(config)
+    del vision['architecture']
+    if config.architecture == 'qwen2_vl':
+        for name in ('window_size', 'fullatt_block_indexes', 'tokens_per_second',
+                     'out_hidden_size', 'intermediate_size'):
+            del vision[name]
+        ratio, rest = divmod(config.intermediate_size, config.hidden_size)
+        return {**vision, 'hidden_act': 'quick_gelu', 'embed_dim': config.hidden_size,
+                'hidden_size': config.out_hidden_size,
+                'mlp_ratio': config.intermediate_size / config.hidden_size if rest else ratio}
+    vision['fullatt_block_indexes'] = list(vision['fullatt_block_indexes'])
+    return {**vision, 'hidden_act': 'silu'}
+
+
+def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping, vision_act: str) -> None:
     """Raises where a config asks for what this port would silently get wrong."""
-    for name, section in (('hidden_act', text), ('vision_config.hidden_act', vision)):
-        if section.get('hidden_act', 'silu') != 'silu':
-            raise ValueError(f"{name} must be 'silu', got {section['hidden_act']!r}")
+    for name, section, known in (('hidden_act', text, 'silu'),
+                                 ('vision_config.hidden_act', vision, vision_act)):
+        if section.get('hidden_act', known) != known:
+            raise ValueError(f"{name} must be {known!r}, got {section['hidden_act']!r}")
     if text.get('use_sliding_window'):
         raise ValueError('use_sliding_window must be false: sliding windows are not supported')
     kind = rope.get('rope_type', rope.get('type', 'default'))

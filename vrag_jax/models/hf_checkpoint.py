@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -76,16 +77,38 @@ def load(
     abstract = nnx.eval_shape(lambda: Qwen2_5_VL(
         config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat))
     graphdef, shapes = flat_params(abstract)
-    tensors = _Tensors(path)
+    tensors = Tensors(path)
+    # Some tied checkpoints hold the embedding a second time, as the head.
     tensors.expect(hf_layout.expected_shapes(shapes, config),
-                   tied=config.text.tie_word_embeddings)
+                   ignored=r'^lm_head\.weight$' if config.text.tie_word_embeddings else None)
+    return merge(graphdef, read_params(tensors, shapes, shardings, convert))
+
+
+def read_params(
+    tensors: 'Tensors',
+    shapes: Mapping[str, Any],
+    shardings: Mapping[str, jax.sharding.Sharding] | None = None,
+    convert: Callable[[str, jax.Array], Any] = lambda path, value: value,
+    name_of: Callable[[str], str] = hf_layout.tensor_name,
+) -> dict[str, Any]:
+    """Reads the parameters of any model out of the tensors of its checkpoint.
+
+    Args:
+      tensors: what `Tensors.expect` has found in order.
+      shapes: `ShapeDtypeStruct`s by path; values get their dtypes.
+      shardings, convert: see `load`.
+      name_of: path -> name of the tensor, `{}` for the layer.
+
+    Returns:
+      What `convert` returned, by path.
+    """
     default = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ThreadPoolExecutor(_THREADS) as pool:
-        return merge(graphdef, {
-            name: convert(name, _read_parameter(
-                tensors, name, leaf, (shardings or {}).get(name, default), pool))
-            for name, leaf in shapes.items()
-        })
+        return {
+            path: convert(path, _read_parameter(
+                tensors, path, leaf, (shardings or {}).get(path, default), pool, name_of))
+            for path, leaf in shapes.items()
+        }
 
 
 def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
@@ -165,17 +188,30 @@ def hf_tensors(
             del value, whole  # Before the next is made.
 
 
-class _Tensors:
+class Tensors:
     """The tensors of a checkpoint directory by their published names.
 
     A file is open only while something is read from it: what has been read of a mapped
     file counts as memory of the process.
+
+    Args:
+      directory: of the checkpoint.
+      published_name: name in the file -> the name that is asked for.
+
+    Raises:
+      FileNotFoundError: if the directory holds no safetensors.
+      ValueError: if a file is truncated.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path,
+                 published_name: Callable[[str], str] = hf_layout.published_name):
         self.directory = directory
-        self._place = {hf_layout.published_name(name): (file, name)
-                       for file, name in self._names()}
+        self._place = {published_name(name): (file, name) for file, name in self._names()}
+
+    @property
+    def files(self) -> list[Path]:
+        """The safetensors files, in order."""
+        return sorted({file for file, _ in self._place.values()})
 
     def _names(self) -> Iterator[tuple[Path, str]]:
         index, single = self.directory / INDEX_FILE, self.directory / SINGLE_FILE
@@ -200,16 +236,20 @@ class _Tensors:
         except SafetensorError as error:
             raise ValueError(f'{file}: tensor {stored!r} cannot be read: {error}') from error
 
-    def expect(self, shapes: Mapping[str, tuple[int, ...]], tied: bool) -> None:
-        """Raises unless exactly these tensors are there, with these shapes."""
+    def expect(self, shapes: Mapping[str, tuple[int, ...]], ignored: str | None = None) -> None:
+        """Raises unless exactly these tensors are there, with these shapes.
+
+        Args:
+          shapes: by published name.
+          ignored: regular expression of names that may be there as well.
+        """
         missing = sorted(shapes.keys() - self._place.keys())
         if missing:
             raise ValueError(f'{self.directory}: {len(missing)} tensors are missing: '
                              f'{", ".join(missing[:8])}')
-        # Some tied checkpoints hold the embedding a second time, as the head.
-        ignored = {'lm_head.weight'} if tied else set()
-        unknown = sorted(name for name in self._place.keys() - shapes.keys() - ignored
-                         if not name.endswith(_NOT_PARAMETERS))
+        unknown = sorted(name for name in self._place.keys() - shapes.keys()
+                         if not name.endswith(_NOT_PARAMETERS)
+                         and not (ignored and re.search(ignored, name)))
         if unknown:
             raise ValueError(f'{self.directory}: {len(unknown)} tensors do not belong to a model '
                              f'of this config: {", ".join(unknown[:8])}')
@@ -231,11 +271,11 @@ def _open(file: Path) -> Any:
 
 
 def _read_parameter(
-    tensors: _Tensors, path: str, leaf: Any, sharding: jax.sharding.Sharding,
-    pool: ThreadPoolExecutor,
+    tensors: Tensors, path: str, leaf: Any, sharding: jax.sharding.Sharding,
+    pool: ThreadPoolExecutor, name_of: Callable[[str], str],
 ) -> jax.Array:
     """Builds one parameter from its layers' tensors, a device's slice after the other."""
-    stored = hf_layout.layers(path, leaf.shape)
+    stored = hf_layout.layers(path, leaf.shape, name_of)
     stacked = stored[0][1] is not None
 
     def read(index: tuple[slice, ...]) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Where parameters lie in a HF checkpoint: names, shapes and order of its tensors."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -43,24 +43,30 @@ def published_name(name: str) -> str:
     return name
 
 
-def layers(path: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
+def layers(
+    path: str, shape: tuple[int, ...], name_of: Callable[[str], str] = tensor_name
+) -> list[tuple[str, int | None]]:
     """Returns the tensors that make up a parameter: name and layer (None if not stacked)."""
-    name = tensor_name(path)
+    name = name_of(path)
     if '{}' not in name:
         return [(name, None)]
     return [(name.format(layer), layer) for layer in range(shape[0])]
 
 
-def expected_shapes(shapes: Mapping[str, Any], config: ModelConfig) -> dict[str, tuple[int, ...]]:
+def expected_shapes(
+    shapes: Mapping[str, Any], config: ModelConfig | None,
+    name_of: Callable[[str], str] = tensor_name,
+) -> dict[str, tuple[int, ...]]:
     """Returns the shapes of a checkpoint's tensors by their published names.
 
     Args:
       shapes: parameters or `ShapeDtypeStruct`s, by path.
-      config: sizes.
+      config: sizes; None of a model without a vision tower.
+      name_of: path -> name of the tensor, `{}` for the layer.
     """
     expected = {}
     for path, leaf in shapes.items():
-        for name, layer in layers(path, leaf.shape):
+        for name, layer in layers(path, leaf.shape, name_of):
             own = leaf.shape if layer is None else leaf.shape[1:]
             expected[name] = _tensor_shape(path, own, config)
     return expected
@@ -113,9 +119,11 @@ def _is_kernel(path: str) -> bool:
     return path.endswith('/kernel')
 
 
-def _tensor_shape(path: str, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
+def _tensor_shape(
+    path: str, shape: tuple[int, ...], config: ModelConfig | None
+) -> tuple[int, ...]:
     """Shape of a tensor, from that of its parameter (without the layer axis)."""
-    if path == 'visual/patch_embed/kernel':
+    if path == 'visual/patch_embed/kernel' and config is not None:
         vision = config.vision
         return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size,
                 vision.patch_size)

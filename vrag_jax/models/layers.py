@@ -121,6 +121,12 @@ def rms_norm(size: int, epsilon: float, numerics: Numerics, rngs: nnx.Rngs) -> n
                        param_dtype=numerics.param_dtype, rngs=rngs)
 
 
+def layer_norm(size: int, epsilon: float, numerics: Numerics, rngs: nnx.Rngs) -> nnx.LayerNorm:
+    """LayerNorm whose statistics are float32."""
+    return nnx.LayerNorm(size, epsilon=epsilon, dtype=numerics.dtype,
+                         param_dtype=numerics.param_dtype, rngs=rngs)
+
+
 class SwiGLU(nnx.Module):
     """`down(silu(gate(x)) * up(x))`, `[..., D] -> [..., D]`."""
 

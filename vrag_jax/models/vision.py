@@ -12,6 +12,7 @@ from vrag_jax.models.layers import (
     MASKED,
     Numerics,
     SwiGLU,
+    layer_norm,
     linear,
     residual_scale,
     rms_norm,
@@ -28,7 +29,11 @@ PARALLEL_WINDOWS = 8  # Windows whose full attention is worked out at a time.
 
 
 class VisionTower(nnx.Module):
-    """Patches to merged features (`Qwen2_5_VisionTransformerPretrainedModel`)."""
+    """Patches to merged features.
+
+    `Qwen2_5_VisionTransformerPretrainedModel`, or `Qwen2VisionTransformerPretrainedModel`
+    by `config.architecture`.
+    """
 
     def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.config = config
@@ -67,19 +72,37 @@ class VisionTower(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-    """Pre-norm attention and SwiGLU."""
+    """Pre-norm attention and MLP: SwiGLU, or quick GELU in Qwen2-VL."""
 
     def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
         size = config.hidden_size
-        self.norm1 = rms_norm(size, NORM_EPSILON, numerics, rngs)
+        self.norm1 = _norm(config, numerics, rngs)
         self.attention = VisionAttention(config, numerics, rngs)
-        self.norm2 = rms_norm(size, NORM_EPSILON, numerics, rngs)
-        self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=True,
-                          out_scale=residual_scale(config.depth))
+        self.norm2 = _norm(config, numerics, rngs)
+        scale = residual_scale(config.depth)
+        if config.architecture == 'qwen2_vl':
+            self.mlp: nnx.Module = QuickGeluMlp(
+                size, config.intermediate_size, numerics, rngs, out_scale=scale)
+        else:
+            self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=True,
+                              out_scale=scale)
 
     def __call__(self, x, angles, batch: PatchBatch, full: jax.Array) -> jax.Array:
         x = x + self.attention(self.norm1(x), angles, batch, full)
         return x + self.mlp(self.norm2(x))
+
+
+class QuickGeluMlp(nnx.Module):
+    """`fc2(h * sigmoid(1.702 h))` with `h = fc1(x)`, `[..., D] -> [..., D]`."""
+
+    def __init__(self, size: int, hidden: int, numerics: Numerics, rngs: nnx.Rngs, *,
+                 out_scale: float):
+        self.fc1 = linear(size, hidden, numerics, rngs, bias=True)
+        self.fc2 = linear(hidden, size, numerics, rngs, bias=True, init_scale=out_scale)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        hidden = self.fc1(x)
+        return self.fc2(hidden * jax.nn.sigmoid(1.702 * hidden))
 
 
 class VisionAttention(nnx.Module):
@@ -88,6 +111,7 @@ class VisionAttention(nnx.Module):
     def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
         size = config.hidden_size
         self.heads = config.num_heads
+        self.always_full = len(set(config.fullatt_block_indexes)) == config.depth
         self.qkv = linear(size, 3 * size, numerics, rngs, bias=True)
         self.proj = linear(size, size, numerics, rngs, bias=True,
                            init_scale=residual_scale(config.depth))
@@ -114,10 +138,12 @@ class VisionAttention(nnx.Module):
         q, k, v = (qkv[:, :, i] for i in range(3))
         q, k = rotate(q, *angles), rotate(k, *angles)
         image_ids = jnp.asarray(batch.image_ids)
+        first = jnp.asarray(batch.first_window)
         if batch.span == 1:
             out = window_attention(q, k, v, image_ids)
+        elif self.always_full:
+            out = image_attention(q, k, v, image_ids, first, batch.span)
         else:
-            first = jnp.asarray(batch.first_window)
             out = jax.lax.cond(
                 full,
                 lambda q, k, v: image_attention(q, k, v, image_ids, first, batch.span),
@@ -131,13 +157,18 @@ class PatchMerger(nnx.Module):
 
     def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.joined = config.hidden_size * config.merge_area
-        self.ln_q = rms_norm(config.hidden_size, NORM_EPSILON, numerics, rngs)
+        self.ln_q = _norm(config, numerics, rngs)
         self.fc1 = linear(self.joined, self.joined, numerics, rngs, bias=True)
         self.fc2 = linear(self.joined, config.out_hidden_size, numerics, rngs, bias=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.ln_q(x).reshape(-1, self.joined)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
+
+
+def _norm(config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Module:
+    norm = layer_norm if config.architecture == 'qwen2_vl' else rms_norm
+    return norm(config.hidden_size, NORM_EPSILON, numerics, rngs)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:

@@ -40,8 +40,8 @@ RULES: Rules = {
 # kernel's dimensions, under its path.
 _IN = r'(layers|blocks)/(.*/)?(q_proj|k_proj|v_proj|qkv)/'
 _OUT = r'(layers|blocks)/(.*/)?(o_proj|proj)/'
-_UP = r'(layers|blocks)/(.*/)?(gate_proj|up_proj)/'
-_DOWN = r'(layers|blocks)/(.*/)?down_proj/'
+_UP = r'(layers|blocks)/(.*/)?(gate_proj|up_proj|fc1)/'
+_DOWN = r'(layers|blocks)/(.*/)?(down_proj|fc2)/'
 PARAMETER_AXES: tuple[ArrayAxes, ...] = (
     (_IN + r'kernel(/|$)', ('layer', 'embed', 'heads')),
     (_OUT + r'kernel(/|$)', ('layer', 'heads', 'embed')),

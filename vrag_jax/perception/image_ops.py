@@ -162,6 +162,36 @@ def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) 
     Raises:
       RegionError: if `check_box` finds the box unusable.
     """
+    columns, rows = _page_pixels(frame, box, padding)
+    width, height = frame.page_size
+    longest = max(columns[1] - columns[0], rows[1] - rows[0])
+    shortest = math.ceil(longest / limits.max_aspect)
+    left, right = _widen(columns, shortest, width)
+    top, bottom = _widen(rows, shortest, height)
+    return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
+                 encoder_size(right - left, bottom - top, limits))
+
+
+def crop_at_page_size(frame: Frame, box: Box) -> Frame:
+    """Returns the frame of a crop that is shown at the page's own resolution.
+
+    The box is clamped, mapped and rounded outwards as in `crop_frame`.
+
+    Args:
+      frame: the image the box was given on, a page or any crop of it.
+      box: x1, y1, x2, y2 in encoder pixels of `frame`.
+
+    Raises:
+      RegionError: if `check_box` finds the box unusable.
+    """
+    (left, right), (top, bottom) = _page_pixels(frame, box, 0)
+    return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
+                 (right - left, bottom - top))
+
+
+def _page_pixels(frame: Frame, box: Box, padding: float
+                 ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the whole columns and rows of the page that a box covers."""
     reason = check_box(box, frame)
     if reason is not None:
         raise RegionError(reason)
@@ -170,13 +200,7 @@ def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) 
     left, top, right, bottom = frame.to_page(
         (x1 - padding, y1 - padding, x2 + padding, y2 + padding))
     width, height = frame.page_size
-    columns, rows = _whole_pixels(left, right, width), _whole_pixels(top, bottom, height)
-    longest = max(columns[1] - columns[0], rows[1] - rows[0])
-    shortest = math.ceil(longest / limits.max_aspect)
-    left, right = _widen(columns, shortest, width)
-    top, bottom = _widen(rows, shortest, height)
-    return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
-                 encoder_size(right - left, bottom - top, limits))
+    return _whole_pixels(left, right, width), _whole_pixels(top, bottom, height)
 
 
 def check_box(box: Box, frame: Frame) -> str | None:

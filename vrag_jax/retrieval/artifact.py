@@ -2,7 +2,12 @@
 
 A directory holds `manifest.json` and the folder of files that it names. New
 files go into a folder of their own; replacing the manifest switches over; the
-old folder is removed last. A reader sees the old version or the new one, whole.
+old folder is removed last. A reader sees the old version or the new one, whole, and
+goes on reading what it has opened or mapped of a version that is gone since.
+
+Small files are hashed whenever a directory is opened. Of large ones the size is compared:
+hashing an index of gigabytes would take seconds in each process that opens it, and pull
+all of it through memory. They are hashed when they are written, and when asked for.
 """
 
 import hashlib
@@ -12,10 +17,13 @@ import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
+LARGE = 64 << 20  # Bytes from which a file's checksum is not computed at each opening.
+
+_T = TypeVar('_T')
 
 
 class ArtifactError(ValueError):
@@ -30,7 +38,8 @@ def write_artifact(directory: Path, kind: str,
       directory: is made if needed.
       kind: what it is; asked for again by `read_artifact`.
       write_files: writes files into the folder it is given, and returns fields
-        for the manifest.
+        for the manifest. It may link files of the version that is there: their
+        checksums are taken over.
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
@@ -38,8 +47,11 @@ def write_artifact(directory: Path, kind: str,
     data.mkdir()
     try:
         fields = write_files(data)
+        known = _linked_checksums(directory, data)
+        files = _files(data)
         manifest = {'kind': kind, 'version': FORMAT_VERSION, 'data': data.name,
-                    'files': _checksums(data), 'fields': fields}
+                    'files': {name: known.get(name) or _checksum(data / name) for name in files},
+                    'sizes': files, 'fields': fields}
         partial = data / MANIFEST
         partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), 'utf-8')
         for file in data.rglob('*'):
@@ -54,28 +66,52 @@ def write_artifact(directory: Path, kind: str,
             shutil.rmtree(old, ignore_errors=True)
 
 
-def read_artifact(directory: Path, kind: str) -> tuple[Path, dict[str, Any]]:
+def open_artifact(directory: Path, kind: str, open_files: Callable[[Path, dict[str, Any]], _T],
+                  verify: bool = False) -> _T:
+    """Checks a directory and opens its files; a version that comes meanwhile is opened instead.
+
+    Args:
+      directory: what `write_artifact` wrote.
+      kind: what it has to be.
+      open_files: is given the folder and the manifest's fields; reads, opens or maps
+        every file it will need.
+      verify: compute the checksums of large files, too.
+
+    Raises:
+      FileNotFoundError, ArtifactError: as `read_artifact`.
+    """
+    while True:
+        before = _manifest_text(directory, kind)
+        try:
+            return open_files(*read_artifact(directory, kind, verify))
+        except (ArtifactError, OSError):
+            if _manifest_text(directory, kind) == before:
+                raise
+
+
+def read_artifact(directory: Path, kind: str, verify: bool = False) -> tuple[Path, dict[str, Any]]:
     """Checks a directory against its manifest.
 
     Args:
       directory: what `write_artifact` wrote.
       kind: what it has to be.
+      verify: compute the checksums of large files, too, not only their sizes.
 
     Returns:
-      The folder of its files and the manifest's fields.
+      The folder of its files and the manifest's fields. Another process may replace and
+      remove them before they are opened: see `open_artifact`.
 
     Raises:
       FileNotFoundError: if there is no manifest.
-      ArtifactError: if kind, version, the set of files or a checksum differs;
+      ArtifactError: if kind, version, the set of files, a size or a checksum differs;
         the message names it.
     """
     path = Path(directory) / MANIFEST
-    if not path.is_file():
-        raise FileNotFoundError(f'{path}: missing, so {directory} is no {kind}')
     try:
-        manifest = json.loads(path.read_text('utf-8'))
+        manifest = json.loads(_manifest_text(directory, kind))
         found = manifest['kind'], manifest['version']
         data, files, fields = manifest['data'], manifest['files'], manifest['fields']
+        sizes = manifest.get('sizes', {})
     except (ValueError, KeyError, TypeError) as error:
         raise ArtifactError(f'{path}: corrupt manifest: {error!r}') from error
     if found != (kind, FORMAT_VERSION):
@@ -83,22 +119,55 @@ def read_artifact(directory: Path, kind: str) -> tuple[Path, dict[str, Any]]:
                             f'{found[0]} of version {found[1]}')
     if Path(data).name != data:
         raise ArtifactError(f'{path}: data folder {data!r} is not in {directory}')
-    actual = _checksums(path.parent / data)
+    actual = _files(path.parent / data)
     for name in sorted(set(files) | set(actual)):
-        if files.get(name) != actual.get(name):
-            reason = ('is missing' if name not in actual else 'is not in the manifest'
-                      if name not in files else 'has a wrong SHA-256 checksum')
-            raise ArtifactError(f'{path.parent / data / name}: {reason}')
+        file = path.parent / data / name
+        if name not in actual:
+            raise ArtifactError(f'{file}: is missing')
+        if name not in files:
+            raise ArtifactError(f'{file}: is not in the manifest')
+        hashed = verify or actual[name] < LARGE or name not in sizes
+        if hashed and files[name] != _checksum(file):
+            raise ArtifactError(f'{file}: has a wrong SHA-256 checksum')
+        if actual[name] != sizes.get(name, actual[name]):
+            raise ArtifactError(f'{file}: has {actual[name]} bytes, expected {sizes[name]}')
     return path.parent / data, fields
 
 
-def _checksums(folder: Path) -> dict[str, str]:
-    checksums = {}
-    for file in sorted(p for p in folder.rglob('*') if p.is_file()):
-        with file.open('rb') as stream:
-            digest = hashlib.file_digest(stream, 'sha256').hexdigest()
-        checksums[file.relative_to(folder).as_posix()] = digest
-    return checksums
+def _manifest_text(directory: Path, kind: str) -> str:
+    path = Path(directory) / MANIFEST
+    try:
+        return path.read_text('utf-8')
+    except (FileNotFoundError, NotADirectoryError):
+        raise FileNotFoundError(f'{path}: missing, so {directory} is no {kind}') from None
+
+
+def _files(folder: Path) -> dict[str, int]:
+    """Returns the sizes of all files of a folder, by name."""
+    return {file.relative_to(folder).as_posix(): file.stat().st_size
+            for file in sorted(p for p in folder.rglob('*') if p.is_file())}
+
+
+def _checksum(file: Path) -> str:
+    with file.open('rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _linked_checksums(directory: Path, data: Path) -> dict[str, str]:
+    """Returns the checksums of files that are links to files of the version that is there."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text('utf-8'))
+        old = {_identity(directory / manifest['data'] / name): checksum
+               for name, checksum in manifest['files'].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+    new = {name: _identity(data / name) for name in _files(data)}
+    return {name: old[identity] for name, identity in new.items() if identity in old}
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    status = file.stat()
+    return status.st_dev, status.st_ino
 
 
 def _sync(path: Path) -> None:

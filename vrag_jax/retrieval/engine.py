@@ -1,18 +1,21 @@
-"""Search: a page encoder and an index behind one call, with a query cache."""
+"""Search over a page store: filters, a query cache, and concurrent callers in one batch."""
 
 import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_artifact
-from vrag_jax.retrieval.encoders import PageEncoder, read_encoder
+from vrag_jax.retrieval.artifact import ArtifactError, open_artifact, write_artifact
+from vrag_jax.retrieval.batching import MicroBatcher
+from vrag_jax.retrieval.dense import DenseRetriever
+from vrag_jax.retrieval.embedding import Embedder, PageContent
+from vrag_jax.retrieval.encoders import PageEncoder
+from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.retriever import Changes, Retriever, read_retriever
 
 _KIND = 'search_engine'
 
@@ -25,42 +28,69 @@ class Hit:
     score: float
 
 
+class SearchCounts:
+    """What an engine was asked and has done so far; safe to use from many threads.
+
+    Attributes:
+      queries: that were asked for.
+      known: of them, whose hits were in the cache.
+      batches: searches that were carried out, by the bit length of their number of queries:
+        the first of a single query, the next of 2 or 3, then of 4 to 7, ...
+      searched: queries in them.
+    """
+
+    def __init__(self) -> None:
+        self.queries = 0
+        self.known = 0
+        self.batches = [0] * 17
+        self.searched = 0
+        self._lock = threading.Lock()
+
+    def asked(self, queries: int, known: int) -> None:
+        """Counts a call."""
+        with self._lock:
+            self.queries += queries
+            self.known += known
+
+    def batch(self, queries: int) -> None:
+        """Counts a search that was carried out."""
+        with self._lock:
+            self.batches[min(queries.bit_length(), len(self.batches)) - 1] += 1
+            self.searched += queries
+
+
 class SearchEngine:
     """Searches the pages of a store by text; safe to use from many threads.
 
     Args:
       store: the pages.
-      encoder: fitted on their texts.
-      index: over their vectors.
+      retriever: finds them; or an encoder, fitted on their texts, with `index`.
+      index: over the vectors of the encoder.
       cache_size: queries whose hits are kept at most.
 
+    Attributes:
+      counts: what it was asked and has done.
+
     Raises:
-      ArtifactError: if index, encoder and store do not belong together.
+      ArtifactError: if retriever (or index and encoder) and store do not belong together.
     """
 
-    def __init__(self, store: PageStore, encoder: PageEncoder, index: ScannIndex,
-                 cache_size: int = 65_536):
-        if index.encoder != encoder.fingerprint:
-            raise ArtifactError(f'the index was made by encoder {index.encoder[:12]!r}, not by '
-                                f'{encoder.fingerprint[:12]!r}')
-        different = set(index.ids) ^ set(store.ids)
-        if different:
-            page_id = min(different)
-            place = 'index' if page_id in index.ids else 'page store'
-            raise ArtifactError(f'only the {place} holds page {page_id!r} ({len(different)} pages '
-                                'of index and page store differ)')
-        self.store = store
-        self.encoder = encoder
-        self.index = index
+    def __init__(self, store: PageStore, retriever: Retriever | PageEncoder,
+                 index: ScannIndex | None = None, cache_size: int = 65_536):
+        if index is not None:
+            retriever = DenseRetriever(retriever, index)  # type: ignore[arg-type]
+        self.counts = SearchCounts()
+        self._state = _State(store, retriever, cache_size, self.counts)  # type: ignore[arg-type]
         self._cache_size = cache_size
-        self._cache: OrderedDict[tuple[str, int], tuple[Hit, ...]] = OrderedDict()
-        self._lock = threading.Lock()
+        self._changing = threading.Lock()
+        self._batcher: MicroBatcher[_Request, dict[str, tuple[Hit, ...]]] = MicroBatcher(
+            _answer_all)
 
     @classmethod
     def build(cls, store: PageStore, texts: Sequence[str], encoder: PageEncoder,
               directory: Path | None = None,
               config: IndexConfig = IndexConfig()) -> 'SearchEngine':  # noqa: B008 (immutable)
-        """Fits the encoder on the pages' texts and indexes them.
+        """Fits a lexical encoder on the pages' texts and indexes them.
 
         Args:
           store: the pages.
@@ -75,83 +105,216 @@ class SearchEngine:
         """
         if len(texts) != len(store):
             raise ValueError(f'{len(texts)} texts for {len(store)} pages')
-        encoder.fit(texts)
-        index = ScannIndex.build(encoder.encode_pages(texts), store.ids, encoder.fingerprint,
-                                 config)
-        engine = cls(store, encoder, index)
+        engine = cls(store, DenseRetriever.fit(encoder, store.ids, texts, config))
         if directory is not None:
-            write_artifact(directory, _KIND, engine._write_files)
+            engine.save(directory)
         return engine
 
     @classmethod
-    def open(cls, directory: Path, store: PageStore) -> 'SearchEngine':
-        """Reads the directory of `build`.
+    def open(cls, directory: Path, store: PageStore, embedders: Sequence[Embedder] = (),
+             cache_size: int = 65_536, verify: bool = False) -> 'SearchEngine':
+        """Reads the directory of `save` or `build`.
+
+        Args:
+          directory: what was saved.
+          store: the same pages.
+          embedders: that made the vectors in it, found by their fingerprints.
+          cache_size: queries whose hits are kept at most.
+          verify: compute the checksums of large files, too, see `artifact`.
 
         Raises:
           FileNotFoundError: if there is none.
-          ArtifactError: if it is corrupt, or made for other pages; says what differs.
+          ArtifactError: if it is corrupt, was made for other pages, or needs an embedder
+            that is not given; says what differs.
         """
-        folder, fields = read_artifact(directory, _KIND)
-        try:
-            encoder_fields, index_fields = fields['encoder'], fields['index']
-            kind = encoder_fields['kind']
-        except (KeyError, TypeError) as error:
-            raise ArtifactError(f'{directory}: fields of the manifest: {error!r}') from error
-        encoder = read_encoder(kind, folder / 'encoder', encoder_fields)
-        engine = cls(store, encoder, ScannIndex.from_files(folder / 'index', index_fields))
-        if fields.get('pages') != store.fingerprint:
-            raise ArtifactError(f'{directory}: made for pages of the same ids, of which something '
-                                f'else (file, size, text, order) has changed in {store.folder}')
-        return engine
+        def read(folder: Path, fields: dict[str, Any]) -> Retriever:
+            retriever = read_retriever(fields.get('kind', DenseRetriever.kind), folder, fields,
+                                       embedders)
+            _check_pages(store, retriever)
+            if fields.get('pages') != store.fingerprint:
+                raise ArtifactError(f'{directory}: made for pages of the same ids, of which '
+                                    'something else (file, size, text, order) has changed in '
+                                    f'{store.folder}')
+            return retriever
 
-    def _write_files(self, folder: Path) -> dict[str, Any]:
-        (folder / 'encoder').mkdir()
-        (folder / 'index').mkdir()
-        encoder_fields = self.encoder.write_files(folder / 'encoder')
-        return {'pages': self.store.fingerprint,
-                'encoder': {'kind': self.encoder.kind, **encoder_fields},
-                'index': self.index.write_files(folder / 'index')}
+        return cls(store, open_artifact(directory, _KIND, read, verify), cache_size=cache_size)
 
-    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+    def save(self, directory: Path) -> None:
+        """Writes the retriever to a directory, replacing one that is there atomically."""
+        state = self._state
+
+        def write(folder: Path) -> dict[str, Any]:
+            return {**state.retriever.write_files(folder), 'pages': state.store.fingerprint,
+                    'kind': state.retriever.kind}
+
+        write_artifact(directory, _KIND, write)
+
+    @property
+    def store(self) -> PageStore:
+        """The pages that are searched."""
+        return self._state.store
+
+    @property
+    def retriever(self) -> Retriever:
+        """What finds them."""
+        return self._state.retriever
+
+    @property
+    def encoder(self) -> Any:
+        """The encoder of a dense retriever."""
+        return self.retriever.encoder  # type: ignore[attr-defined]
+
+    @property
+    def index(self) -> ScannIndex:
+        """The index of a dense retriever."""
+        return self.retriever.index  # type: ignore[attr-defined]
+
+    def search(self, queries: Sequence[str], k: int, filters: Filters | None = None
+               ) -> list[list[Hit]]:
         """Finds the best pages of each query.
 
         Args:
-          queries: texts; they are encoded and searched as one batch.
+          queries: texts; they are searched as one batch, with those of other threads
+            that search at the same time.
           k: hits a query, at most.
+          filters: values, or sequences of values, of 'page_id', 'document', 'page' and
+            fields of the pages' metadata; a page has to match each field, with any of
+            its values.
 
         Returns:
           Hits of each query, best first, no page twice; none for a query that
-          shares no term with any page.
+          matches no page.
 
         Raises:
-          ValueError: if k < 1.
+          ValueError: if k < 1, or a filter's value is of no type that a field can have.
         """
         if k < 1:
             raise ValueError(f'k must be positive, got {k}')
-        with self._lock:
-            found = {query: self._recall(query, k) for query in queries}
-        new = [query for query, hits in found.items() if hits is None]
+        wanted = normalised(filters)
+        state = self._state
+        found = state.recall(queries, k, wanted)
+        new = tuple(query for query, hits in found.items() if hits is None)
+        self.counts.asked(len(found), len(found) - len(new))
         if new:
-            for query, hits in zip(new, self._search(new, k), strict=True):
-                found[query] = hits
-            with self._lock:
-                for query in new:
-                    self._cache[query, k] = found[query] or ()
-                while len(self._cache) > self._cache_size:
-                    self._cache.popitem(last=False)
+            found |= self._batcher(_Request(state, new, k, wanted))
         return [list(found[query] or ()) for query in queries]
 
-    def _recall(self, query: str, k: int) -> tuple[Hit, ...] | None:
-        hits = self._cache.get((query, k))
-        if hits is not None:
-            self._cache.move_to_end((query, k))
-        return hits
+    def add(self, pages: Sequence[Page], texts: Sequence[str] | None = None) -> None:
+        """Adds pages; searches see all of them or none.
 
-    def _search(self, queries: list[str], k: int) -> list[tuple[Hit, ...]]:
-        vectors = self.encoder.encode_queries(queries)
-        matchable = np.any(vectors != 0, axis=1)
-        found = zip(*self.index.search_batched(vectors[matchable], k), strict=True)
-        return [
-            tuple(Hit(i, float(s)) for i, s in zip(*next(found), strict=True)) if able else ()
-            for able in matchable.tolist()
-        ]
+        Vectors of models are added to the index; lexical weights, which depend on all
+        pages, are computed again, for which the text of every page must be known.
+
+        Args:
+          pages: new pages, of files relative to the store's folder.
+          texts: their texts; by default those that the pages name, or ''.
+
+        Raises:
+          ValueError: if a page is there already; nothing has changed then.
+        """
+        if texts is not None and len(texts) != len(pages):
+            raise ValueError(f'{len(texts)} texts for {len(pages)} pages')
+        self._change(pages, texts, frozenset())
+
+    def delete(self, page_ids: Collection[str]) -> None:
+        """Takes pages out of search, as `add` puts them in.
+
+        Raises:
+          ValueError: if a page is not there, or none would be left.
+        """
+        self._change((), None, frozenset(page_ids))
+
+    def _change(self, pages: Sequence[Page], texts: Sequence[str] | None,
+                deleted: frozenset[str]) -> None:
+        with self._changing:
+            state = self._state
+            unknown = deleted - set(state.store.ids)
+            if unknown:
+                raise ValueError(f'no page {min(unknown)!r} to delete')
+            if texts is not None:
+                pages = [dataclasses.replace(page, text=text)
+                         for page, text in zip(pages, texts, strict=True)]
+            kept = [page for page in state.store if page.page_id not in deleted]
+            if not kept and not pages:
+                raise ValueError('no page would be left')
+            store = PageStore(state.store.folder, [*kept, *pages])
+            retriever = state.retriever.updated(Changes(
+                [_content(store, page) for page in pages], deleted,
+                lambda: [_content(store, page, needs_text=True) for page in store]))
+            self._state = _State(store, retriever, self._cache_size, self.counts)
+
+
+class _State:
+    """Pages, what finds them, and hits that are known: replaced as a whole on changes."""
+
+    def __init__(self, store: PageStore, retriever: Retriever, cache_size: int,
+                 counts: SearchCounts):
+        _check_pages(store, retriever)
+        self.store = store
+        self.retriever = retriever
+        self.fields = PageFields([store[page_id] for page_id in retriever.ids])
+        self._counts = counts
+        self._cache_size = cache_size
+        self._cache: OrderedDict[tuple[Any, ...], tuple[Hit, ...]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def recall(self, queries: Sequence[str], k: int, wanted: Any
+               ) -> dict[str, tuple[Hit, ...] | None]:
+        """Returns the hits of each query that are known, None for others."""
+        with self._lock:
+            found = {query: self._cache.get((query, k, wanted)) for query in queries}
+            for query, hits in found.items():
+                if hits is not None:
+                    self._cache.move_to_end((query, k, wanted))
+        return found
+
+    def search(self, queries: Sequence[str], k: int, wanted: Any) -> dict[str, tuple[Hit, ...]]:
+        """Returns the hits of each query, and remembers them."""
+        self._counts.batch(len(queries))
+        allowed = self.fields.matching(wanted)
+        ids, scores = self.retriever.search(queries, k, allowed)
+        found = {query: tuple(Hit(i, float(s)) for i, s in zip(*hits, strict=True))
+                 for query, *hits in zip(queries, ids, scores, strict=True)}
+        with self._lock:
+            for query in queries:
+                self._cache[query, k, wanted] = found[query]
+            while len(self._cache) > self._cache_size:
+                self._cache.popitem(last=False)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    state: _State
+    queries: tuple[str, ...]
+    k: int
+    wanted: Any
+
+
+def _answer_all(requests: Sequence[_Request]) -> list[dict[str, tuple[Hit, ...]]]:
+    """Answers requests: those that want the same of the same pages in one search."""
+    groups: dict[tuple[int, int, Any], list[_Request]] = {}
+    for request in requests:
+        groups.setdefault((id(request.state), request.k, request.wanted), []).append(request)
+    answers = {}
+    for key, group in groups.items():
+        queries = list(dict.fromkeys(query for request in group for query in request.queries))
+        answers[key] = group[0].state.search(queries, group[0].k, group[0].wanted)
+    return [{query: answers[id(r.state), r.k, r.wanted][query] for query in r.queries}
+            for r in requests]
+
+
+def _content(store: PageStore, page: Page, needs_text: bool = False) -> PageContent:
+    if needs_text and page.text is None:
+        raise ValueError(f'the text of page {page.page_id!r} is not known, on which lexical '
+                         'weights depend')
+    return PageContent(page.page_id, page.text or '', lambda: store.image(page.page_id))
+
+
+def _check_pages(store: PageStore, retriever: Retriever) -> None:
+    different = set(retriever.ids) ^ set(store.ids)
+    if different:
+        page_id = min(different)
+        place = 'index' if page_id not in store else 'page store'
+        raise ArtifactError(f'only the {place} holds page {page_id!r} ({len(different)} pages '
+                            'of index and page store differ)')

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.rewards.retrieval import ndcg, recall
 
 
@@ -19,7 +19,7 @@ class PageQuestion(Protocol):
         """Ids of the pages that hold the answer."""
 
 
-def evaluate_retrieval(engine: SearchEngine, questions: Iterable[PageQuestion],
+def evaluate_retrieval(engine: PageSearch, questions: Iterable[PageQuestion],
                        ks: Sequence[int] = (1, 5, 10)) -> dict[str, float]:
     """Searches with the questions themselves and compares with their pages.
 

@@ -1,75 +1,71 @@
 """ScaNN index over dense page vectors, with ids and files of its own."""
 
 import dataclasses
-import math
-from collections.abc import Sequence
+import logging
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from scann.scann_ops.py import scann_ops_pybind
 
-from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_artifact
+from vrag_jax.retrieval.artifact import ArtifactError, open_artifact, write_artifact
+from vrag_jax.retrieval.exact_search import best_rows, exact_among, recall_of
+from vrag_jax.retrieval.scann_searcher import IndexConfig, build_searcher, search_searcher
 
+__all__ = ['IndexConfig', 'ScannIndex']
+
+_LOG = logging.getLogger(__name__)
 _KIND = 'scann_index'
-_VECTORS = 'vectors.npy'
+_VECTORS, _ADDED, _BASE_ROWS = 'vectors.npy', 'added.npy', 'base_rows.npy'
 _SCANN = 'scann'
 _SPARE = 16  # Hits searched beyond those wanted, among which equal scores may lie.
-_DIGITS = 6  # Scores that agree to so many decimals are equal.
 
-
-@dataclasses.dataclass(frozen=True)
-class IndexConfig:
-    """How vectors are searched, by the rules of ScaNN's maintainers.
-
-    Attributes:
-      exact_below: fewer vectors are searched by brute force, exactly.
-      tree_from: as many vectors or more are partitioned by a tree of sqrt(n) leaves.
-      leaves_searched: fraction of the leaves that a query looks into.
-      reorder: quantised candidates that are scored again exactly, at least.
-      anisotropic_threshold: of the quantisation (Guo et al. 2020, arXiv 1908.10396).
-    """
-
-    exact_below: int = 20_000
-    tree_from: int = 100_000
-    leaves_searched: float = 0.1
-    reorder: int = 200
-    anisotropic_threshold: float = 0.2
-
-    def __post_init__(self):
-        if not 0 <= self.exact_below <= self.tree_from:
-            raise ValueError(f'need 0 <= exact_below <= tree_from, got {self.exact_below} and '
-                             f'{self.tree_from}')
-        if not 0 < self.leaves_searched <= 1:
-            raise ValueError(f'leaves_searched must be in (0, 1], got {self.leaves_searched}')
-        if self.reorder < 1:
-            raise ValueError(f'reorder must be positive, got {self.reorder}')
+Found = list[tuple[np.ndarray, np.ndarray]]
+"""Of each query rows and scores, best first."""
 
 
 class ScannIndex:
     """Finds the vectors of the largest inner product with a query.
 
-    Made by `build`, `load` or `from_files`. Safe to search from many threads.
+    Made by `build`, `updated`, `load` or `from_files`; immutable, safe to search from many
+    threads. A quantised index is a ScaNN searcher over the vectors it was built on (of
+    which `updated` strikes some out) and the vectors added since, which are searched by
+    brute force. ScaNN's own `upsert` and `delete` are not used: they need ids in a pickle,
+    and a deletion gives the last row the deleted one's number.
 
     Attributes:
       ids: id of each vector.
       dims: length of a vector.
       encoder: fingerprint of the encoder that made the vectors.
       config: how it is searched.
+      recall: what `measure_recall` found when the searcher was built; None for an exact
+        index, or if the config asks for no queries.
     """
 
     def __init__(self, searcher: Any, vectors: np.ndarray | None, ids: tuple[str, ...], dims: int,
-                 encoder: str, config: IndexConfig):
+                 encoder: str, config: IndexConfig, base_rows: np.ndarray | None = None,
+                 added: np.ndarray | None = None, recall: dict[str, Any] | None = None):
         self.ids = ids
         self.dims = dims
         self.encoder = encoder
         self.config = config
+        self.recall = recall
         self._searcher = searcher
+        # Of an exact index all vectors, of a quantised one those it was built on, or None.
         self._vectors = vectors
+        self._base_size = searcher.size()
+        # Rows of this index are the kept rows of the searcher, then those added.
+        self._base_rows = np.arange(self._base_size) if base_rows is None else base_rows
+        self._added = np.zeros((0, dims), np.float32) if added is None else added
+        self._row_of_base = np.full(self._base_size, -1, np.int64)
+        self._row_of_base[self._base_rows] = np.arange(len(self._base_rows))
+        self.exact = self._base_size < config.exact_below
 
     @classmethod
     def build(cls, vectors: np.ndarray, ids: Sequence[str], encoder: str = '',
-              config: IndexConfig = IndexConfig()) -> 'ScannIndex':  # noqa: B008 (immutable)
+              config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
+              keep_vectors: bool = True, queries: np.ndarray | None = None) -> 'ScannIndex':
         """Builds an index.
 
         Args:
@@ -77,6 +73,11 @@ class ScannIndex:
           ids: N unique ids.
           encoder: fingerprint of what made the vectors.
           config: how it is searched.
+          keep_vectors: of a quantised index keep the vectors beside the quantised ones, in
+            a memory-mapped file when read back. Without them `updated` has to be told
+            vectors when it builds anew, and searches among few rows are less exact.
+          queries: [Q, D] for which recall is measured; by default vectors of the index,
+            perturbed.
 
         Raises:
           ValueError: if shapes do not agree, an id stands twice, or a value is
@@ -86,36 +87,26 @@ class ScannIndex:
         ids = tuple(ids)
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise ValueError(f'vectors: expected [N, D] with N, D > 0, got {vectors.shape}')
-        if len(ids) != len(vectors):
-            raise ValueError(f'{len(ids)} ids for {len(vectors)} vectors')
-        if len(set(ids)) != len(ids):
-            seen: set[str] = set()
-            twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-            raise ValueError(f'id {twice!r} stands twice')
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            raise ValueError(f'the vector of {ids[bad.argmax()]!r} is not finite ({bad.sum()} of '
-                             f'{len(ids)} vectors)')
-        searcher = _searcher(vectors, config)
+        _check_rows(vectors, ids)
         exact = len(ids) < config.exact_below
-        return cls(searcher, vectors if exact else None, ids, vectors.shape[1], encoder, config)
-
-    @property
-    def exact(self) -> bool:
-        """Whether search is exact."""
-        return self._vectors is not None
+        index = cls(build_searcher(vectors, config), vectors if exact or keep_vectors else None,
+                    ids, vectors.shape[1], encoder, config)
+        if not exact and config.recall_queries:
+            index.recall = index.measure_recall(vectors, queries)
+        return index
 
     def __len__(self) -> int:
         return len(self.ids)
 
-    def search_batched(self, queries: np.ndarray, k: int
+    def search_batched(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None
                        ) -> tuple[list[list[str]], list[np.ndarray]]:
         """Finds the best ids of each query.
 
         Args:
           queries: [Q, D] float32.
-          k: hits wanted a query; there are fewer if the index is smaller, or if
-            the searched leaves hold fewer.
+          k: hits wanted a query; there are fewer if the index is smaller, fewer are
+            allowed, or, without `allowed`, the searched leaves hold fewer.
+          allowed: bool [N], in the order of `ids`: which may be found; None for all.
 
         Returns:
           Ids of each query, best first, and their scores float32, one array a query.
@@ -123,6 +114,11 @@ class ScannIndex:
         Raises:
           ValueError: if shapes do not agree, k < 1, or a query is not finite.
         """
+        found = self.search_rows(queries, k, allowed)
+        return [[self.ids[row] for row in rows] for rows, _ in found], [s for _, s in found]
+
+    def search_rows(self, queries: np.ndarray, k: int, allowed: np.ndarray | None = None) -> Found:
+        """Finds rows instead of ids, otherwise as `search_batched`."""
         queries = np.ascontiguousarray(queries, np.float32)
         if queries.ndim != 2 or queries.shape[1] != self.dims:
             raise ValueError(f'queries: expected [Q, {self.dims}], got {queries.shape}')
@@ -130,61 +126,186 @@ class ScannIndex:
             raise ValueError(f'k must be positive, got {k}')
         if not np.isfinite(queries).all():
             raise ValueError('queries: not finite')
+        if allowed is not None and (allowed.shape != (len(self),) or allowed.dtype != bool):
+            raise ValueError(f'allowed: expected bool [{len(self)}], got {allowed.dtype} '
+                             f'{allowed.shape}')
         if not len(queries):
-            return [], []
+            return []
+        if allowed is not None:
+            rows = np.flatnonzero(allowed)
+            vectors = self._vectors_of(rows) if len(rows) < max(
+                self.config.exact_below, 1) or self.exact else None
+            if vectors is not None:
+                return [(rows[best], scores) for best, scores in exact_among(vectors, queries, k)]
         k = min(k, len(self))
-        if self._vectors is not None:
+        if self.exact and self._vectors is not None:
             return self._search_exact(queries, k, self._vectors)
-        reorder = min(max(k, self.config.reorder), len(self))
-        rows, scores = self._searcher.search_batched(queries, k, reorder)
-        # ScaNN pads with row 0 and score NaN where it has found fewer than k.
-        found = np.isfinite(scores)
-        ids = [[self.ids[row] for row in r[f]] for r, f in zip(rows, found, strict=True)]
-        return ids, [s[f] for s, f in zip(scores, found, strict=True)]
+        return self._search_quantised(queries, k, allowed)
 
-    def _search_exact(self, queries: np.ndarray, k: int, vectors: np.ndarray
-                      ) -> tuple[list[list[str]], list[np.ndarray]]:
+    def _search_exact(self, queries: np.ndarray, k: int, vectors: np.ndarray) -> Found:
         """Searches all vectors; equal scores are in the order of the ids.
 
         The last bits of ScaNN's scores depend on how many queries are searched
         together, and with them the order of equal hits. A run that is resumed, whose
         query cache is empty, would find other pages than one that never stopped.
         """
-        rows, _ = self._searcher.search_batched(queries, min(k + _SPARE, len(self)))
-        ids, scores = [], []
-        for query, found in zip(queries, rows, strict=True):
-            order, exact = _order(vectors, query, found)
-            while len(found) < len(self) and exact[k - 1] - exact[-1] < 10.0**-_DIGITS:
-                # As many hits as were found are equal to the last one wanted.
-                found, _ = self._searcher.search(query, min(2 * len(found), len(self)))
-                order, exact = _order(vectors, query, found)
-            ids.append([self.ids[row] for row in order[:k]])
-            scores.append(exact[:k].astype(np.float32))
-        return ids, scores
+        found, _ = self._searcher.search_batched(queries, min(k + _SPARE, len(self)))
+
+        def more(query: np.ndarray, count: int) -> np.ndarray:
+            return self._searcher.search(query, count)[0]
+
+        return [best_rows(vectors, query, rows, k, more)
+                for query, rows in zip(queries, found, strict=True)]
+
+    def _search_quantised(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
+        """Searches the searcher for more than k if rows are struck out or not allowed."""
+        fits = np.ones(len(self), bool) if allowed is None else allowed
+        kept = np.zeros(self._base_size, bool)
+        kept[self._base_rows] = fits[:len(self._base_rows)]
+        kept_count = int(kept.sum())
+        added = np.flatnonzero(fits[len(self._base_rows):])
+        base: Found = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)
+        todo, count = np.arange(len(queries)), k
+        if kept_count < self._base_size:
+            count = round(1.2 * k * self._base_size / max(kept_count, 1)) + _SPARE
+        while len(todo) and kept_count:
+            count = min(count, self._base_size)
+            # Where no row is excluded the leaves decide, as the config says.
+            everywhere = kept_count < self._base_size and count > self._base_size // 4
+            found = search_searcher(self._searcher, queries[todo], count, self.config, everywhere)
+            short = []
+            for query, (rows, scores) in zip(todo, found, strict=True):
+                good = kept[rows]
+                base[query] = self._row_of_base[rows[good]][:k], scores[good][:k]
+                if good.sum() < min(k, kept_count):
+                    short.append(query)
+            if kept_count == self._base_size or (count == self._base_size and everywhere):
+                break
+            todo, count = np.array(short, np.int64), 4 * count
+        if not len(added):
+            return base
+        vectors = self._added[added]
+        merged = []
+        for (rows, scores), (more, more_scores) in zip(
+                base, exact_among(vectors, queries, k), strict=True):
+            rows = np.concatenate([rows, added[more] + len(self._base_rows)])
+            scores = np.concatenate([scores, more_scores])
+            order = np.argsort(-scores, kind='stable')[:k]
+            merged.append((rows[order], scores[order]))
+        return merged
+
+    def _vectors_of(self, rows: np.ndarray) -> np.ndarray | None:
+        """Returns the vectors of rows, float32; None if they were not kept."""
+        if self._vectors is None:
+            return None
+        inside = rows < len(self._base_rows)
+        vectors = np.empty((len(rows), self.dims), np.float32)
+        vectors[inside] = self._vectors[self._base_rows[rows[inside]]]
+        vectors[~inside] = self._added[rows[~inside] - len(self._base_rows)]
+        return vectors
+
+    def measure_recall(self, vectors: np.ndarray, queries: np.ndarray | None = None, k: int = 10,
+                       seed: int = 0) -> dict[str, Any]:
+        """Compares search with exact search.
+
+        Args:
+          vectors: [N, D] float32 of the index.
+          queries: [Q, D]; by default `config.recall_queries` of the vectors, each with
+            random noise of a tenth of its length added.
+          k: hits that are compared.
+          seed: of the sample and its noise.
+
+        Returns:
+          'recall', the mean share of the exact `k` best that are found; 'k', 'queries',
+          how many, and 'source', 'given' or 'perturbed'.
+        """
+        source = 'given' if queries is not None else 'perturbed'
+        if queries is None:
+            rng = np.random.default_rng(seed)
+            size = min(len(vectors), max(self.config.recall_queries, 1))
+            queries = vectors[rng.choice(len(vectors), size, replace=False)]
+            noise = rng.standard_normal(queries.shape, np.float32)
+            queries = queries + noise * 0.1 * np.linalg.norm(queries, axis=1, keepdims=True) / (
+                np.sqrt(self.dims))
+        found = [rows for rows, _ in self.search_rows(queries, k)]
+        return {'recall': recall_of(vectors, queries, found, k), 'k': min(k, len(self)),
+                'queries': len(queries), 'source': source}
+
+    def updated(self, vectors: np.ndarray, ids: Sequence[str], deleted: Collection[str] = (),
+                all_vectors: Callable[[], np.ndarray] | None = None) -> 'ScannIndex':
+        """Returns an index without some vectors and with others; this one stays as it is.
+
+        Args:
+          vectors: [M, D] float32 to add; M may be 0.
+          ids: of the vectors; one that is there and not deleted is refused.
+          deleted: ids that go.
+          all_vectors: returns all vectors of the new index, [N, D], those kept first; is
+            asked when the index is built anew and has not kept its vectors.
+
+        Raises:
+          ValueError: as `build`, for an id to delete that is not there, or if nothing is
+            left.
+        """
+        deleted = set(deleted)
+        missing = deleted - set(self.ids)
+        if missing:
+            raise ValueError(f'id {min(missing)!r} is not in the index ({len(missing)} of '
+                             f'{len(deleted)} ids to delete)')
+        vectors = np.ascontiguousarray(vectors, np.float32).reshape(-1, self.dims)
+        kept = np.array([row for row, i in enumerate(self.ids) if i not in deleted], np.int64)
+        new_ids = (*(self.ids[row] for row in kept), *ids)
+        if not new_ids:
+            raise ValueError('nothing would be left in the index')
+        _check_rows(vectors, tuple(ids))
+        _check_rows(None, new_ids)
+        inside = kept < len(self._base_rows)
+        base_rows = self._base_rows[kept[inside]]
+        added = np.concatenate([self._added[kept[~inside] - len(self._base_rows)], vectors])
+        changed = len(added) + self._base_size - len(base_rows)
+        anew = (self.exact or len(new_ids) < self.config.exact_below
+                or changed > self.config.compact_share * self._base_size)
+        if not anew:
+            return ScannIndex(self._searcher, self._vectors, new_ids, self.dims, self.encoder,
+                              self.config, base_rows, added, self.recall)
+        own = self._vectors_of(kept)
+        if own is None and all_vectors is None:
+            raise ValueError('the index has to be built anew and has not kept its vectors')
+        whole = np.concatenate([own, vectors]) if own is not None else (all_vectors or list)()
+        _LOG.info('index of %d vectors built anew after %d changes', len(whole), changed)
+        return ScannIndex.build(whole, new_ids, self.encoder, self.config,
+                                keep_vectors=self._vectors is not None)
 
     def save(self, directory: Path) -> None:
         """Writes the index to a directory, replacing one that is there atomically."""
         write_artifact(directory, _KIND, self.write_files)
 
     @classmethod
-    def load(cls, directory: Path) -> 'ScannIndex':
+    def load(cls, directory: Path, verify: bool = False) -> 'ScannIndex':
         """Reads what `save` wrote.
+
+        Args:
+          directory: of `save`.
+          verify: compute the checksums of large files, too.
 
         Raises:
           FileNotFoundError: if there is no index.
           ArtifactError: if it is corrupt or something else; says what differs.
         """
-        return cls.from_files(*read_artifact(directory, _KIND))
+        return open_artifact(directory, _KIND, cls.from_files, verify)
 
     def write_files(self, folder: Path) -> dict[str, Any]:
-        """Writes the index's files into a folder; returns the fields to read them by."""
+        """Writes the index's files into a folder; returns the fields to read it by."""
         if self._vectors is not None:
             np.save(folder / _VECTORS, self._vectors, allow_pickle=False)
-        else:
-            (folder / _SCANN).mkdir()
-            self._searcher.serialize(str(folder / _SCANN), relative_path=True)
-        return {'ids': list(self.ids), 'dims': self.dims, 'encoder': self.encoder,
-                'exact': self.exact, 'config': dataclasses.asdict(self.config)}
+        fields = {'ids': list(self.ids), 'dims': self.dims, 'encoder': self.encoder,
+                  'exact': self.exact, 'config': dataclasses.asdict(self.config)}
+        if self.exact:
+            return fields
+        (folder / _SCANN).mkdir()
+        self._searcher.serialize(str(folder / _SCANN), relative_path=True)
+        np.save(folder / _ADDED, self._added, allow_pickle=False)
+        np.save(folder / _BASE_ROWS, self._base_rows, allow_pickle=False)
+        return {**fields, 'recall': self.recall, 'vectors': self._vectors is not None}
 
     @classmethod
     def from_files(cls, folder: Path, fields: dict[str, Any]) -> 'ScannIndex':
@@ -199,33 +320,32 @@ class ScannIndex:
             if vectors.shape != (len(ids), dims):
                 raise ArtifactError(f'{folder / _VECTORS}: expected {(len(ids), dims)}, got '
                                     f'{vectors.shape}')
-            return cls(_searcher(vectors, config), vectors, ids, dims, encoder, config)
+            return cls(build_searcher(vectors, config), vectors, ids, dims, encoder, config)
         if any(folder.rglob('*.pkl')):
             raise ArtifactError(f'{folder}: holds a pickle, which is never loaded')
         searcher = scann_ops_pybind.load_searcher(str(folder / _SCANN))
-        if searcher.size() != len(ids):
-            raise ArtifactError(f'{folder / _SCANN}: holds {searcher.size()} vectors for '
-                                f'{len(ids)} ids')
-        return cls(searcher, None, ids, dims, encoder, config)
+        base_rows = added = None
+        if 'recall' in fields:  # Indices of before there were updates lack it.
+            added = np.load(folder / _ADDED, allow_pickle=False)
+            base_rows = np.load(folder / _BASE_ROWS, allow_pickle=False)
+        rows = searcher.size() if base_rows is None else len(base_rows) + len(added)
+        if rows != len(ids):
+            raise ArtifactError(f'{folder / _SCANN}: holds {rows} vectors for {len(ids)} ids')
+        vectors = (np.load(folder / _VECTORS, mmap_mode='r', allow_pickle=False)
+                   if fields.get('vectors') else None)
+        return cls(searcher, vectors, ids, dims, encoder, config, base_rows, added,
+                   fields.get('recall'))
 
 
-def _order(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray
-           ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns rows, best first and equal ones ascending, and their scores as float64."""
-    rows = np.sort(rows)
-    scores = vectors[rows].astype(np.float64) @ query.astype(np.float64)
-    best = np.argsort(-scores.round(_DIGITS), kind='stable')
-    return rows[best], scores[best]
-
-
-def _searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
-    count = len(vectors)
-    builder = scann_ops_pybind.builder(vectors, min(10, count), 'dot_product')
-    if count < config.exact_below:
-        return builder.score_brute_force().build()
-    if count >= config.tree_from:
-        leaves = max(1, round(math.sqrt(count)))
-        builder = builder.tree(leaves, max(1, round(leaves * config.leaves_searched)),
-                               training_sample_size=min(count, 250_000))
-    builder = builder.score_ah(2, anisotropic_quantization_threshold=config.anisotropic_threshold)
-    return builder.reorder(min(config.reorder, count)).build()
+def _check_rows(vectors: np.ndarray | None, ids: tuple[str, ...]) -> None:
+    if vectors is not None and len(ids) != len(vectors):
+        raise ValueError(f'{len(ids)} ids for {len(vectors)} vectors')
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise ValueError(f'id {twice!r} stands twice')
+    if vectors is not None:
+        bad = ~np.isfinite(vectors).all(axis=1)
+        if bad.any():
+            raise ValueError(f'the vector of {ids[bad.argmax()]!r} is not finite ({bad.sum()} of '
+                             f'{len(ids)} vectors)')

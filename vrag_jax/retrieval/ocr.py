@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.retrieval.pages import load_image
+
+# A word and its box (x1, y1, x2, y2) in pixels, right and lower edge excluded.
+OcrWord = tuple[str, tuple[int, int, int, int]]
 
 
 class OcrReader:
@@ -35,12 +39,12 @@ class OcrReader:
           FileNotFoundError, ValueError: if the image cannot be read.
         """
         if self._cache_dir is None:
-            return self._recognise(file)
+            return self._lines(file, words=False)[0]
         digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
         cached = self._cache_dir / f'{digest}.json'
         if cached.is_file():
             return _read_cached(cached)
-        text = self._recognise(file)
+        text = self._lines(file, words=False)[0]
         self._cache_dir.mkdir(parents=True, exist_ok=True)
         partial = cached.with_suffix(f'.{os.getpid()}.partial')
         record = {'engine': f'rapidocr {metadata.version("rapidocr")}', 'text': text}
@@ -48,13 +52,59 @@ class OcrReader:
         os.replace(partial, cached)
         return text
 
-    def _recognise(self, file: Path) -> str:
+    def read_words(self, file: Path) -> tuple[str, list[OcrWord]]:
+        """Returns the text as `read` does, and its words with their boxes; nothing is kept.
+
+        Raises:
+          ImportError: if the extra `ocr` is not installed.
+          FileNotFoundError, ValueError: if the image cannot be read.
+        """
+        return self._lines(file, words=True)
+
+    def _lines(self, file: Path, words: bool) -> tuple[str, list[OcrWord]]:
         if self._engine is None:
             self._engine = _create_engine(self._threads)
         # RapidOCR takes arrays as BGR, the channel order of OpenCV.
-        pixels = np.asarray(load_image(file))[:, :, ::-1]
-        lines = self._engine(np.ascontiguousarray(pixels)).txts
-        return '\n'.join(lines or ())
+        pixels = np.ascontiguousarray(np.asarray(load_image(file))[:, :, ::-1])
+        found = self._engine(pixels, return_word_box=words)
+        lines = found.txts or ()
+        boxes: list[OcrWord] = []
+        if words and lines:
+            size = pixels.shape[1], pixels.shape[0]
+            for line, corners, pieces in zip(lines, found.boxes, found.word_results, strict=True):
+                boxes += _line_words(line, corners, pieces, size)
+        return '\n'.join(lines), boxes
+
+
+def _line_words(line: str, corners: Any, pieces: Sequence[tuple[str, float, Any]],
+                size: tuple[int, int]) -> list[OcrWord]:
+    """Puts together the words of a line, as divided by white space, from recognised pieces.
+
+    Args:
+      line: its text.
+      corners: of the line, [4, 2], pixels.
+      pieces: text, score and corners of parts of it, in order: of words, halves of words or
+        characters.
+      size: width and height of the image.
+    """
+    words: list[OcrWord] = []
+    pieces = list(pieces)
+    for word in line.split():
+        text, points = '', []
+        while pieces and len(text) < len(word):
+            piece, _, box = pieces.pop(0)
+            text += piece
+            points.append(np.asarray(box))
+        if text != word:  # The pieces are cut otherwise: the line is one word.
+            return [(line, _bounds(np.asarray(corners), size))]
+        words.append((word, _bounds(np.concatenate(points), size)))
+    return words
+
+
+def _bounds(points: np.ndarray, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    (x1, y1), (x2, y2) = np.floor(points.min(0)), np.ceil(points.max(0))
+    return (int(np.clip(x1, 0, size[0] - 1)), int(np.clip(y1, 0, size[1] - 1)),
+            int(np.clip(x2, 1, size[0])), int(np.clip(y2, 1, size[1])))
 
 
 def _create_engine(threads: int) -> Any:
@@ -65,7 +115,7 @@ def _create_engine(threads: int) -> Any:
                           "'vrag-jax[ocr]' (rapidocr and onnxruntime)") from error
     prefix = 'EngineConfig.onnxruntime'
     return RapidOCR(params={
-        'Global.log_level': 'warning',
+        'Global.log_level': 'error',  # It warns of every page without text.
         f'{prefix}.intra_op_num_threads': threads,
         f'{prefix}.inter_op_num_threads': threads,
     })

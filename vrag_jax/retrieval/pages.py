@@ -3,10 +3,11 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ class Page:
       width: pixels of the upright image.
       height: pixels of the upright image.
       text: the page's text if it is known; None if it has to be read.
+      metadata: own fields of the page, by name; searches can be filtered by them.
     """
 
     page_id: str
@@ -37,6 +39,8 @@ class Page:
     width: int
     height: int
     text: str | None = None
+    metadata: Mapping[str, str | int | float | bool] = dataclasses.field(
+        default_factory=dict, hash=False)
 
 
 class PageStore:
@@ -110,6 +114,8 @@ class PageStore:
             fields = dataclasses.asdict(page)
             if page.text is None:
                 del fields['text']
+            if not page.metadata:
+                del fields['metadata']
             line = json.dumps(fields, ensure_ascii=False)
             where = f'{manifest}, line {number}'
             _parse_page(line, where)
@@ -139,7 +145,8 @@ class PageStore:
     @property
     def fingerprint(self) -> str:
         """SHA-256 of all that the manifest says of the pages, in order."""
-        fields = [dataclasses.astuple(page) for page in self]
+        # Empty metadata is left out: pages without any keep the fingerprint they had.
+        fields = [dataclasses.astuple(page)[:None if page.metadata else -1] for page in self]
         return hashlib.sha256(json.dumps(fields).encode()).hexdigest()
 
     def find(self, document: str, page: int) -> str | None:
@@ -236,7 +243,7 @@ def _parse_page(line: str, where: str) -> Page:
     if not isinstance(values, dict):
         raise ValueError(f'{where}: expected an object, got {values!r}')
     fields = {f.name for f in dataclasses.fields(Page)}
-    for name in fields - {'text'} - set(values):
+    for name in fields - {'text', 'metadata'} - set(values):
         raise ValueError(f'{where}: field {name!r} is missing')
     page = Page(**{name: values[name] for name in fields & set(values)})
     for name in ('page_id', 'document', 'file'):
@@ -247,12 +254,27 @@ def _parse_page(line: str, where: str) -> Page:
                'a positive integer', values[name])
     _check(page.text is None or isinstance(page.text, str), where, 'text', 'a string', page.text)
     _check(not Path(page.file).is_absolute(), where, 'file', 'a relative path', page.file)
+    check_metadata(page.metadata, where)
     return page
 
 
 def _check(good: bool, where: str, field: str, expected: str, value: Any) -> None:
     if not good:
         raise ValueError(f'{where}: field {field!r}: expected {expected}, got {value!r}')
+
+
+def check_metadata(metadata: Any, where: str) -> None:
+    """Raises a ValueError, starting with `where`, if these are no fields of a page's own.
+
+    They are a mapping of names to strings, finite numbers and booleans. `page_id`,
+    `document` and `page` are not free: filters know them as the page's own.
+    """
+    _check(isinstance(metadata, dict), where, 'metadata', 'an object', metadata)
+    for name, value in metadata.items():
+        _check(isinstance(name, str) and name not in ('', 'page_id', 'document', 'page'), where,
+               'metadata', 'names other than "", page_id, document and page', name)
+        good = isinstance(value, str | int) or isinstance(value, float) and math.isfinite(value)
+        _check(good, where, f'metadata.{name}', 'a string, finite number or boolean', value)
 
 
 class _ImageCache:

@@ -10,8 +10,8 @@ from PIL import Image
 from vrag_jax.perception.actions import Action, ActionKind
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import PixelLimits, check_box, crop_and_zoom, show_page
-from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.rollout.episode import Episode
 
 
@@ -104,7 +104,7 @@ class Environment:
     def __init__(
         self,
         store: PageStore,
-        engine: SearchEngine,
+        engine: PageSearch,
         config: EnvironmentConfig,
         messages: Messages = Messages(),
     ):  # noqa: B008 (immutable)

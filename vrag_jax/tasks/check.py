@@ -8,6 +8,7 @@ from vrag_jax.compilation.chips import parse_topology
 from vrag_jax.config import ConfigError
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.tasks.corpus import check_paths
+from vrag_jax.tasks.serve_index import check_packages
 from vrag_jax.tasks.settings import RunConfig
 
 
@@ -18,6 +19,11 @@ def check(config: RunConfig) -> None:
       ConfigError: naming the field.
     """
     check_paths(config)
+    if config.retrieval.url and config.task in ('build_index', 'serve_index'):
+        raise ConfigError(f'config.retrieval.url: {config.task} has its own index; leave it empty')
+    if config.task == 'serve_index':
+        check_packages()
+        return  # No policy, no mesh.
     try:
         count = jax.device_count()
         if config.task == 'compile':
@@ -25,6 +31,8 @@ def check(config: RunConfig) -> None:
         shape = resolve_shape(config.mesh.sizes(), count)
     except ValueError as error:
         raise ConfigError(f'config.{error}') from error
+    if config.task == 'build_index':
+        return  # Neither samples nor learns.
     shards = shape['data'] * shape['fsdp']
     for name, learner in config.learners.items():
         if learner.rows % shards:

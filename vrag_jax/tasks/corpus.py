@@ -13,13 +13,12 @@ from vrag_jax.data.pageworld.layout import PageSpec
 from vrag_jax.data.records import Question
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
-from vrag_jax.retrieval.artifact import ArtifactError
-from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.ocr import OcrReader
 from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.retrieval.text import page_texts
+from vrag_jax.retrieval.remote import RemoteSearch
+from vrag_jax.retrieval.search import PageSearch
+from vrag_jax.tasks.retrievers import open_engine
 from vrag_jax.tasks.settings import RunConfig
 
 _LOG = logging.getLogger(__name__)
@@ -37,7 +36,7 @@ class Corpus:
     """
 
     store: PageStore
-    engine: SearchEngine
+    engine: PageSearch
     questions: Mapping[str, list[Question]]
     layouts: Mapping[str, PageSpec]
 
@@ -45,10 +44,17 @@ class Corpus:
 def check_paths(config: RunConfig) -> None:
     """Raises a `ConfigError` that says what to pass where a file is not given or not there."""
     paths = {'policy.checkpoint': (config.policy.checkpoint, False)}
+    if config.retrieval.sources and config.task != 'build_index':
+        raise ConfigError('config.retrieval.sources: only the task build_index reads documents; '
+                          'pass the pages it has made with --config.data.manifest=PATH')
+    for source in config.retrieval.source_paths:
+        if not Path(source).exists():
+            raise ConfigError(f'config.retrieval.sources: {source} does not exist')
     if config.data.source == 'files':
         # Fine-tuning on conversations meets no pages but those in them.
         paths['data.manifest'] = (
-            config.data.manifest, config.task != 'sft' or not config.policy.checkpoint)
+            config.data.manifest, not config.retrieval.sources and (
+                config.task != 'sft' or not config.policy.checkpoint))
         paths['data.train_questions'] = (config.data.train_questions, config.task == 'grpo')
         paths['data.eval_questions'] = (config.data.eval_questions, config.task == 'evaluate')
     paths['data.trajectories'] = (
@@ -84,12 +90,14 @@ _PATH_CHECKS: Mapping[str, Callable[[str], None]] = {
 }
 
 
-def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
+def build_corpus(config: RunConfig, workdir: Path,
+                 embedders: Mapping[str, Embedder] | None = None) -> Corpus:
     """Makes or opens the pages, indexes them, reads the questions.
 
     Args:
       config: which data.
       workdir: a generated PageWorld and the index are kept in it.
+      embedders: of the index, by name, if they are loaded already.
     """
     layouts: Mapping[str, PageSpec] = {}
     if config.data.source == 'pageworld':
@@ -99,8 +107,15 @@ def build_corpus(config: RunConfig, workdir: Path) -> Corpus:
     else:
         store = PageStore.open(Path(config.data.manifest))
         questions = _load_splits(config, store)
-    engine = open_engine(config, store, workdir)
+    engine = open_search(config, store, workdir, embedders)
     return Corpus(store, engine, questions, layouts)
+
+
+def page_manifest(config: RunConfig, workdir: Path) -> Path:
+    """Returns the manifest of the pages; a generated PageWorld is made if it is not there."""
+    if config.data.source == 'pageworld':
+        return pageworld.build(config.data.pageworld, workdir / 'pageworld').manifest
+    return Path(config.data.manifest)
 
 
 def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
@@ -117,19 +132,18 @@ def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question
     return {'train': train, 'validation': test, 'test': test}
 
 
-def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEngine:
-    """Opens the index in `workdir`, or builds it where it is missing or of other pages."""
-    directory = workdir / 'index'
-    if directory.exists():
-        try:
-            engine = SearchEngine.open(directory, store)
-            if getattr(engine.encoder, 'config', None) == config.retrieval.encoder:
-                return engine
-        except (ArtifactError, FileNotFoundError) as error:
-            _LOG.warning('the index is built anew: %s', error)
-    reader = OcrReader(workdir / 'ocr') if config.retrieval.ocr else None
-    encoder = NgramEncoder(config.retrieval.encoder)
-    return SearchEngine.build(store, page_texts(store, reader), encoder, directory)
+def open_search(config: RunConfig, store: PageStore, workdir: Path,
+                embedders: Mapping[str, Embedder] | None = None) -> PageSearch:
+    """Opens the index in this process or, with `retrieval.url`, asks a service.
+
+    Raises:
+      SearchServiceError: if the service does not answer.
+    """
+    if not config.retrieval.url:
+        return open_engine(config.retrieval, store, workdir, embedders)
+    remote = RemoteSearch(config.retrieval.url, store, config.retrieval.remote)
+    _LOG.info('search service %s: %d pages', remote.url, remote.check())
+    return remote
 
 
 def report_retrieval(corpus: Corpus) -> dict[str, float]:

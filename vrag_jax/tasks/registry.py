@@ -3,14 +3,9 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vrag_jax.tasks import compile, files, loop, plan
-from vrag_jax.tasks.corpus import build_corpus, report_retrieval
+from vrag_jax.tasks import build_index, compile, files, loop, plan, serve_index
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
-
-
-def _build_index(config: RunConfig, workdir: Path) -> None:
-    report_retrieval(build_corpus(config, workdir))
 
 
 def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Path], None]:
@@ -19,7 +14,8 @@ def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Pat
 
 TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {
     'loop': _in_workspace(loop.run),
-    'build_index': _build_index,
+    'build_index': build_index.run,
+    'serve_index': serve_index.run,
     'sft': _in_workspace(files.run_sft),
     'grpo': _in_workspace(files.run_grpo),
     'evaluate': _in_workspace(files.run_evaluate),

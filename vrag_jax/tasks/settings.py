@@ -14,16 +14,17 @@ from vrag_jax.models.quantization import require
 from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
-from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
+from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
+from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
-TASKS = ('loop', 'build_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
+TASKS = ('loop', 'build_index', 'serve_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -132,19 +133,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RetrievalConfig:
-    """The page index.
-
-    Attributes:
-      encoder: the text encoder of pages and queries.
-      ocr: whether pages without text are read by OCR (extra `ocr`).
-    """
-
-    encoder: NgramConfig = NgramConfig()
-    ocr: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
 class JudgeConfig:
     """Who judges answers: a model behind an OpenAI-compatible server, or exact match.
 
@@ -247,6 +235,7 @@ class RunConfig:
     learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compile: CompileConfig = CompileConfig()
+    serving: ServiceConfig = ServiceConfig()
 
     @property
     def learners(self) -> dict[str, LearnerConfig]:

@@ -1,0 +1,51 @@
+"""Own fields: read from CSV and JSON lines with their types, for documents and pages."""
+
+import pytest
+
+from vrag_jax.ingestion.metadata import read_metadata
+
+
+def test_a_spreadsheet_beside_the_documents(tmp_path):
+    (tmp_path / 'metadata.csv').write_text(
+        '\ufefffile_name,page,company,year,share,audited,code\n'
+        'a.pdf,,"Acme, Inc",2023,0.5,true,007\n'
+        'a.pdf,2,,,,,x\n'
+        'scan,,Scans,,,False,\n', 'utf-8')
+    metadata = read_metadata('', [tmp_path])
+    assert metadata.fields('a.pdf', 'a.pdf', 1) == {
+        'audited': True, 'code': '007', 'company': 'Acme, Inc', 'share': 0.5, 'year': 2023}
+    assert metadata.fields('a.pdf', 'a.pdf', 2)['code'] == 'x'
+    assert metadata.fields('scan', 'scan/1.png', 1) == {'audited': False, 'company': 'Scans'}
+    assert metadata.fields('b.pdf', 'b.pdf', 1) == {}
+    assert metadata.unknown(['a.pdf', 'scan/1.png']) == ['scan']
+    types = [type(v) for v in metadata.fields('a.pdf', 'a.pdf', 1).values()]
+    assert types == [bool, str, str, float, int]
+
+
+def test_json_lines_of_images_and_the_given_file(tmp_path):
+    file = tmp_path / 'own.jsonl'
+    file.write_text('{"file_name": "scan", "n": 1, "m": 1}\n\n'
+                    '{"file_name": "scan/2.png", "n": 2}\n', 'utf-8')
+    (tmp_path / 'metadata.csv').write_text('file_name,n\nscan,5\n')
+    metadata = read_metadata(str(file), [tmp_path])
+    assert metadata.fields('scan', 'scan/1.png', 1) == {'m': 1, 'n': 1}
+    assert metadata.fields('scan', 'scan/2.png', 2) == {'m': 1, 'n': 2}
+    assert read_metadata('', [tmp_path]).fields('scan', 'scan/2.png', 2) == {'n': 5}
+    assert read_metadata('', [tmp_path / 'none']).fields('a', 'a', 1) == {}
+    with pytest.raises(FileNotFoundError, match='gone.csv'):
+        read_metadata('gone.csv', [tmp_path])
+
+
+@pytest.mark.parametrize('name, content, message', [
+    ('metadata.csv', 'file,year\na.pdf,1\n', "line 2: field 'file_name'"),
+    ('metadata.csv', 'file_name,page\na.pdf,x\n', "line 2: field 'page'"),
+    ('metadata.csv', 'file_name,page\na.pdf,0\n', "line 2: field 'page'"),
+    ('metadata.csv', 'file_name,year\na.pdf,1,2\n', 'line 2: has more cells'),
+    ('metadata.csv', 'file_name,document\na.pdf,1\n', "line 2: field 'metadata'"),
+    ('metadata.jsonl', '{"file_name": "a.pdf", "x": [1]}', "line 1: field 'metadata.x'"),
+    ('metadata.jsonl', '\n{', 'line 2: not JSON'), ('metadata.jsonl', '3', 'line 1: expected an')])
+def test_a_wrong_row_is_named(tmp_path, name, content, message):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError) as error:
+        read_metadata('', [tmp_path])
+    assert str(tmp_path / name) in str(error.value) and message in str(error.value)

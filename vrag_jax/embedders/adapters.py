@@ -1,0 +1,115 @@
+"""LoRA adapters in PEFT's format, merged into a model's parameters while they are read."""
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from vrag_jax.models import hf_layout
+from vrag_jax.models.lora import CONFIG_FILE, WEIGHTS_FILE
+
+# Settings under which a layer would compute something else than W + scale B A.
+_REFUSED = ('use_dora', 'fan_in_fan_out', 'modules_to_save', 'alpha_pattern', 'lora_bias')
+
+
+class PeftAdapter:
+    """The adapter of a directory, to be merged into kernels.
+
+    Whatever layers it has tensors for are adapted; a stacked kernel's other layers stay as
+    they are.
+
+    Args:
+      directory: with `adapter_config.json` and `adapter_model.safetensors`.
+      published_name: name in the file -> name of the tensor in the base's checkpoint.
+
+    Raises:
+      FileNotFoundError: if a file is missing.
+      ValueError: if a file cannot be read, or the settings are not supported.
+    """
+
+    def __init__(self, directory: Path, published_name: Callable[[str], str]):
+        self.file = directory / WEIGHTS_FILE
+        self.settings = read_settings(directory)
+        try:
+            tensors = load_file(self.file)
+        except FileNotFoundError as error:
+            raise FileNotFoundError(f'{self.file}: no such file') from error
+        except SafetensorError as error:
+            raise ValueError(f'{self.file}: truncated or not safetensors: {error}') from error
+        self._tensors = {published_name(name): value for name, value in tensors.items()}
+        self._used: set[str] = set()
+
+    def merge(self, path: str, kernel: jax.Array) -> jax.Array:
+        """Returns a parameter with its adapter merged, if it has one; in its dtype and place.
+
+        Raises:
+          ValueError: if an adapter's shape does not fit.
+        """
+        if not path.endswith('/kernel'):
+            return kernel
+        stacked = hf_layout.layers(path, kernel.shape)
+        changes = [self._change(name.removesuffix('.weight'), kernel.shape[-2:])
+                   for name, _ in stacked]
+        if all(change is None for change in changes):
+            return kernel
+        zero = np.zeros(kernel.shape[-2:], np.float32)
+        change = np.stack([zero if c is None else c for c in changes]).reshape(kernel.shape)
+        return _add(kernel, jax.device_put(change, kernel.sharding))
+
+    def expect_all_used(self) -> None:
+        """Raises a `ValueError` if a tensor of the adapter belongs to no kernel merged so far."""
+        unknown = sorted(self._tensors.keys() - self._used)
+        if unknown:
+            raise ValueError(f'{self.file}: {len(unknown)} tensors do not belong to this model: '
+                             f'{", ".join(unknown[:4])}')
+
+    def _change(self, layer: str, shape: tuple[int, ...]) -> np.ndarray | None:
+        """What is added to a layer's kernel, `[inputs, outputs]`; None without an adapter."""
+        names = f'{layer}.lora_A.weight', f'{layer}.lora_B.weight'
+        a, b = (self._tensors.get(name) for name in names)
+        if a is None or b is None:
+            return None
+        if (a.shape[1], b.shape[0]) != shape or a.shape[0] != b.shape[1]:
+            raise ValueError(f'{self.file}: {names[0]!r} {a.shape} and {names[1]!r} {b.shape} do '
+                             f'not fit a layer of {shape[0]} inputs and {shape[1]} outputs')
+        self._used.update(names)
+        rank = a.shape[0]
+        divisor = math.sqrt(rank) if self.settings.get('use_rslora') else rank
+        scale = self.settings['lora_alpha'] / divisor
+        return (b.astype(np.float32) @ a.astype(np.float32)).T * scale
+
+
+def read_settings(directory: Path) -> Mapping[str, Any]:
+    """Reads and checks an adapter's `adapter_config.json`.
+
+    Raises:
+      FileNotFoundError: if it is missing.
+      ValueError: if it is not of a LoRA that can be merged as `W + scale B A`.
+    """
+    file = directory / CONFIG_FILE
+    if not file.is_file():
+        raise FileNotFoundError(f'{file}: no such file')
+    try:
+        settings = json.loads(file.read_text('utf-8'))
+    except ValueError as error:
+        raise ValueError(f'{file}: not JSON: {error}') from error
+    if settings.get('peft_type') != 'LORA' or 'lora_alpha' not in settings:
+        raise ValueError(f"{file}: peft_type must be 'LORA', got {settings.get('peft_type')!r}")
+    for name in _REFUSED:
+        if settings.get(name):
+            raise ValueError(f'{file}: {name} = {settings[name]!r} is not supported')
+    if settings.get('bias', 'none') != 'none':
+        raise ValueError(f"{file}: bias must be 'none', got {settings['bias']!r}")
+    return settings
+
+
+@jax.jit
+def _add(kernel: jax.Array, change: jax.Array) -> jax.Array:
+    return (kernel.astype(jnp.float32) + change).astype(kernel.dtype)

@@ -1,0 +1,132 @@
+"""The folder of an index's pages on disk: its lists, its settings, its lock.
+
+    DIRECTORY/pages.jsonl        manifest of the pages (`PageStore.open`)
+    DIRECTORY/documents.jsonl    a line a document: name, file, content, folder
+    DIRECTORY/failures.jsonl     files and pages that could not be read, and why
+    DIRECTORY/ingestion.json     how pages are rendered
+    DIRECTORY/documents/KEY/     images, texts and words of a document (`folders`)
+
+Lists are replaced atomically; the folder of a document is named by its content and never
+changes, so those who read the old lists find what they refer to.
+"""
+
+import contextlib
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrag_jax.ingestion import folders
+from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.retrieval.pages import Page, PageStore
+
+MANIFEST = 'pages.jsonl'
+FOLDERS = 'documents'
+_DOCUMENTS = 'documents.jsonl'
+_FAILURES = 'failures.jsonl'
+_SETTINGS = 'ingestion.json'
+_LOCK = 'lock'
+_FORMAT_VERSION = 1
+_LOCK_WAIT_S = 30.0  # Workers of a process that was killed end at once.
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A document of the index: one line of its list.
+
+    Attributes:
+      document: its name.
+      file: where it was, relative to its source.
+      sha256: of its content.
+      folder: of its images, in the folder of documents.
+      labels: files of its pages, for a document of several files.
+    """
+
+    document: str
+    file: str
+    sha256: str
+    folder: str
+    labels: tuple[str, ...] = ()
+
+
+def switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
+            failures: Sequence[tuple[str, str]] | None = None) -> None:
+    """Makes pages and documents those of the directory; None leaves its failures as they are."""
+    PageStore.write(directory / MANIFEST, pages)
+    _write_lines(directory / _DOCUMENTS, [dataclasses.asdict(entry) for entry in entries])
+    if failures is not None:
+        _write_lines(directory / _FAILURES,
+                     [{'file': file, 'reason': reason} for file, reason in failures])
+    folders.sync(directory)
+
+
+def remove_unused(directory: Path) -> None:
+    """Deletes folders of documents that are on no list any more; the lock must be held."""
+    used = {entry.folder for entry in read_entries(directory).values()}
+    for folder in (directory / FOLDERS).iterdir():
+        if folder.name not in used:
+            shutil.rmtree(folder)
+
+
+def read_entries(directory: Path) -> dict[str, Entry]:
+    """Returns the documents of a directory by name, {} if nothing was ingested yet."""
+    file = directory / _DOCUMENTS
+    if not file.is_file():
+        return {}
+    entries = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
+    return {e['document']: Entry(**{**e, 'labels': tuple(e['labels'])}) for e in entries}
+
+
+def check_settings(directory: Path, config: IngestConfig) -> None:
+    """Notes how pages are rendered, or refuses other settings than those noted.
+
+    Raises:
+      ValueError: saying what differs; or if the directory's manifest is not of an ingestion.
+    """
+    file = directory / _SETTINGS
+    wanted = {'version': _FORMAT_VERSION, **config.rendering()}
+    if not file.is_file():
+        if (directory / MANIFEST).exists():
+            raise ValueError(f'{directory}: holds a {MANIFEST} that is not of an ingestion; '
+                             'choose another directory')
+        _write_lines(file, [wanted])
+        return
+    found = json.loads(file.read_text('utf-8'))
+    different = [f'{name} {found.get(name)!r}, not {wanted.get(name)!r}'
+                 for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
+    if different:
+        raise ValueError(f'{directory}: its pages are made with {"; ".join(different)}: take the '
+                         'settings it was made with, or another directory')
+
+
+def _write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    partial = file.with_name(f'{file.name}.partial')
+    partial.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
+    folders.sync(partial)
+    os.replace(partial, file)
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[int]:
+    """Holds the lock of a directory; yields its file, with which workers hold it too.
+
+    Raises:
+      RuntimeError: if another process keeps it for half a minute.
+    """
+    with open(directory / _LOCK, 'w') as file:
+        deadline = time.monotonic() + _LOCK_WAIT_S
+        while True:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise RuntimeError(f'{directory}: another ingestion is at work there'
+                                       ) from None
+                time.sleep(0.1)
+        yield file.fileno()

@@ -1,0 +1,144 @@
+"""The folder of an ingested document: named by content, filled page by page, then final.
+
+While it is filled, a folder's name ends in `.partial`, and each page that is done has a
+record `0001.json` beside its image. A page whose record is there is not read again: that is
+all an ingestion that was killed has to know. At the end the records become one
+`document.json` and one file of words, and the folder takes its final name.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrag_jax.ingestion.words import WORDS, Word, write_words
+
+DOCUMENT = 'document.json'
+OCR = '-ocr'
+PARTIAL = '.partial'
+
+
+@dataclasses.dataclass(frozen=True)
+class PageRecord:
+    """What is known of a page.
+
+    Attributes:
+      page: its number, from 1.
+      index: its place in the document, from 0.
+      file: of its image, in the document's folder; '' if the page could not be read.
+      width, height: pixels of the image.
+      sha256: of the image file.
+      text: of the page; None if it has no text layer and no OCR was made.
+      by_ocr: whether the text was read by OCR.
+      error: why the page could not be read; '' if it could.
+    """
+
+    page: int
+    index: int
+    file: str = ''
+    width: int = 0
+    height: int = 0
+    sha256: str = ''
+    text: str | None = None
+    by_ocr: bool = False
+    error: str = ''
+
+
+def content_key(sha256: str, rendering: Mapping[str, Any]) -> str:
+    """Returns the name of the folder of a document: of its content and how it is rendered."""
+    told = json.dumps([sha256, dict(rendering)], sort_keys=True)
+    return hashlib.sha256(told.encode()).hexdigest()[:32]
+
+
+def file_digest(file: Path) -> str:
+    """Returns the SHA-256 of a file."""
+    with open(file, 'rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def write_page(folder: Path, record: PageRecord, words: Sequence[Word]) -> None:
+    """Writes the record of a page whose image is complete."""
+    content = {**dataclasses.asdict(record), 'words': [[w.text, *w.box] for w in words]}
+    _write(folder / _record_name(record.index), json.dumps(content, ensure_ascii=False))
+
+
+def missing_pages(folder: Path, count: int) -> list[int]:
+    """Returns the indices, from 0, of a document's pages that have no record yet."""
+    if (folder / DOCUMENT).is_file():
+        return []
+    there = set(os.listdir(folder)) if folder.is_dir() else set()
+    return [index for index in range(count) if _record_name(index) not in there]
+
+
+def finish(folder: Path, count: int, renderer: str) -> None:
+    """Makes a folder final in which all pages have their records.
+
+    Any number of attempts may have been killed before: what they have left is taken up.
+
+    Args:
+      folder: ends in `.partial`.
+      count: pages of the document.
+      renderer: noted in the document.
+
+    Raises:
+      ValueError: if no page of the document could be read; the folder is removed.
+    """
+    if not (folder / DOCUMENT).is_file():
+        records, words = [], []
+        for index in range(count):
+            content = json.loads((folder / _record_name(index)).read_text('utf-8'))
+            found = [Word(text, (x1, y1, x2, y2)) for text, x1, y1, x2, y2 in content.pop('words')]
+            records.append(content)
+            if found:
+                words.append((content['page'], found))
+        if not any(content['file'] for content in records):
+            shutil.rmtree(folder)
+            raise ValueError(f'no page can be read: {records[0]["error"]}')
+        if words:
+            write_words(folder / WORDS, words)
+        _write(folder / DOCUMENT, json.dumps({'renderer': renderer, 'pages': records},
+                                             ensure_ascii=False, indent=0))
+    pages = read_document(folder)
+    wanted = {DOCUMENT, WORDS, *(page.file for page in pages)}
+    for path in folder.iterdir():
+        if path.name not in wanted:
+            path.unlink()
+        else:
+            sync(path)
+    sync(folder)
+    name = folder.name.removesuffix(PARTIAL).removesuffix(OCR)
+    final = folder.with_name(name + OCR * any(page.by_ocr for page in pages))
+    if final.exists():  # Two documents of one content.
+        shutil.rmtree(folder)
+    else:
+        os.replace(folder, final)
+        sync(final.parent)
+
+
+def read_document(folder: Path) -> list[PageRecord]:
+    """Returns the pages of a document, in order, with those that could not be read."""
+    content = json.loads((folder / DOCUMENT).read_text('utf-8'))
+    return [PageRecord(**page) for page in content['pages']]
+
+
+def sync(path: Path) -> None:
+    """Waits until a file or the entries of a folder are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _record_name(index: int) -> str:
+    return f'{index + 1:04}.json'
+
+
+def _write(file: Path, content: str) -> None:
+    partial = file.with_name(f'{file.name}.partial')
+    partial.write_text(content, 'utf-8')
+    os.replace(partial, file)

@@ -1,0 +1,121 @@
+"""Images of pages: read upright from any format, bounded in size, written once."""
+
+import math
+import os
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+_PILLOW_FORMATS = {'jpeg': 'JPEG', 'webp': 'WEBP', 'png': 'PNG'}
+_SUFFIXES = {'jpeg': '.jpg', 'webp': '.webp', 'png': '.png'}
+_KEPT_SUFFIXES = {'JPEG': '.jpg', 'WEBP': '.webp', 'PNG': '.png'}
+_MAX_SIDE = 16_383  # Of WebP, the least of all formats.
+
+
+def count_frames(file: Path) -> int:
+    """Returns the number of pictures in an image file.
+
+    Raises:
+      ValueError: if it is no image that can be read.
+    """
+    try:
+        with Image.open(file) as image:
+            return getattr(image, 'n_frames', 1)
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise ValueError(f'cannot be read as an image: {error}') from error
+
+
+def store_image(file: Path, frame: int, target: Path, image_format: str, quality: int,
+                max_pixels: int) -> tuple[Path, tuple[int, int]]:
+    """Writes a picture of an image file as the image of a page.
+
+    A file that is upright, opaque, of one frame and not too large is copied byte for byte
+    if it is a JPEG, PNG or WebP; anything else is turned by its EXIF orientation, laid on
+    white and encoded anew.
+
+    Args:
+      file: the image file.
+      frame: which picture of it, from 0.
+      target: where to, without suffix.
+      image_format, quality, max_pixels: see `IngestConfig`.
+
+    Returns:
+      The file written, and its width and height.
+
+    Raises:
+      ValueError: if it cannot be read.
+    """
+    try:
+        with Image.open(file) as image:
+            image.seek(frame)
+            if _can_be_kept(image, max_pixels):
+                image.load()  # A truncated file is found now.
+                written = target.with_name(target.name + _KEPT_SUFFIXES[image.format or ''])
+                _replace(written, file.read_bytes())
+                return written, image.size
+            upright = upright_rgb(image)
+    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise ValueError(f'cannot be read as an image: {error}') from error
+    limited = limit_pixels(upright, max_pixels)
+    return encode_image(limited, target, image_format, quality), limited.size
+
+
+def encode_image(image: Image.Image, target: Path, image_format: str, quality: int) -> Path:
+    """Writes an image, complete or not at all, and returns the file.
+
+    Args:
+      image: RGB or RGBX.
+      target: where to, without suffix.
+      image_format, quality: see `IngestConfig`.
+    """
+    file = target.with_name(target.name + _SUFFIXES[image_format])
+    partial = file.with_name(f'{file.name}.partial')
+    options: dict[str, int] = {} if image_format == 'png' else {'quality': quality}
+    if image_format == 'jpeg':
+        options['subsampling'] = 0  # Colour at half resolution blurs coloured text.
+    elif image.mode == 'RGBX':
+        image = image.convert('RGB')
+    image.save(partial, _PILLOW_FORMATS[image_format], **options)
+    os.replace(partial, file)
+    return file
+
+
+def upright_rgb(image: Image.Image) -> Image.Image:
+    """Returns a picture turned by its EXIF orientation, on white, as 8-bit RGB."""
+    turned = ImageOps.exif_transpose(image)
+    if turned.mode.startswith('I'):
+        # 16-bit scans: `convert` would cut off, not scale, what is above 255.
+        turned = turned.convert('F').point(lambda value: value * (1 / 257) + 0).convert('L')
+    if turned.has_transparency_data:
+        layer = turned.convert('RGBA')
+        turned = Image.new('RGBA', layer.size, 'white')
+        turned.alpha_composite(layer)
+    return turned.convert('RGB')
+
+
+def limit_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Scales an image down, sides in proportion, to so many pixels at most.
+
+    Returns:
+      The image itself if it is small enough.
+    """
+    width, height = image.size
+    scale = min(math.sqrt(max_pixels / (width * height)), _MAX_SIDE / max(width, height))
+    if scale >= 1:
+        return image
+    # A side of less than a pixel becomes one; the other is then bounded by itself.
+    width, height = (min(max(1, int(side * scale)), max_pixels) for side in (width, height))
+    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _can_be_kept(image: Image.Image, max_pixels: int) -> bool:
+    return (image.format in _KEPT_SUFFIXES and image.mode in ('RGB', 'L', 'P', '1')
+            and not image.has_transparency_data and getattr(image, 'n_frames', 1) == 1
+            and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+            and image.width * image.height <= max_pixels and max(image.size) <= _MAX_SIDE)
+
+
+def _replace(file: Path, content: bytes) -> None:
+    partial = file.with_name(f'{file.name}.partial')
+    partial.write_bytes(content)
+    os.replace(partial, file)

@@ -1,0 +1,301 @@
+"""Ingestion: the pages of an index become those of its sources.
+
+What a directory holds at the end depends on sources and settings alone, not on what was
+there before, nor on the order in which processes work or how often they were killed:
+documents are ordered by name, folders are named by content, and no file holds a time.
+"""
+
+import collections
+import dataclasses
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from vrag_jax.ingestion import directories, folders
+from vrag_jax.ingestion.directories import Entry
+from vrag_jax.ingestion.metadata import Metadata, read_metadata
+from vrag_jax.ingestion.pool import Task, WorkerPool
+from vrag_jax.ingestion.report import IngestReport
+from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.ingestion.sources import Document, find_documents
+from vrag_jax.retrieval.pages import Page, PageStore
+
+
+def ingest(sources: Sequence[Path], directory: Path,
+           config: IngestConfig = IngestConfig(),  # noqa: B008 (immutable)
+           progress: bool = True, keep_unused: bool = False) -> IngestReport:
+    """Makes the pages of a directory those of the sources, reading only what has changed.
+
+    Documents that are new or whose content has changed are read; those that are in no source
+    any more are deleted (`IngestConfig.delete_missing`); a file that cannot be read is
+    reported, and if an earlier version of it was ingested, that one stays. May be killed at
+    any point and called again.
+
+    Args:
+      sources: PDF and image files, and folders of them.
+      directory: of the pages; is made if needed. Readers of its manifest see the old pages
+        until the new ones are complete.
+      config: settings.
+      progress: whether a bar with pages a second is shown on the standard error.
+      keep_unused: whether images that no page refers to any more stay, for those who read the
+        pages of before, until the next ingestion or `remove_unused`.
+
+    Returns:
+      What was done.
+
+    Raises:
+      FileNotFoundError: if a source does not exist, or there is no document in any.
+      ValueError: if the directory's pages were rendered with other settings or it holds
+        something else, a row of metadata is wrong, too much would be deleted, or no document
+        can be read.
+      ImportError: if OCR is needed and not installed.
+      RuntimeError: if another ingestion is at work in the directory.
+    """
+    started = time.monotonic()
+    sources, directory = [Path(source) for source in sources], Path(directory)
+    documents, problems = find_documents(sources, config.images, directory)
+    if not documents:
+        raise FileNotFoundError(f'sources {[str(s) for s in sources]}: no PDF or image there')
+    metadata = read_metadata(config.metadata, sources)
+    directory.mkdir(parents=True, exist_ok=True)
+    with directories.locked(directory) as lock:
+        directories.check_settings(directory, config)
+        run = _Run(directory, config, progress)
+        run.check_deletions(documents)
+        with WorkerPool(config, (lock,)) as pool:
+            run.inspect(documents, pool)
+            run.read(pool)
+        report = run.write(metadata, problems, started)
+        if not keep_unused:
+            directories.remove_unused(directory)
+    return report
+
+
+def remove_unused(directory: Path) -> None:
+    """Deletes images that no page of the directory's manifest refers to any more."""
+    with directories.locked(Path(directory)):
+        directories.remove_unused(Path(directory))
+
+
+def delete_documents(directory: Path, names: Sequence[str]) -> None:
+    """Deletes documents from a directory that `ingest` has made.
+
+    They come back with the next `ingest` if they are still in its sources.
+
+    Raises:
+      KeyError: if there is no document of a name; nothing is deleted then.
+      ValueError: if it would leave no page.
+      RuntimeError: if an ingestion is at work in the directory.
+    """
+    directory = Path(directory)
+    with directories.locked(directory):
+        entries = directories.read_entries(directory)
+        for name in names:
+            if name not in entries:
+                raise KeyError(f'no document {name!r} in {directory}')
+        kept = [entry for name, entry in sorted(entries.items()) if name not in set(names)]
+        store = PageStore.open(directory / directories.MANIFEST)
+        pages = [page for page in store if page.document not in set(names)]
+        if not pages:
+            raise ValueError(f'{directory}: no page would be left')
+        directories.switch(directory, pages, kept)
+        directories.remove_unused(directory)
+
+
+class _Run:
+    """An ingestion at work."""
+
+    def __init__(self, directory: Path, config: IngestConfig, progress: bool):
+        self._directory = directory
+        self._folders = directory / directories.FOLDERS
+        self._config = config
+        self._progress = progress
+        self._old = directories.read_entries(directory)
+        self._entries: dict[str, Entry] = {}
+        self._todo: dict[str, tuple[Document, dict[str, Any]]] = {}
+        self._kept: set[str] = set()
+        self._labels: set[str] = set()
+        self._names: set[str] = set()
+        self._pages_read = 0
+        self._failures: list[tuple[str, str]] = []
+
+    def check_deletions(self, documents: Sequence[Document]) -> None:
+        """Raises a ValueError if more documents would be deleted than may be."""
+        gone = sorted(set(self._old) - {document.name for document in documents})
+        most = self._config.most_deleted * len(self._old)
+        if self._config.delete_missing and len(gone) > most:
+            raise ValueError(
+                f'{self._directory}: {len(gone)} of its {len(self._old)} documents are in no '
+                f'source, e.g. {gone[0]!r}. Are these the right sources? To delete them raise '
+                'most_deleted, to keep them set delete_missing=False')
+
+    def inspect(self, documents: Sequence[Document], pool: WorkerPool) -> None:
+        """Finds out which documents have to be read."""
+        self._names = {document.name for document in documents}
+        self._labels = {x for d in documents for x in (d.label, *d.labels)}
+        tasks = iter(documents)
+
+        def next_task() -> Task | None:
+            for document in tasks:
+                return Task({'task': 'inspect', 'document': dataclasses.asdict(document)},
+                            document)
+            return None
+
+        found: dict[str, dict[str, Any]] = {}
+        with self._bar(len(documents), 'documents', 'document') as bar:
+            for document, reply in pool.run(next_task):
+                found[document.name] = reply
+                bar.update()
+        for document in documents:
+            reply = found[document.name]
+            if 'error' in reply:
+                self._fail(document.name, document.label, reply['error'])
+                continue
+            key = folders.content_key(reply['sha256'], self._config.rendering())
+            labels = document.labels if document.kind == 'images' else ()
+            self._entries[document.name] = Entry(
+                document.name, document.label, reply['sha256'], key, labels)
+            if self._complete(key) is None:
+                # Of documents of the same content one is read.
+                self._todo.setdefault(key, (document, reply))
+
+    def read(self, pool: WorkerPool) -> None:
+        """Reads the pages that are not there yet."""
+        partial = folders.OCR * self._config.ocr + folders.PARTIAL
+        left: dict[str, int] = {}  # Tasks of a document until all of its pages are read.
+        ready: collections.deque[str] = collections.deque()
+        failed: dict[str, str] = {}
+        missing = {key: folders.missing_pages(self._folders / (key + partial), reply['pages'])
+                   for key, (_, reply) in self._todo.items()}
+
+        def reading() -> Iterator[Task]:
+            step = self._config.pages_per_task
+            for key, (document, _) in self._todo.items():
+                chunks = [missing[key][i:i + step] for i in range(0, len(missing[key]), step)]
+                left[key] = len(chunks)
+                if not chunks:
+                    ready.append(key)
+                for chunk in chunks:
+                    if key not in failed:
+                        yield Task({
+                            'task': 'read', 'document': dataclasses.asdict(document),
+                            'folder': str(self._folders / (key + partial)), 'indices': chunk,
+                        }, (key, len(chunk)))
+
+        chunks = reading()
+
+        def next_task() -> Task | None:
+            task = None if ready else next(chunks, None)
+            if task is None and ready:
+                key = ready.popleft()
+                document, reply = self._todo[key]
+                task = Task({
+                    'task': 'finish', 'document': dataclasses.asdict(document),
+                    'folder': str(self._folders / (key + partial)), 'pages': reply['pages'],
+                    'stamps': reply['stamps']}, (key, 0))
+            return task
+
+        with self._bar(sum(map(len, missing.values())), 'pages', 'page') as bar:
+            for (key, count), reply in pool.run(next_task):
+                if 'error' in reply:
+                    failed.setdefault(key, reply['error'])
+                elif count:
+                    left[key] -= 1
+                    if not left[key] and key not in failed:
+                        ready.append(key)
+                    self._pages_read += count
+                    bar.update(count)
+        for name, entry in list(self._entries.items()):
+            if entry.folder in failed:
+                self._fail(name, entry.file, failed[entry.folder])
+
+    def write(self, metadata: Metadata, problems: Sequence[tuple[str, str]], started: float
+              ) -> IngestReport:
+        """Switches to the new pages, removes what belongs to none, and reports."""
+        if not self._config.delete_missing:
+            for name in sorted(set(self._old) - self._names):
+                self._entries[name] = self._old[name]
+                self._kept.add(name)
+        pages: list[Page] = []
+        ocr = unread = 0
+        entries = []
+        for name, entry in sorted(self._entries.items()):
+            folder = self._complete(entry.folder.removesuffix(folders.OCR), kept=name in self._kept)
+            if folder is None:
+                raise ValueError(f'{self._folders}: the folder of {name!r} has vanished')
+            entries.append(dataclasses.replace(entry, folder=folder))
+            records = folders.read_document(self._folders / folder)
+            for record in records:
+                if record.error:
+                    self._failures.append((f'{entry.file}, page {record.page}', record.error))
+                    continue
+                label = entry.labels[record.index] if entry.labels else entry.file
+                pages.append(Page(
+                    f'{name}_{record.page}', name, record.page,
+                    f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
+                    record.text or '', metadata.fields(entry.file, label, record.page)))
+                ocr += record.by_ocr
+                unread += _is_unread(record, self._config)
+        failures = sorted([*problems, *self._failures])
+        if not pages:
+            raise ValueError('no document can be read: '
+                             + '; '.join(f'{file}: {reason}' for file, reason in failures[:5]))
+        directories.switch(self._directory, pages, entries, failures)
+        return _report(self._old, entries, IngestReport(
+            failed=tuple(failures), pages=len(pages), pages_read=self._pages_read,
+            ocr_pages=ocr, pages_without_text=unread,
+            unknown_metadata=tuple(metadata.unknown(self._labels)),
+            seconds=time.monotonic() - started))
+
+    def _complete(self, key: str, kept: bool = False) -> str | None:
+        """Returns the name of the finished folder of a content, None if there is none.
+
+        Args:
+          key: of the content.
+          kept: whether one without OCR will do, because the file is not there to be read.
+        """
+        for name in (key + folders.OCR, key):
+            if (self._folders / name / folders.DOCUMENT).is_file():
+                pages = folders.read_document(self._folders / name)
+                if kept or not self._config.ocr or name != key or not any(
+                        _is_unread(page, self._config) for page in pages):
+                    return name
+        return None
+
+    def _fail(self, name: str, file: str, reason: str) -> None:
+        self._entries.pop(name, None)
+        if name in self._old:
+            self._entries[name] = self._old[name]
+            self._kept.add(name)
+            reason += ' (its pages of before are kept)'
+        self._failures.append((file, reason))
+
+    def _bar(self, total: int, what: str, unit: str) -> tqdm:
+        return tqdm(total=total, desc=f'reading {what}', unit=unit, smoothing=0.05,
+                    disable=not (self._progress and total), mininterval=0.5, dynamic_ncols=True)
+
+
+def _is_unread(record: folders.PageRecord, config: IngestConfig) -> bool:
+    return (not record.error and not record.by_ocr
+            and len(record.text or '') < config.ocr_below)
+
+
+def _report(old: Mapping[str, Entry], entries: Sequence[Entry], report: IngestReport
+            ) -> IngestReport:
+    """Fills in which documents are new, replaced, unchanged and deleted."""
+    new = {entry.document: entry for entry in entries}
+    same = {name for name in new if name in old and old[name].folder == new[name].folder}
+    contents: dict[str, list[str]] = {}
+    for entry in entries:
+        contents.setdefault(entry.sha256, []).append(entry.document)
+    return dataclasses.replace(
+        report, added=tuple(name for name in new if name not in old),
+        replaced=tuple(name for name in new if name in old and name not in same),
+        unchanged=tuple(name for name in new if name in same),
+        deleted=tuple(name for name in old if name not in new),
+        same_content=tuple(tuple(names) for names in contents.values() if len(names) > 1))
+
+

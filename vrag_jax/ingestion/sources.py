@@ -1,0 +1,147 @@
+"""Documents in folders: which files make up a document, under which name, in which order."""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from vrag_jax.retrieval.pages import IMAGE_SUFFIXES
+
+PDF_SUFFIX = '.pdf'
+_TIFF_SUFFIXES = ('.tif', '.tiff')
+
+
+@dataclasses.dataclass(frozen=True)
+class Document:
+    """A document that is to be ingested.
+
+    Attributes:
+      name: unique; its path in the source folder, without the file's ending.
+      kind: 'pdf'; 'frames', the pictures of one file; 'images', a file a page.
+      files: one, or one a page.
+      labels: paths of the files as metadata names them, relative to the source folder.
+      numbers: of the pages, for 'images'; otherwise pages are numbered from 1.
+    """
+
+    name: str
+    kind: str
+    files: tuple[str, ...]
+    labels: tuple[str, ...]
+    numbers: tuple[int, ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What a message calls it: its file, or the folder of its images."""
+        return self.labels[0] if self.kind != 'images' else os.path.dirname(self.labels[0])
+
+
+def find_documents(sources: Sequence[Path], images: str, exclude: Path
+                   ) -> tuple[list[Document], list[tuple[str, str]]]:
+    """Lists the documents of files and folders, ordered by name.
+
+    Args:
+      sources: PDF and image files, and folders that are searched with their subfolders;
+        hidden files and folders are passed over.
+      images: what image files are, see `IngestConfig.images`.
+      exclude: folder that is passed over, though it be inside of a source.
+
+    Returns:
+      The documents, and (file, reason) of files that cannot be one.
+
+    Raises:
+      FileNotFoundError: if a source does not exist.
+      ValueError: if a source is a file that is neither a PDF nor an image.
+    """
+    found: list[Document] = []
+    problems: list[tuple[str, str]] = []
+    for source in map(Path, sources):
+        if source.is_dir():
+            files = list(_walk(source, {exclude.resolve()}))
+            top = source.resolve().name
+        elif not source.exists():
+            raise FileNotFoundError(f'source {source}: no such file or folder')
+        elif source.suffix.lower() in (PDF_SUFFIX, *IMAGE_SUFFIXES):
+            files, top, source = [source], '', source.parent
+        else:
+            raise ValueError(f'source {source}: neither a PDF nor an image '
+                             f'({", ".join(IMAGE_SUFFIXES)})')
+        labels = {}
+        for file in files:
+            label = file.relative_to(source).as_posix()
+            if label == label.encode('utf-8', 'replace').decode():
+                labels[file] = label
+            else:
+                problems.append((label.encode('utf-8', 'replace').decode(),
+                                 'its name is not UTF-8'))
+        pictures = []
+        for file, label in labels.items():
+            suffix = file.suffix.lower()
+            if suffix == PDF_SUFFIX or suffix in _TIFF_SUFFIXES:
+                kind = 'pdf' if suffix == PDF_SUFFIX else 'frames'
+                found.append(Document(_stem(label), kind, (str(file),), (label,)))
+            else:
+                pictures.append((file, label))
+        # An image that is named as a source stands for itself.
+        grouped, wrong = _group(pictures, images if top else 'file', top)
+        found += grouped
+        problems += wrong
+    by_name: dict[str, Document] = {}
+    for document in found:
+        other = by_name.setdefault(document.name, document)
+        if other is not document:
+            problems.append((document.label or document.name,
+                             f'the document name {document.name!r} is taken by '
+                             f'{other.label or other.name}'))
+    return [by_name[name] for name in sorted(by_name)], sorted(problems)
+
+
+def _walk(folder: Path, passed: set[Path]) -> Iterable[Path]:
+    """Yields PDFs and images in the natural order of their paths; no folder twice."""
+    passed.add(folder.resolve())
+    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
+        if path.name.startswith('.'):
+            continue
+        if path.is_dir():
+            if path.resolve() not in passed:  # A link may lead back to where it is.
+                yield from _walk(path, passed)
+        elif path.suffix.lower() in (PDF_SUFFIX, *IMAGE_SUFFIXES):
+            yield path
+
+
+def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
+    """Sorts numbers in names by value: 'page 2' before 'page 10'."""
+    # The end comes before anything that goes on; '01' and '1' differ in it.
+    parts = [part for part in re.split(r'([0-9]+)', name) if part]
+    return (*((0, int(p)) if p.isdecimal() and p.isascii() else (1, p) for p in parts), (-1, name))
+
+
+def _group(pictures: Sequence[tuple[Path, str]], images: str, top: str
+           ) -> tuple[list[Document], list[tuple[str, str]]]:
+    """Makes documents of images; returns them and what cannot be one."""
+    members: dict[str, dict[int, tuple[Path, str]]] = {}
+    problems = []
+    for file, label in pictures:
+        stem = _stem(label)
+        numbered = re.fullmatch(r'(.*[^/])_(\d+)', stem)
+        if images == 'folder':
+            name = os.path.dirname(label) or top
+            number = len(members.get(name, ())) + 1
+        elif images == 'numbered' and numbered and int(numbered[2]) >= 1:
+            name, number = numbered[1], int(numbered[2])
+        else:
+            name, number = stem, 1
+        taken = members.setdefault(name, {}).setdefault(number, (file, label))
+        if taken[0] != file:
+            problems.append((label, f'page {number} of {name!r} is taken by {taken[1]}'))
+    documents = []
+    for name, pages in members.items():
+        numbers = tuple(sorted(pages))
+        documents.append(Document(
+            name, 'images', tuple(str(pages[n][0]) for n in numbers),
+            tuple(pages[n][1] for n in numbers), numbers))
+    return documents, problems
+
+
+def _stem(label: str) -> str:
+    return os.path.splitext(label)[0]

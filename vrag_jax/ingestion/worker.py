@@ -1,0 +1,155 @@
+"""The process that reads documents: tasks as JSON lines in, replies as JSON lines out.
+
+Not a child of `multiprocessing`: that would import the main module of the parent, and with
+it JAX, in every process; and a process that a broken PDF brings down would take the whole
+pool with it.
+"""
+
+import hashlib
+import json
+import os
+import queue
+import signal
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from vrag_jax.ingestion import folders, images
+from vrag_jax.ingestion.pdf import Pdf, version
+from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.ingestion.sources import Document
+from vrag_jax.ingestion.words import Word
+from vrag_jax.retrieval.ocr import OcrReader
+
+
+class Worker:
+    """Does tasks; keeps the PDF of the last one open for the next.
+
+    Args:
+      config: of the ingestion.
+    """
+
+    def __init__(self, config: IngestConfig):
+        self._config = config
+        self._ocr = OcrReader(None)
+        self._pdf: tuple[str, Pdf] | None = None
+
+    def inspect(self, document: Document) -> dict[str, Any]:
+        """Returns the digest of a document's content, its number of pages, its files' stamps."""
+        stamps = _stamps(document)
+        if document.kind == 'images':
+            parts = [[number, folders.file_digest(Path(name))]
+                     for number, name in zip(document.numbers, document.files, strict=True)]
+            digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+            return {'sha256': digest, 'pages': len(parts), 'stamps': stamps}
+        [file] = map(Path, document.files)
+        pages = len(self._open(str(file))) if document.kind == 'pdf' else images.count_frames(file)
+        return {'sha256': folders.file_digest(file), 'pages': pages, 'stamps': stamps}
+
+    def read(self, document: Document, folder: str, indices: list[int]) -> dict[str, Any]:
+        """Reads pages, by index from 0, into a folder."""
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        for index in indices:
+            number = document.numbers[index] if document.numbers else index + 1
+            words: list[Word] = []
+            try:
+                record, words = self._page(document, index, number, target)
+            except ValueError as error:
+                record = folders.PageRecord(number, index, error=str(error))
+            folders.write_page(target, record, words)
+        return {}
+
+    def finish(self, document: Document, folder: str, pages: int, stamps: list[list[int]]
+               ) -> dict[str, Any]:
+        """Makes a folder final whose pages have all been read."""
+        if _stamps(document) != stamps:
+            raise ValueError('has been changed while it was read')
+        renderer = version() if document.kind == 'pdf' else 'pillow'
+        folders.finish(Path(folder), pages, renderer)
+        return {}
+
+    def _page(self, document: Document, index: int, number: int, folder: Path
+              ) -> tuple[folders.PageRecord, list[Word]]:
+        config, target = self._config, folder / f'{index + 1:04}'
+        text = ''
+        words: list[Word] = []
+        if document.kind == 'pdf':
+            image, text, words = self._open(document.files[0]).read(
+                index + 1, config.dpi, config.max_pixels)
+            size = image.size
+            file = images.encode_image(image, target, config.image_format, config.quality)
+        else:
+            frame = index if document.kind == 'frames' else 0
+            source = document.files[0 if document.kind == 'frames' else index]
+            file, size = images.store_image(
+                Path(source), frame, target, config.image_format, config.quality,
+                config.max_pixels)
+        known, by_ocr = len(text) >= config.ocr_below, False
+        if not known and config.ocr:
+            read, boxes = self._ocr.read_words(file)
+            by_ocr = True
+            if len(read) > len(text):
+                text, words = read, [Word(*box) for box in boxes]
+        return folders.PageRecord(
+            number, index, file.name, *size, folders.file_digest(file),
+            text if known or by_ocr or text else None, by_ocr), words
+
+    def _open(self, file: str) -> Pdf:
+        if self._pdf is None or self._pdf[0] != file:
+            self.close()
+            self._pdf = file, Pdf(Path(file))
+        return self._pdf[1]
+
+    def close(self) -> None:
+        """Closes the file that is open."""
+        if self._pdf is not None:
+            self._pdf[1].__exit__()
+            self._pdf = None
+
+
+def _stamps(document: Document) -> list[list[int]]:
+    stats = [os.stat(file) for file in document.files]
+    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+
+
+def answer(tasks: Mapping[str, Callable[..., dict[str, Any]]], line: str) -> dict[str, Any]:
+    """Does the task of a line; returns the reply: its result, or 'error' with the reason."""
+    fields = json.loads(line)
+    document = fields.pop('document')
+    for name in ('files', 'labels', 'numbers'):
+        document[name] = tuple(document[name])
+    try:
+        return tasks[fields.pop('task')](Document(**document), **fields)
+    except (ValueError, OSError, MemoryError) as error:
+        return {'error': str(error) or type(error).__name__}
+    except ImportError as error:
+        return {'fatal': str(error)}
+
+
+def _watch(lines: 'queue.SimpleQueue[str]') -> None:
+    for line in sys.stdin:
+        lines.put(line)
+    # The parent is gone, or wants no more: half a page is of no use to anybody.
+    os._exit(0)
+
+
+def main() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent, who ends this.
+    # Libraries print to the standard output.
+    replies = os.fdopen(os.dup(sys.stdout.fileno()), 'w', buffering=1, encoding='utf-8')
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+    config = IngestConfig(**json.loads(sys.stdin.readline()))
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+    threading.Thread(target=_watch, args=(lines,), daemon=True).start()
+    worker = Worker(config)
+    tasks: dict[str, Callable[..., dict[str, Any]]] = {
+        'inspect': worker.inspect, 'read': worker.read, 'finish': worker.finish}
+    while True:
+        print(json.dumps(answer(tasks, lines.get())), file=replies)
+
+
+if __name__ == '__main__':
+    main()

@@ -1,0 +1,120 @@
+"""Retrieval by one vector a page, of a lexical encoder or an embedder."""
+
+import copy
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.embedding import Embedder
+from vrag_jax.retrieval.encoders import PageEncoder, read_encoder
+from vrag_jax.retrieval.index import IndexConfig, ScannIndex
+from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder
+
+
+class DenseRetriever:
+    """Searches page vectors in a ScaNN index.
+
+    Args:
+      encoder: makes vectors of queries: a `PageEncoder`, fitted on the pages' texts, or
+        an `Embedder` of single vectors.
+      index: over the pages' vectors.
+
+    Raises:
+      ArtifactError: if the index was made by another encoder.
+    """
+
+    kind = 'dense'
+
+    def __init__(self, encoder: PageEncoder | Embedder, index: ScannIndex):
+        if index.encoder != encoder.fingerprint:
+            raise ArtifactError(f'the index was made by encoder {index.encoder[:12]!r}, not by '
+                                f'{encoder.fingerprint[:12]!r}')
+        self.encoder = encoder
+        self.index = index
+
+    @classmethod
+    def build(cls, embedder: Embedder, ids: Sequence[str], vectors: np.ndarray,
+              config: IndexConfig = IndexConfig()) -> 'DenseRetriever':  # noqa: B008 (immutable)
+        """Indexes what an embedder made of pages.
+
+        Args:
+          embedder: of single vectors.
+          ids: of the pages.
+          vectors: [N, D] float32, one a page.
+          config: of the index.
+        """
+        if embedder.multi_vector:
+            raise ValueError(f'{embedder.kind} makes several vectors a page: use late interaction')
+        return cls(embedder, ScannIndex.build(vectors, ids, embedder.fingerprint, config))
+
+    @classmethod
+    def fit(cls, encoder: PageEncoder, ids: Sequence[str], texts: Sequence[str],
+            config: IndexConfig = IndexConfig()) -> 'DenseRetriever':  # noqa: B008 (immutable)
+        """Fits a lexical encoder on the pages' texts and indexes them."""
+        encoder.fit(texts)
+        vectors = encoder.encode_pages(texts)
+        return cls(encoder, ScannIndex.build(vectors, ids, encoder.fingerprint, config))
+
+    @property
+    def fingerprint(self) -> str:
+        return self.encoder.fingerprint
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return self.index.ids
+
+    def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
+        if _is_lexical(self.encoder):
+            vectors = self.encoder.encode_queries(queries)
+        else:
+            vectors = np.concatenate(self.encoder.embed_queries(queries))
+        matchable = np.any(vectors != 0, axis=1)
+        found = iter(zip(*self.index.search_batched(vectors[matchable], k, allowed), strict=True))
+        none = [], np.zeros(0, np.float32)
+        hits = [next(found) if able else none for able in matchable.tolist()]
+        return [ids for ids, _ in hits], [scores for _, scores in hits]
+
+    def updated(self, changes: Changes) -> 'DenseRetriever':
+        if _is_lexical(self.encoder):
+            # Weights of terms depend on all pages.
+            pages = changes.pages()
+            return DenseRetriever.fit(
+                copy.copy(self.encoder), [page.page_id for page in pages],
+                [page.text for page in pages], self.index.config)
+        ids = [page.page_id for page in changes.added]
+        vectors = np.zeros((0, self.index.dims), np.float32)
+        if ids:
+            vectors = np.concatenate(self.encoder.embed_pages(changes.added))
+        return DenseRetriever(self.encoder, self.index.updated(vectors, ids, changes.deleted))
+
+    def write_files(self, folder: Path) -> dict[str, Any]:
+        (folder / 'encoder').mkdir()
+        (folder / 'index').mkdir()
+        encoder: dict[str, Any] = {'kind': self.encoder.kind}
+        if _is_lexical(self.encoder):
+            encoder |= self.encoder.write_files(folder / 'encoder')
+        else:
+            encoder |= {'embedder': self.encoder.fingerprint}
+        return {'encoder': encoder, 'index': self.index.write_files(folder / 'index')}
+
+    @classmethod
+    def from_files(cls, folder: Path, fields: dict[str, Any],
+                   embedders: Sequence[Embedder] = ()) -> 'DenseRetriever':
+        try:
+            encoder_fields, index_fields = fields['encoder'], fields['index']
+            kind = encoder_fields['kind']
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f'{folder}: fields of the manifest: {error!r}') from error
+        encoder: PageEncoder | Embedder
+        if 'embedder' in encoder_fields:
+            encoder = find_embedder(encoder_fields['embedder'], kind, embedders)
+        else:
+            encoder = read_encoder(kind, folder / 'encoder', encoder_fields)
+        return cls(encoder, ScannIndex.from_files(folder / 'index', index_fields))
+
+
+def _is_lexical(encoder: Any) -> Any:
+    return hasattr(encoder, 'fit')

@@ -1,0 +1,63 @@
+"""Filters of a search: which pages have the values that are asked for."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from vrag_jax.retrieval.pages import Page
+
+Value = str | int | float | bool
+Filters = Mapping[str, Value | Sequence[Value]]
+Wanted = tuple[tuple[str, frozenset[tuple[bool, Value]]], ...]
+
+
+def normalised(filters: Filters | None) -> Wanted:
+    """Returns filters in a form that is equal for equal filters, and hashable.
+
+    Raises:
+      ValueError: for a value of no type that a field can have.
+    """
+    wanted = []
+    for name, values in sorted((filters or {}).items()):
+        if isinstance(values, str | int | float):
+            values = (values,)
+        if not isinstance(values, Sequence) or not all(
+                isinstance(value, str | int | float) for value in values):
+            raise ValueError(f'filter {name!r}: expected strings, numbers or booleans, got '
+                             f'{values!r}')
+        wanted.append((name, frozenset(map(_key, values))))
+    return tuple(wanted)
+
+
+class PageFields:
+    """Finds pages by the values of their fields.
+
+    Args:
+      pages: in the order of the masks.
+    """
+
+    def __init__(self, pages: Sequence[Page]):
+        self._count = len(pages)
+        self._rows: dict[str, dict[tuple[bool, Value], list[int]]] = {}
+        for row, page in enumerate(pages):
+            fields = {'page_id': page.page_id, 'document': page.document, 'page': page.page}
+            for name, value in [*fields.items(), *page.metadata.items()]:
+                self._rows.setdefault(name, {}).setdefault(_key(value), []).append(row)
+
+    def matching(self, wanted: Wanted) -> np.ndarray | None:
+        """Returns which pages match, bool [pages]; None if there is no filter."""
+        if not wanted:
+            return None
+        mask = np.ones(self._count, bool)
+        for name, values in wanted:
+            matches = np.zeros(self._count, bool)
+            known = self._rows.get(name, {})
+            for value in values:
+                matches[known.get(value, [])] = True
+            mask &= matches
+        return mask
+
+
+def _key(value: Value) -> tuple[bool, Value]:
+    """Tells True from 1, which are equal in Python."""
+    return isinstance(value, bool), value

@@ -1,0 +1,105 @@
+"""What finds pages for queries: the interface, and how a retriever is read back."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.embedding import Embedder, PageContent
+
+Hits = tuple[list[list[str]], list[np.ndarray]]
+"""Of each query the ids of pages, best first, and their scores float32."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Changes:
+    """What is to be added to a retriever's pages, and taken from them.
+
+    Attributes:
+      added: pages that come; none has the id of a page that stays.
+      deleted: ids of pages that go.
+      pages: returns all pages after the change: those that stay, in order, then those
+        added. Asked for by retrievers that have to be fitted again.
+    """
+
+    added: Sequence[PageContent]
+    deleted: frozenset[str]
+    pages: Callable[[], Sequence[PageContent]]
+
+
+class Retriever(Protocol):
+    """Finds pages; immutable, and safe to search from many threads."""
+
+    @property
+    def kind(self) -> str:
+        """Name in files and configs."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Names what scores pages: equal if and only if scores can be compared."""
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of the pages, in order."""
+
+    def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
+        """Finds the best pages of each query.
+
+        Args:
+          queries: texts.
+          k: hits a query, at most.
+          allowed: bool [pages], in the order of `ids`: which may be found; None for all.
+
+        Returns:
+          Ids and scores; none for a query that can match no page.
+        """
+
+    def updated(self, changes: Changes) -> 'Retriever':
+        """Returns a retriever of other pages; this one goes on working as it is."""
+
+    def write_files(self, folder: Path) -> dict[str, Any]:
+        """Writes files into a folder; returns JSON fields to read them by."""
+
+
+def read_retriever(kind: str, folder: Path, fields: dict[str, Any],
+                   embedders: Sequence[Embedder] = ()) -> Retriever:
+    """Reads what a retriever of that kind wrote with `write_files`.
+
+    Args:
+      kind: of the retriever.
+      folder: with its files.
+      fields: that `write_files` returned.
+      embedders: whose weights are not in the files; found by their fingerprints.
+
+    Raises:
+      ArtifactError: for an unknown kind, wrong files, or an embedder that is not given.
+    """
+    from vrag_jax.retrieval.bm25 import Bm25Retriever
+    from vrag_jax.retrieval.dense import DenseRetriever
+    from vrag_jax.retrieval.hybrid import HybridRetriever
+    from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
+
+    readers: dict[str, Callable[..., Retriever]] = {
+        reader.kind: reader.from_files for reader in (
+            DenseRetriever, LateInteractionRetriever, Bm25Retriever, HybridRetriever)}
+    if kind not in readers:
+        raise ArtifactError(f'{folder}: retriever {kind!r} is unknown; there are '
+                            f'{sorted(readers)}')
+    return readers[kind](folder, fields, embedders)
+
+
+def find_embedder(fingerprint: str, kind: str, embedders: Sequence[Embedder]) -> Embedder:
+    """Returns the embedder of that fingerprint.
+
+    Raises:
+      ArtifactError: if it is not among them.
+    """
+    for embedder in embedders:
+        if embedder.fingerprint == fingerprint:
+            return embedder
+    given = ', '.join(f'{e.kind} {e.fingerprint[:12]}' for e in embedders) or 'none'
+    raise ArtifactError(f'the index was made by embedder {kind} {fingerprint[:12]}, which is to be '
+                        f'given to open it; given: {given}')

@@ -1,0 +1,1 @@
+"""Servers: search over the pages."""

@@ -1,0 +1,77 @@
+"""What a search service is configured with; needs nothing of the extra `serve`."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceLimits:
+    """What a request may ask for; more is an error that names the field.
+
+    Attributes:
+      body_bytes: of a request's body.
+      url_bytes: of a request's URL, which holds the queries of GET.
+      body_seconds: until the body has to be there.
+      queries: in one request.
+      query_chars: of one query.
+      k: hits a query.
+      filter_values: of all filters together.
+      image_pixels: area of an image that is sent.
+      waiting: requests that are worked on at the same time; beyond them the service says
+        that it is busy.
+    """
+
+    body_bytes: int = 1 << 20
+    url_bytes: int = 1 << 20
+    body_seconds: float = 10.0
+    queries: int = 1024
+    query_chars: int = 8192
+    k: int = 1000
+    filter_values: int = 1000
+    image_pixels: int = 1 << 25
+    waiting: int = 512
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            if getattr(self, field.name) <= 0:
+                raise ValueError(f'{field.name} must be positive, got '
+                                 f'{getattr(self, field.name)}')
+
+
+@dataclasses.dataclass(frozen=True)
+class ServiceConfig:
+    """Where a search service listens, and how it works.
+
+    Attributes:
+      host: address; only this machine reaches the default. There is no authentication.
+      port: 0 takes one that is free.
+      limits: of requests.
+      get_results: hits a query of GET /search; the reference gives 10.
+      image_root: what stands before a page's file in `image_file` of GET /search, as the
+        clients see the files; '' is the folder of the manifest.
+      search_threads: searches that wait for the engine at the same time, which it answers
+        in batches.
+      image_threads: pages that are read and cut at the same time.
+      reload_seconds: between looks whether the index on disk was replaced; 0 never looks.
+      shutdown_seconds: that requests get to end in when the service is stopped.
+    """
+
+    host: str = '127.0.0.1'
+    port: int = 8002
+    limits: ServiceLimits = ServiceLimits()
+    get_results: int = 10
+    image_root: str = ''
+    search_threads: int = 64
+    image_threads: int = 2
+    reload_seconds: float = 5.0
+    shutdown_seconds: float = 30.0
+
+    def __post_init__(self):
+        if not self.host:
+            raise ValueError("host must be given; '127.0.0.1' is this machine alone")
+        if not 0 <= self.port < 65536:
+            raise ValueError(f'port must be in [0, 65535], got {self.port}')
+        if self.reload_seconds < 0:
+            raise ValueError(f'reload_seconds must not be negative, got {self.reload_seconds}')
+        for name in ('get_results', 'search_threads', 'image_threads', 'shutdown_seconds'):
+            if getattr(self, name) <= 0:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')

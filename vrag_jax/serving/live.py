@@ -1,0 +1,101 @@
+"""Pages and their index as they are on disk: replaced under requests that go on."""
+
+import contextlib
+import dataclasses
+import hashlib
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.pages import PageStore
+
+_LOG = logging.getLogger(__name__)
+
+Signature = tuple[tuple[int, int, int] | None, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Version:
+    """Pages and the index over them; of one version both.
+
+    Attributes:
+      store: the pages.
+      engine: search over exactly these.
+      name: short digest of what was said of the pages; clients can tell versions apart.
+    """
+
+    store: PageStore
+    engine: SearchEngine
+    name: str
+
+
+class LiveIndex:
+    """The newest version of pages and index; a new one comes in when files are replaced.
+
+    Whoever has taken a version keeps it until done, also after it was replaced; so no
+    request meets pages of one version and an index of another.
+
+    Args:
+      load: opens the pages and their index.
+      watched: files that are replaced when there is a new version, such as manifests.
+    """
+
+    def __init__(self, load: Callable[[], tuple[PageStore, SearchEngine]],
+                 watched: Sequence[Path]):
+        self._load = load
+        self._watched = tuple(watched)
+        self._lock = threading.Lock()
+        self._seen = self._signature()
+        self.reloads = 0
+        self.failures = 0
+        self._current = self._open()
+
+    @property
+    def current(self) -> Version:
+        """The newest version."""
+        return self._current
+
+    def refresh(self) -> bool:
+        """Opens what is on disk if a watched file was replaced since the last look.
+
+        What cannot be opened (half of it is not there yet, or it is damaged) is logged
+        and counted in `failures`; the old version stays until files are replaced again.
+
+        Returns:
+          Whether there is a new version.
+        """
+        with self._lock:
+            found = self._signature()
+            if found == self._seen:
+                return False
+            # Of before the opening: what is replaced meanwhile is seen at the next look.
+            self._seen = found
+            try:
+                version = self._open()
+            except (OSError, ValueError) as error:
+                self.failures += 1
+                _LOG.warning('the new index is not used: %s', error)
+                return False
+            self._current = version
+            self.reloads += 1
+            _LOG.info('new index: %d pages, version %s', len(version.store), version.name)
+            return True
+
+    def _open(self) -> Version:
+        store, engine = self._load()
+        # The same pages may be indexed anew, so the files' own identity is a part.
+        digest = hashlib.sha256(f'{store.fingerprint} {self._seen}'.encode())
+        return Version(store, engine, digest.hexdigest()[:16])
+
+    def _signature(self) -> Signature:
+        return tuple(_identity(path) for path in self._watched)
+
+
+def _identity(path: Path) -> tuple[int, int, int] | None:
+    """What differs after a file was replaced; None if it is not there."""
+    with contextlib.suppress(FileNotFoundError):
+        status = path.stat()
+        return status.st_ino, status.st_mtime_ns, status.st_size
+    return None

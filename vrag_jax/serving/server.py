@@ -1,0 +1,76 @@
+"""Runs a search service until it is told to stop."""
+
+import gc
+import signal
+import socket
+from types import FrameType
+
+import uvicorn
+
+from vrag_jax.serving.config import ServiceConfig
+from vrag_jax.serving.live import LiveIndex
+from vrag_jax.serving.search_service import create_app
+
+_HEADER_BYTES = 1 << 16  # Of a request beside its URL.
+
+
+def serve(live: LiveIndex, config: ServiceConfig) -> None:
+    """Serves until SIGTERM or SIGINT; requests that are under way are answered first.
+
+    Args:
+      live: pages and index.
+      config: where and how.
+
+    Raises:
+      OSError: if the address is taken or is not this machine's; the message names it.
+    """
+    with listen(config) as listener:
+        host, port = listener.getsockname()[:2]
+        server = uvicorn.Server(uvicorn.Config(
+            create_app(live, config), log_level='warning', access_log=False,
+            # The one parser whose limit on the URL is ours to set.
+            http='h11', h11_max_incomplete_event_size=config.limits.url_bytes + _HEADER_BYTES,
+            timeout_graceful_shutdown=max(1, round(config.shutdown_seconds))))
+        print(f'serving {len(live.current.store)} pages on {_url(host, port)}', flush=True)
+        # The server passes signals on once it has stopped; by then they have done their work.
+        old = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
+        # What is loaded stays: looking through it for garbage would stop all requests for
+        # a tenth of a second, again and again.
+        gc.collect()
+        gc.freeze()
+        try:
+            server.run(sockets=[listener])
+        finally:
+            for number, handler in old.items():
+                signal.signal(number, handler)
+        print('stopped', flush=True)
+
+
+def listen(config: ServiceConfig) -> socket.socket:
+    """Returns a socket that listens where the config says.
+
+    Raises:
+      OSError: naming the address.
+    """
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(
+            config.host, config.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        listener = socket.socket(family, kind, protocol)
+        try:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+            listener.listen(1024)
+        except OSError:
+            listener.close()
+            raise
+    except OSError as error:
+        raise OSError(f'cannot listen on {_url(config.host, config.port)}: {error}') from error
+    return listener
+
+
+def _url(host: str, port: int) -> str:
+    return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
+
+
+def _ignore(number: int, frame: FrameType | None) -> None:
+    del number, frame

@@ -1,0 +1,66 @@
+"""Documents in, searchable pages out: ingestion, embeddings, index, and a report."""
+
+import dataclasses
+import time
+from pathlib import Path
+
+from vrag_jax.ingestion.directories import MANIFEST
+from vrag_jax.ingestion.ingest import ingest, remove_unused
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.tasks.corpus import build_corpus, page_manifest, report_retrieval
+from vrag_jax.tasks.retrievers import describe, embed_pages, load_embedders, texts_of
+from vrag_jax.tasks.settings import RunConfig
+
+PAGES = 'pages'  # Where in its workdir the task keeps the pages.
+
+
+def run(config: RunConfig, workdir: Path) -> None:
+    """Ingests `retrieval.sources`, if there are any, and indexes the pages.
+
+    Without sources the pages are those of `config.data`. With questions in `config.data` the
+    quality of the search is printed too. Of several processes one ingests and indexes; all
+    embed.
+    """
+    if config.retrieval.sources:
+        config = _ingest(config, workdir / PAGES)
+    started = time.monotonic()
+    try:
+        mesh = local_mesh(make_mesh(config.mesh.sizes()))
+        embedders = load_embedders(config.retrieval, mesh)
+        if embedders:
+            store = main_first(
+                'pages', lambda: PageStore.open(page_manifest(config, workdir)))
+            texts = main_first('texts', lambda: texts_of(
+                config.retrieval, store, embedders, workdir))
+            embed_pages(embedders, store, texts, workdir)
+        corpus = main_first('index', lambda: build_corpus(config, workdir, embedders))
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f'index: {error}') from error
+    assert isinstance(corpus.engine, SearchEngine)  # `check` has seen to it.
+    if is_main():
+        for line in describe(corpus.engine.retriever):
+            print(f'index: {line}', flush=True)
+        print(f'indexed in {time.monotonic() - started:.1f} s', flush=True)
+        report_retrieval(corpus)
+    barrier('indexed')  # Until here, others may read the pages of before.
+    if config.retrieval.sources and is_main():
+        remove_unused(workdir / PAGES)
+
+
+def _ingest(config: RunConfig, directory: Path) -> RunConfig:
+    """Ingests the sources; returns the config whose pages are those of the directory."""
+    settings = config.retrieval.ingestion
+    settings = dataclasses.replace(settings, ocr=settings.ocr or config.retrieval.ocr)
+    if is_main():
+        try:
+            report = ingest([Path(s) for s in config.retrieval.source_paths], directory, settings,
+                            keep_unused=True)
+        except (ValueError, OSError, ImportError, RuntimeError) as error:
+            raise SystemExit(f'ingestion: {error}') from error
+        print(report, flush=True)
+    barrier('ingested')
+    data = dataclasses.replace(config.data, source='files', manifest=str(directory / MANIFEST))
+    return dataclasses.replace(config, data=data)

@@ -1,0 +1,190 @@
+"""The retrievers that a config names: built over pages, opened again, fused if several."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from vrag_jax.embedders.corpus import Progress, content_keys, embed_corpus
+from vrag_jax.embedders.registry import load_embedder
+from vrag_jax.parallel.processes import is_main
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.bm25 import Bm25Retriever
+from vrag_jax.retrieval.checks import check_vectors
+from vrag_jax.retrieval.dense import DenseRetriever
+from vrag_jax.retrieval.embedding import Embedder
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.hybrid import HybridRetriever
+from vrag_jax.retrieval.index import ScannIndex
+from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
+from vrag_jax.retrieval.ngram_encoder import NgramEncoder
+from vrag_jax.retrieval.ocr import OcrReader
+from vrag_jax.retrieval.page_vectors import PageVectors
+from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.retriever import Retriever
+from vrag_jax.retrieval.text import page_texts
+from vrag_jax.tasks.retrieval_settings import RetrievalConfig
+
+_LOG = logging.getLogger(__name__)
+_VECTORS = 'vectors'  # Where in a workdir is what embedders have made of the pages.
+
+
+def index_directory(config: RetrievalConfig, workdir: Path) -> Path:
+    """Returns where a run has its index."""
+    return Path(config.index_dir) if config.index_dir else workdir / 'index'
+
+
+def load_embedders(config: RetrievalConfig, mesh: Mesh | None = None) -> dict[str, Embedder]:
+    """Loads the embedders among the config's retrievers, by name."""
+    return {name: load_embedder(config.embedders[name], mesh) for name in config.retrievers
+            if name in config.embedders}
+
+
+def texts_of(config: RetrievalConfig, store: PageStore, embedders: Mapping[str, Embedder],
+             workdir: Path) -> list[str]:
+    """Returns the texts of the pages, read by OCR where the config says so.
+
+    Where no retriever looks at them, '' stands for those that are not known.
+    """
+    if set(config.retrievers) <= {name for name, e in embedders.items() if e.reads != 'text'}:
+        return [page.text or '' for page in store]
+    return page_texts(store, OcrReader(workdir / 'ocr') if config.ocr else None)
+
+
+def embed_pages(embedders: Mapping[str, Embedder], store: PageStore, texts: Sequence[str],
+                workdir: Path) -> None:
+    """Embeds what is new of the pages; every process has to call this, and does a share."""
+    def say(progress: Progress) -> None:
+        if is_main():
+            print(f'{name}: {progress}', flush=True)
+
+    for name, embedder in embedders.items():
+        embed_corpus(embedder, store, texts, workdir / _VECTORS / name, progress=say)
+
+
+def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
+                embedders: Mapping[str, Embedder] | None = None) -> SearchEngine:
+    """Opens the index of the pages, or builds it where it is missing or of other pages.
+
+    Args:
+      config: which retrievers.
+      store: the pages.
+      workdir: keeps the index, unless `config.index_dir` names another.
+      embedders: those of `load_embedders`, if they are loaded already.
+
+    Raises:
+      ValueError: if the index of `config.index_dir` is not of these pages and settings; if
+        several processes would have to embed pages, for which there is `build_index`.
+    """
+    directory = index_directory(config, workdir)
+    embedders = load_embedders(config) if embedders is None else embedders
+    reason = 'there is none'
+    if directory.exists():
+        try:
+            engine = SearchEngine.open(directory, store, list(embedders.values()))
+            if _is_of(engine.retriever, config):
+                return engine
+            reason = 'its retrievers have other settings'
+        except (ArtifactError, FileNotFoundError) as error:
+            reason = str(error)
+    if config.index_dir:
+        raise ValueError(f'the index {directory} cannot be used: {reason}')
+    if directory.exists():
+        _LOG.warning('the index is built anew: %s', reason)
+    texts = texts_of(config, store, embedders, workdir)
+    engine = SearchEngine(store, _build(config, store, texts, embedders, workdir))
+    engine.save(directory)
+    return engine
+
+
+def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
+           embedders: Mapping[str, Embedder], workdir: Path) -> Retriever:
+    parts: list[Retriever] = []
+    for name in config.retrievers:
+        if name == 'ngram':
+            parts.append(_ngram(config, store, texts))
+        elif name == 'bm25':
+            parts.append(Bm25Retriever.build(store.ids, texts, config.bm25))
+        else:
+            embedder = embedders[name]
+            vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
+            if embedder.multi_vector:
+                parts.append(LateInteractionRetriever.build(
+                    embedder, store.ids, vectors.rows, vectors.offsets, config.late_interaction))
+            else:
+                parts.append(DenseRetriever.build(
+                    embedder, store.ids, vectors.rows, config.index))
+    return parts[0] if len(parts) == 1 else HybridRetriever(parts, config.hybrid)
+
+
+def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str]) -> DenseRetriever:
+    encoder = NgramEncoder(config.encoder)
+    encoder.fit(texts)
+    vectors = encoder.encode_pages(texts)
+    for group in check_vectors(vectors, store.ids, texts, vectors.shape[1]):
+        _LOG.warning('no search by words tells these pages apart: %s', ', '.join(group[:10]))
+    return DenseRetriever(
+        encoder, ScannIndex.build(vectors, store.ids, encoder.fingerprint, config.index))
+
+
+def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path
+             ) -> PageVectors:
+    """Returns the pages' vectors, which one process alone may have to make first."""
+    if jax.process_count() == 1:
+        return embed_corpus(embedder, store, texts, directory)
+    try:
+        vectors = PageVectors.open(directory)
+    except (ArtifactError, FileNotFoundError) as error:
+        raise ValueError(f'the pages are not embedded: {error}; several processes do so in the '
+                         'task build_index') from error
+    if (vectors.fingerprint, vectors.ids, list(vectors.keys)) != (
+            embedder.fingerprint, store.ids, content_keys(embedder.reads, store, texts)):
+        raise ValueError(f'{directory}: vectors of other pages; several processes embed pages in '
+                         'the task build_index')
+    return vectors
+
+
+def _is_of(retriever: Retriever, config: RetrievalConfig) -> bool:
+    """Whether a retriever is what `_build` would make; embedders are known to be the same."""
+    parts: Sequence[Retriever] = [retriever]
+    if isinstance(retriever, HybridRetriever):
+        if retriever.config != config.hybrid:
+            return False
+        parts = retriever.retrievers
+    return len(parts) == len(config.retrievers) and all(
+        _part_is_of(part, name, config)
+        for part, name in zip(parts, config.retrievers, strict=True))
+
+
+def _part_is_of(part: Retriever, name: str, config: RetrievalConfig) -> bool:
+    if isinstance(part, Bm25Retriever):
+        return name == 'bm25' and part.config == config.bm25
+    if isinstance(part, LateInteractionRetriever):
+        return name in config.embedders and part.config == config.late_interaction
+    if not isinstance(part, DenseRetriever) or part.index.config != config.index:
+        return False
+    if isinstance(part.encoder, NgramEncoder):
+        return name == 'ngram' and part.encoder.config == config.encoder
+    return name in config.embedders
+
+
+def describe(retriever: Retriever) -> list[str]:
+    """Returns a line a retriever: what it searches, how, and the recall that was measured."""
+    if isinstance(retriever, HybridRetriever):
+        lines = [line for part in retriever.retrievers for line in describe(part)]
+        return [*lines, f'{retriever.kind}: of {len(retriever.retrievers)} by reciprocal rank']
+    told = f'{retriever.kind}: {len(retriever.ids)} pages'
+    if isinstance(retriever, DenseRetriever):
+        told = f'{retriever.encoder.kind}, {told}, {retriever.index.dims} dimensions'
+        exact, recall = retriever.index.exact, retriever.index.recall
+    elif isinstance(retriever, LateInteractionRetriever):
+        told = f'{retriever.embedder.kind}, {told}'
+        exact, recall = retriever.exact, retriever.recall
+    else:
+        return [told]
+    if exact:
+        return [f'{told}, searched exactly']
+    return [told + (f', recall@{recall["k"]} {recall["recall"]:.3f} of exact search, by '
+                    f'{recall["queries"]} queries' if recall else ', recall not measured')]
