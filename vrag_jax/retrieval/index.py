@@ -278,6 +278,23 @@ class ScannIndex:
         return ScannIndex.build(whole, new_ids, self.encoder, self.config,
                                 keep_vectors=self._vectors is not None)
 
+    def with_config(self, config: IndexConfig) -> 'ScannIndex':
+        """Returns the same index, searched with other leaves and candidates.
+
+        Args:
+          config: `leaves_searched`, `reorder`, `compact_share` and `recall_queries` may differ.
+
+        Raises:
+          ValueError: if something else differs: that has to be built.
+        """
+        free = {name: getattr(self.config, name) for name in (
+            'leaves_searched', 'reorder', 'compact_share', 'recall_queries')}
+        if dataclasses.replace(config, **free) != self.config:
+            raise ValueError(f'only {", ".join(free)} can differ without building an index, got '
+                             f'{config} for {self.config}')
+        return ScannIndex(self._searcher, self._vectors, self.ids, self.dims, self.encoder,
+                          config, self._base_rows, self._added)
+
     def save(self, directory: Path) -> None:
         """Writes the index to a directory, replacing one that is there atomically."""
         write_artifact(directory, _KIND, self.write_files)
