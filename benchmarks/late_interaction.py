@@ -126,7 +126,7 @@ def _search(work: Path) -> dict[str, Any]:
         'top10_among_rescored': _share(
             best, retriever.candidates(queries, retriever.config.candidates)),
         'top10_found': _share(best, found), 'ndcg10': _ndcg(found, targets),
-        'ndcg10_exact': _ndcg(best, targets),
+        'ndcg10_exact': _ndcg(list(best), targets),
         'graded_ndcg10': _graded_ndcg(found, best), 'opened_s': round(opened, 2),
         'search_peak_gb': searched, 'peak_gb': _peak_gb()}
 

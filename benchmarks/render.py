@@ -21,6 +21,8 @@ TITLES = {
     'startup': 'Start-up',
     'scaling': 'Scaling',
     'loading': 'Real-size checkpoints',
+    'late_interaction': 'Late interaction against exact MaxSim',
+    'single_vectors': 'Single vectors against faiss',
 }
 # What is said of how a record was taken, and not of what was found.
 CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'threads', 'cores', 'malloc', 'machine',

@@ -49,8 +49,8 @@ def main(_: Sequence[str]) -> None:
 def _emit(conditions: paired.Conditions, name: str,
           replies: Mapping[str, Sequence[paired.Reply]]) -> None:
     both = replies['ours'], replies[name]
-    seconds = [[reply.seconds for reply in side] for side in both]
-    record = paired.compare(*seconds, amount=_QUERIES.value)
+    ours, theirs = ([reply.seconds for reply in side] for side in both)
+    record = paired.compare(ours, theirs, amount=_QUERIES.value)
     paired.emit(conditions.record(
         f'{_COUNT.value:,} x {DIMS}, against faiss {name}', 'queries/s', **record,
         recall_ours=both[0][0].check, recall_theirs=both[1][0].check), paired.OUT.value)

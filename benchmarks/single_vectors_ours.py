@@ -1,6 +1,7 @@
 """Our side of `single_vectors.py`: a ScannIndex of the settings that reach the recall."""
 
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
@@ -31,7 +32,7 @@ def main(folder: Path, least: float) -> None:
             config = dataclasses.replace(
                 base.config, leaves_searched=leaves / np.sqrt(len(vectors)), reorder=reorder)
             index = base.with_config(config)
-            seconds, rows = paired.timed(lambda index=index: found(index, data['chosen_on']))
+            seconds, rows = paired.timed(functools.partial(found, index, data['chosen_on']))
             if _recall(rows, data['chosen_on_best']) >= least:
                 settings.append((seconds, config))
                 break
