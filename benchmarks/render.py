@@ -25,6 +25,7 @@ TITLES = {
     'search_service': 'Search service under load',
     'late_interaction': 'Late interaction against exact MaxSim',
     'single_vectors': 'Single vectors against faiss',
+    'retrieval_quality': 'Quality of page search',
 }
 # What is said of how a record was taken, and not of what was found.
 CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'threads', 'cores', 'malloc', 'machine',
