@@ -13,7 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from absl import app, flags
@@ -37,12 +37,17 @@ class Vectors:
     """Stands for the embedder whose vectors the corpus is made of."""
 
     kind, dims, multi_vector, fingerprint = 'real_pages', 128, True, 'mosaics'
+    reads: Literal['text', 'image'] = 'image'
+    tokens_read = 0
 
     def embed_pages(self, pages: Sequence[Any]) -> list[np.ndarray]:
         raise NotImplementedError('the corpus is made of vectors')
 
     def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
         raise NotImplementedError('the queries are vectors')
+
+    def input_digest(self, page: Any) -> str:
+        raise NotImplementedError('the corpus is made of vectors')
 
 
 def main(_: Sequence[str]) -> None:
