@@ -23,6 +23,9 @@ TITLES = {
     'loading': 'Real-size checkpoints',
     'ingestion': 'Ingestion of PDFs',
     'search_service': 'Search service under load',
+    'late_interaction': 'Late interaction against exact MaxSim',
+    'single_vectors': 'Single vectors against faiss',
+    'retrieval_quality': 'Quality of page search',
 }
 # What is said of how a record was taken, and not of what was found.
 CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'threads', 'cores', 'malloc', 'machine',

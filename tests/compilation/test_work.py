@@ -145,3 +145,39 @@ def test_splash_attention_counts_the_blocks_that_the_causal_mask_leaves(kernel, 
 def test_a_kernel_that_is_not_known_is_reported():
     text = SPLASH.replace('splash_mha_NAME', 'mine')
     assert work(text).unknown_kernels == {'mine': 1}
+
+
+# As XLA writes a product whose operand it passes around in a ring, two parts a round.
+RING = '''HloModule jit_h, is_scheduled=true
+
+%body (p.1: (f32[16,16], u32[])) -> (f32[16,16], u32[]) {
+  %p.1 = (f32[16,16]{1,0}, u32[]) parameter(0)
+  %x.1 = f32[16,16]{1,0} get-tuple-element(%p.1), index=0
+  %n.1 = u32[] get-tuple-element(%p.1), index=1
+  %two.1 = u32[] constant(2)
+  %dot.1 = f32[16,16]{1,0} dot(%x.1, %x.1), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  %next.1 = u32[] add(%n.1, %two.1)
+  ROOT %t.1 = (f32[16,16]{1,0}, u32[]) tuple(%dot.1, %next.1)
+}
+
+%condition (p.2: (f32[16,16], u32[])) -> pred[] {
+  %p.2 = (f32[16,16]{1,0}, u32[]) parameter(0)
+  %limit.1 = u32[] constant(7)
+  %n.2 = u32[] get-tuple-element(%p.2), index=1
+  ROOT %c.1 = pred[] compare(%n.2, %limit.1), direction=LT
+}
+
+ENTRY %main (x: f32[16,16]) -> f32[16,16] {
+  %x = f32[16,16]{1,0} parameter(0)
+  %zero = u32[] constant(0)
+  %t = (f32[16,16]{1,0}, u32[]) tuple(%x, %zero)
+  %while.1 = (f32[16,16]{1,0}, u32[]) while(%t), condition=%condition, body=%body
+  ROOT %out = f32[16,16]{1,0} get-tuple-element(%while.1), index=0
+}
+'''
+
+
+@pytest.mark.parametrize('step,rounds', [(1, 7), (2, 4), (3, 3)])
+def test_loops_that_go_on_by_more_than_one(step, rounds):
+    found = work(RING.replace('constant(2)', f'constant({step})'))
+    assert found.flops == rounds * 2 * 16**3 and found.unknown_loops == 0

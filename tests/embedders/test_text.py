@@ -12,7 +12,13 @@ from flax import nnx
 from tests.embedders import golden_cases as cases
 from vrag_jax.embedders import bert
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.embedders.text import TextConfig, TextEmbedder, pool, wheel_directory
+from vrag_jax.embedders.text import (
+    TextConfig,
+    TextEmbedder,
+    mostly_latin,
+    pool,
+    wheel_directory,
+)
 from vrag_jax.models import hf_checkpoint, hf_layout
 from vrag_jax.models.layers import Numerics
 from vrag_jax.models.parameters import flat_params, merge
@@ -199,3 +205,17 @@ def test_the_real_minilm_knows_what_is_alike(minilm):
              'The kitten sleeps on the sofa.')
     query, money, cat = (v[0] for v in minilm.embed_queries(texts))
     assert query @ money > query @ cat + 0.1
+
+
+def test_the_real_minilm_finds_nothing_for_what_it_cannot_read(minilm):
+    read, unread, mixed = minilm.embed_queries(
+        ['Résumé 2019?', '阿里云的网络产品', 'ECS 的 instance types and prices'])
+    assert np.linalg.norm(read) == pytest.approx(1) and np.linalg.norm(mixed) == pytest.approx(1)
+    assert unread.shape == (1, 384) and not unread.any()
+
+
+@pytest.mark.parametrize(('text', 'expected'), [
+    ('plain', True), ('ÄÖ é', True), ('2019 + 3', True), ('', True), ('ＡＢＣ', True),
+    ('网络', False), ('Привет', False), ('ab 网络连接', False)])
+def test_scripts_are_told_by_letters(text, expected):
+    assert mostly_latin(text) is expected

@@ -15,12 +15,14 @@ from safetensors.numpy import load_file, save_file
 
 from tests.embedders import golden_cases as cases
 from vrag_jax.embedders import colqwen
+from vrag_jax.embedders.corpus import embed_corpus
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.embedders.visual import VisualConfig
 from vrag_jax.models.parameters import merge
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import RULES
 from vrag_jax.retrieval.embedding import PageContent
+from vrag_jax.retrieval.pages import Page, PageStore
 
 PAGES = [PageContent(f'p{n}', '', lambda image=image: image)
          for n, image in enumerate(cases.images())]
@@ -193,3 +195,24 @@ def test_wrong_directories_are_named(folder, tmp_path):
         load_embedder(EmbedderConfig('text', str(folder / 'base')))
     with pytest.raises(ValueError, match='does not read'):
         EmbedderConfig('text', visual=VisualConfig(base='x'))
+
+
+def test_a_corpus_of_images_on_disk(load, tmp_path):
+    pages = []
+    for number, image in enumerate(cases.images()):
+        image.save(tmp_path / f'{number}.png')
+        pages.append(Page(f'p{number}', 'doc', number + 1, f'{number}.png', *image.size, ''))
+    PageStore.write(tmp_path / 'pages.jsonl', pages)
+    store = PageStore.open(tmp_path / 'pages.jsonl')
+    embedder = load('colqwen2')
+    vectors = embed_corpus(embedder, store, [''] * len(pages), tmp_path / 'vectors',
+                           shard_pages=2, dtype='float32')
+    for number, expected in enumerate(embedder.embed_pages(PAGES)):
+        np.testing.assert_allclose(vectors[number], expected, atol=2e-5)
+
+
+def test_a_page_looks_the_same_if_its_pixels_do(load):
+    embedder = load('colqwen2')
+    copy = PageContent('copy', 'other text', lambda: cases.images()[0])
+    assert embedder.input_digest(PAGES[0]) == embedder.input_digest(copy)
+    assert embedder.input_digest(PAGES[0]) != embedder.input_digest(PAGES[1])

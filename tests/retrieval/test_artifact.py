@@ -1,11 +1,19 @@
 """Directories are replaced whole or not at all, and any change to them is named."""
 
 import json
+import os
 import shutil
 
+import numpy as np
 import pytest
 
-from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_artifact
+from vrag_jax.retrieval import artifact
+from vrag_jax.retrieval.artifact import (
+    ArtifactError,
+    open_artifact,
+    read_artifact,
+    write_artifact,
+)
 
 
 def write(directory, content, kind='thing'):
@@ -86,3 +94,71 @@ def test_any_damage_is_named(tmp_path, damage, message):
 def test_nothing_there_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match='no thing'):
         read_artifact(tmp_path / 'none', 'thing')
+
+
+def test_large_files_are_hashed_only_when_asked_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(artifact, 'LARGE', 3)
+    write(tmp_path, 'old')
+    data_file(tmp_path).write_text('olf')
+    read_artifact(tmp_path, 'thing')
+    with pytest.raises(ArtifactError, match=r'a\.txt: has a wrong SHA-256'):
+        read_artifact(tmp_path, 'thing', verify=True)
+    data_file(tmp_path).write_text('older')
+    with pytest.raises(ArtifactError, match=r'a\.txt: has 5 bytes, expected 3'):
+        read_artifact(tmp_path, 'thing')
+    edit_manifest(tmp_path, sizes={})  # As in manifests of before sizes were noted.
+    with pytest.raises(ArtifactError, match=r'a\.txt: has a wrong SHA-256'):
+        read_artifact(tmp_path, 'thing')
+
+
+def test_linked_files_are_not_hashed_again(tmp_path, monkeypatch):
+    write(tmp_path, 'old')
+    hashed = []
+    original = artifact._checksum
+    monkeypatch.setattr(artifact, '_checksum',
+                        lambda file: hashed.append(file.name) or original(file))
+    old = data_file(tmp_path)
+
+    def link(folder):
+        os.link(old, folder / 'linked.txt')
+        (folder / 'new.txt').write_text('new')
+        return {}
+
+    write_artifact(tmp_path, 'thing', link)
+    assert hashed == ['new.txt'] and not old.exists()
+    folder, _ = read_artifact(tmp_path, 'thing', verify=True)
+    assert (folder / 'linked.txt').read_text() == 'old'
+
+
+def test_a_version_that_comes_while_the_old_one_is_opened_is_opened_instead(tmp_path):
+    write(tmp_path, 'old')
+    seen = []
+
+    def read(folder, fields):
+        if not seen:
+            write(tmp_path, 'newer')  # Another process replaces and removes `folder`.
+        seen.append((folder / 'sub' / 'a.txt').exists())
+        return (folder / 'sub' / 'a.txt').read_text()
+
+    assert open_artifact(tmp_path, 'thing', read) == 'newer' and seen == [False, True]
+
+    def fail(folder, fields):
+        raise ArtifactError('of no use')
+
+    with pytest.raises(ArtifactError, match='of no use'):
+        open_artifact(tmp_path, 'thing', fail)
+
+
+def test_what_is_mapped_of_an_old_version_stays_readable(tmp_path):
+    array = np.arange(1 << 16)
+
+    def files(folder):
+        np.save(folder / 'a.npy', array)
+        return {}
+
+    write_artifact(tmp_path, 'thing', files)
+    mapped = open_artifact(tmp_path, 'thing', lambda folder, _: np.load(
+        folder / 'a.npy', mmap_mode='r'))
+    write(tmp_path, 'new')
+    assert len(list(tmp_path.iterdir())) == 2
+    np.testing.assert_array_equal(mapped, array)

@@ -160,7 +160,11 @@ def trip_count(loop: Instruction, module: Module) -> int | None:
     if match := re.search(r'known_trip_count[^0-9]*(\d+)', loop.attributes):
         return int(match.group(1))
     condition = module.computations[loop.called('condition')[0]]
-    return _compared_with(condition, module)
+    limit = _compared_with(condition, module)
+    if limit is None:
+        return None
+    # Loops that XLA makes of products and gathers go on by more than one.
+    return -(-limit // _step(condition, module.computations[loop.called('body')[0]], module))
 
 
 def _compared_with(condition: Computation, module: Module) -> int | None:
@@ -172,6 +176,27 @@ def _compared_with(condition: Computation, module: Module) -> int | None:
     if len(compares) != 1 or 'direction=LT' not in compares[0].attributes or logic:
         return None
     return constants[0] if len(constants) == 1 else None
+
+
+def _step(condition: Computation, body: Computation, module: Module) -> int:
+    """By how much a loop's body moves the counter that its condition looks at; 1 if unclear."""
+    elements = [i for i in _all(condition, module, 'get-tuple-element')]
+    match = re.search(r'index=(\d+)', elements[0].attributes) if len(elements) == 1 else None
+    moved = body.operand(body.root, int(match.group(1))) if match else None
+    while moved is not None and moved.opcode in ('copy', 'bitcast'):
+        moved = body.operand(moved, 0)
+    if moved is None:
+        return 1
+    inner = body
+    if moved.opcode == 'fusion':
+        inner = module.computations[moved.called()[0]]
+        moved = inner.root
+    if moved.opcode != 'add':
+        return 1
+    numbers = [operand.operand_text for n in range(2)
+               if (operand := inner.operand(moved, n)) is not None
+               and operand.opcode == 'constant' and operand.operand_text.isdecimal()]
+    return int(numbers[0]) if len(numbers) == 1 and int(numbers[0]) > 0 else 1
 
 
 def _all(computation: Computation, module: Module, opcode: str) -> Iterator[Instruction]:

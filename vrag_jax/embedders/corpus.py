@@ -14,7 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
-from vrag_jax.parallel.processes import exchange, is_main, share
+from vrag_jax.parallel.distributed import is_main
+from vrag_jax.parallel.processes import exchange, share
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.page_vectors import DTYPES, PageVectors, write_page_vectors

@@ -64,7 +64,9 @@ def load_embedder(config: EmbedderConfig, mesh: Mesh | None = None,
       ValueError: if it holds another model; says what does not fit.
     """
     if config.kind == 'text':
-        directory = wheel_directory() if config.path == MINILM else Path(config.path)
-        return TextEmbedder(directory, config.text, config.dtype, config.batch_tokens, mesh, rules)
+        directory, text = Path(config.path), config.text
+        if config.path == MINILM:
+            directory, text = wheel_directory(), dataclasses.replace(text, latin_only=True)
+        return TextEmbedder(directory, text, config.dtype, config.batch_tokens, mesh, rules)
     return VisualEmbedder(Path(config.path), config.kind == 'colqwen', config.visual,
                           config.dtype, config.batch_tokens, mesh, rules)

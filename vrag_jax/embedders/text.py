@@ -5,6 +5,7 @@ import hashlib
 import importlib.util
 import json
 import threading
+import unicodedata
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -53,6 +54,8 @@ class TextConfig:
         'query: ' and 'passage: ' for e5.
       pooling: 'mean' over tokens or the first token ('cls'); '' takes what the checkpoint
         says, in `1_Pooling/config.json`.
+      latin_only: whether the model reads Latin script alone. Queries that are mostly in
+        others get zeros, which find nothing: in a hybrid, those who can read it decide.
     """
 
     max_length: int = 0
@@ -61,6 +64,7 @@ class TextConfig:
     query_prefix: str = ''
     page_prefix: str = ''
     pooling: str = ''
+    latin_only: bool = False
 
     def __post_init__(self):
         if self.windows not in WINDOWS:
@@ -129,8 +133,11 @@ class TextEmbedder:
         return [_unit(page.mean(axis=0, keepdims=True)) for page in vectors]
 
     def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
-        """Returns `[1, dims]` float32 unit rows; long queries are cut."""
-        return list(self._embed([self._windows.of_query(q) for q in queries])[:, None])
+        """Returns `[1, dims]` float32 unit rows, zeros for what it cannot read; cuts long ones."""
+        rows = self._embed([self._windows.of_query(q) for q in queries])
+        if self.config.latin_only:
+            rows *= np.array([mostly_latin(query) for query in queries]).reshape(-1, 1)
+        return list(rows[:, None])
 
     def input_digest(self, page: PageContent) -> str:
         """Returns a digest of the tokens of a page: equal if nothing tells two apart."""
@@ -156,6 +163,13 @@ class TextEmbedder:
         for done in running:
             _collect(out, *done)
         return out
+
+
+def mostly_latin(text: str) -> bool:
+    """Whether at least half of a text's letters, if it has any, are of the Latin script."""
+    letters = [c for c in text if c.isalpha()]
+    latin = sum(unicodedata.name(c, '').startswith(('LATIN', 'FULLWIDTH LATIN')) for c in letters)
+    return 2 * latin >= len(letters)
 
 
 def wheel_directory() -> Path:

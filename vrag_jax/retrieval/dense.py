@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -34,6 +34,9 @@ class DenseRetriever:
                                 f'{encoder.fingerprint[:12]!r}')
         self.encoder = encoder
         self.index = index
+        # What learns from the corpus has to be fitted again when pages change.
+        self._lexical = cast(PageEncoder, encoder) if hasattr(encoder, 'fit') else None
+        self._embedder = cast(Embedder, encoder) if self._lexical is None else None
 
     @classmethod
     def build(cls, embedder: Embedder, ids: Sequence[str], vectors: np.ndarray,
@@ -67,35 +70,39 @@ class DenseRetriever:
         return self.index.ids
 
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
-        if _is_lexical(self.encoder):
-            vectors = self.encoder.encode_queries(queries)
+        if not queries:
+            return [], []
+        if self._lexical is not None:
+            vectors = self._lexical.encode_queries(queries)
         else:
-            vectors = np.concatenate(self.encoder.embed_queries(queries))
+            assert self._embedder is not None
+            vectors = np.concatenate(self._embedder.embed_queries(queries))
         matchable = np.any(vectors != 0, axis=1)
         found = iter(zip(*self.index.search_batched(vectors[matchable], k, allowed), strict=True))
-        none = [], np.zeros(0, np.float32)
+        none: tuple[list[str], np.ndarray] = [], np.zeros(0, np.float32)
         hits = [next(found) if able else none for able in matchable.tolist()]
         return [ids for ids, _ in hits], [scores for _, scores in hits]
 
     def updated(self, changes: Changes) -> 'DenseRetriever':
-        if _is_lexical(self.encoder):
+        if self._lexical is not None:
             # Weights of terms depend on all pages.
             pages = changes.pages()
             return DenseRetriever.fit(
-                copy.copy(self.encoder), [page.page_id for page in pages],
+                copy.copy(self._lexical), [page.page_id for page in pages],
                 [page.text for page in pages], self.index.config)
+        assert self._embedder is not None
         ids = [page.page_id for page in changes.added]
         vectors = np.zeros((0, self.index.dims), np.float32)
         if ids:
-            vectors = np.concatenate(self.encoder.embed_pages(changes.added))
+            vectors = np.concatenate(self._embedder.embed_pages(changes.added))
         return DenseRetriever(self.encoder, self.index.updated(vectors, ids, changes.deleted))
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         (folder / 'encoder').mkdir()
         (folder / 'index').mkdir()
         encoder: dict[str, Any] = {'kind': self.encoder.kind}
-        if _is_lexical(self.encoder):
-            encoder |= self.encoder.write_files(folder / 'encoder')
+        if self._lexical is not None:
+            encoder |= self._lexical.write_files(folder / 'encoder')
         else:
             encoder |= {'embedder': self.encoder.fingerprint}
         return {'encoder': encoder, 'index': self.index.write_files(folder / 'index')}
@@ -114,7 +121,3 @@ class DenseRetriever:
         else:
             encoder = read_encoder(kind, folder / 'encoder', encoder_fields)
         return cls(encoder, ScannIndex.from_files(folder / 'index', index_fields))
-
-
-def _is_lexical(encoder: Any) -> Any:
-    return hasattr(encoder, 'fit')

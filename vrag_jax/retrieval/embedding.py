@@ -58,7 +58,10 @@ class Embedder(Protocol):
         """Returns `[T, dims]` float32 unit rows of each page; T is 1 for single vectors."""
 
     def embed_queries(self, queries: Sequence[str]) -> list[np.ndarray]:
-        """Returns `[T, dims]` float32 unit rows of each query; T is 1 for single vectors."""
+        """Returns `[T, dims]` float32 unit rows of each query; T is 1 for single vectors.
+
+        A query that the model cannot read, and so finds nothing, is all zeros.
+        """
 
     def input_digest(self, page: PageContent) -> str:
         """Returns a digest of a page as the model sees it: equal pages have equal vectors."""

@@ -40,7 +40,8 @@ class PageFields:
         self._count = len(pages)
         self._rows: dict[str, dict[tuple[bool, Value], list[int]]] = {}
         for row, page in enumerate(pages):
-            fields = {'page_id': page.page_id, 'document': page.document, 'page': page.page}
+            fields: dict[str, Value] = {
+                'page_id': page.page_id, 'document': page.document, 'page': page.page}
             for name, value in [*fields.items(), *page.metadata.items()]:
                 self._rows.setdefault(name, {}).setdefault(_key(value), []).append(row)
 

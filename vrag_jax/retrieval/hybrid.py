@@ -82,10 +82,10 @@ class HybridRetriever:
             for total, ids in zip(totals, found, strict=True):
                 for rank, page_id in enumerate(ids, start=1):
                     total[page_id] += weight / (self.config.constant + rank)
-        ids = [sorted(total, key=lambda i, total=total: (-total[i], self._row[i]))[:k]
-               for total in totals]
-        return ids, [np.array([total[i] for i in best], np.float32)
-                     for total, best in zip(totals, ids, strict=True)]
+        best = [sorted(total, key=lambda i, total=total: (  # type: ignore[misc]
+            -total[i], self._row[i]))[:k] for total in totals]
+        return best, [np.array([total[i] for i in ids], np.float32)
+                      for total, ids in zip(totals, best, strict=True)]
 
     def updated(self, changes: Changes) -> 'HybridRetriever':
         return HybridRetriever([r.updated(changes) for r in self.retrievers], self.config)

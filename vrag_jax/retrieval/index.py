@@ -268,12 +268,32 @@ class ScannIndex:
             return ScannIndex(self._searcher, self._vectors, new_ids, self.dims, self.encoder,
                               self.config, base_rows, added, self.recall)
         own = self._vectors_of(kept)
-        if own is None and all_vectors is None:
+        if own is not None:
+            whole = np.concatenate([own, vectors])
+        elif all_vectors is not None:
+            whole = all_vectors()
+        else:
             raise ValueError('the index has to be built anew and has not kept its vectors')
-        whole = np.concatenate([own, vectors]) if own is not None else (all_vectors or list)()
         _LOG.info('index of %d vectors built anew after %d changes', len(whole), changed)
         return ScannIndex.build(whole, new_ids, self.encoder, self.config,
                                 keep_vectors=self._vectors is not None)
+
+    def with_config(self, config: IndexConfig) -> 'ScannIndex':
+        """Returns the same index, searched with other leaves and candidates.
+
+        Args:
+          config: `leaves_searched`, `reorder`, `compact_share` and `recall_queries` may differ.
+
+        Raises:
+          ValueError: if something else differs: that has to be built.
+        """
+        free = {name: getattr(self.config, name) for name in (
+            'leaves_searched', 'reorder', 'compact_share', 'recall_queries')}
+        if dataclasses.replace(config, **free) != self.config:
+            raise ValueError(f'only {", ".join(free)} can differ without building an index, got '
+                             f'{config} for {self.config}')
+        return ScannIndex(self._searcher, self._vectors, self.ids, self.dims, self.encoder,
+                          config, self._base_rows, self._added)
 
     def save(self, directory: Path) -> None:
         """Writes the index to a directory, replacing one that is there atomically."""
@@ -324,11 +344,11 @@ class ScannIndex:
         if any(folder.rglob('*.pkl')):
             raise ArtifactError(f'{folder}: holds a pickle, which is never loaded')
         searcher = scann_ops_pybind.load_searcher(str(folder / _SCANN))
-        base_rows = added = None
+        base_rows, added = np.arange(searcher.size()), np.zeros((0, dims), np.float32)
         if 'recall' in fields:  # Indices of before there were updates lack it.
             added = np.load(folder / _ADDED, allow_pickle=False)
             base_rows = np.load(folder / _BASE_ROWS, allow_pickle=False)
-        rows = searcher.size() if base_rows is None else len(base_rows) + len(added)
+        rows = len(base_rows) + len(added)
         if rows != len(ids):
             raise ArtifactError(f'{folder / _SCANN}: holds {rows} vectors for {len(ids)} ids')
         vectors = (np.load(folder / _VECTORS, mmap_mode='r', allow_pickle=False)

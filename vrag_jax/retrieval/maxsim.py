@@ -1,5 +1,6 @@
 """Exact MaxSim of queries with pages of a token store, in JAX, in static shapes."""
 
+import contextlib
 import functools
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,7 +17,8 @@ _PRODUCTS = 1 << 24  # Products of tokens in one call, at most: 64 MiB.
 _QUERY_TOKENS = 512  # In one call, where all pages are scored.
 _BYTES = 64 << 20  # Of the tokens, as float32, in one call.
 _ALIGNED = 64
-_THREAD = threading.local()
+_BUFFERS: list[np.ndarray] = []  # One at most: callers mostly come one at a time.
+_LOCK = threading.Lock()
 
 
 def maxsim(store: TokenStore, queries: Sequence[np.ndarray],
@@ -83,8 +85,8 @@ def _best_products(store: TokenStore, query: np.ndarray, rows: np.ndarray
                    ) -> Iterator[np.ndarray]:
     """Yields the best product of each of the query's tokens [T, D] with some of the pages.
 
-    One buffer a thread is filled again and again, as soon as the scores of what was in it
-    are there: getting fresh memory from the system takes longer than filling it.
+    A buffer is filled again and again, as soon as the scores of what was in it are there:
+    getting fresh memory from the system takes longer than filling it.
     """
     binary = store.config.storage == 'binary'
     # XLA's conversion of bfloat16 on CPUs takes longer than the products.
@@ -100,24 +102,32 @@ def _best_products(store: TokenStore, query: np.ndarray, rows: np.ndarray
         size = max(1, int(np.searchsorted(ends, before + most, side='right')) - position)
         part = rows[position:position + size]
         total = bucket(int(store.table[part, 2].sum()), steps=8)
-        blocks = _buffer(total * block_shape[0] * block_shape[1] * dtype.itemsize)
-        blocks = blocks.view(dtype).reshape(total, *block_shape)
-        counts = store.gather(part, blocks)
-        blocks[counts.sum():] = 0
-        pages = np.full(total, bucket(size), np.int32)  # Padding belongs to no page.
-        pages[:counts.sum()] = np.repeat(np.arange(size), counts)
-        best = _score(query, blocks, pages, pages=bucket(size), dims=store.dims)
-        yield np.array(best)[:size]
+        with _buffer(total * block_shape[0] * block_shape[1] * dtype.itemsize) as memory:
+            blocks = memory.view(dtype).reshape(total, *block_shape)
+            counts = store.gather(part, blocks)
+            blocks[counts.sum():] = 0
+            pages = np.full(total, bucket(size), np.int32)  # Padding belongs to no page.
+            pages[:counts.sum()] = np.repeat(np.arange(size), counts)
+            best = np.array(_score(query, blocks, pages, pages=bucket(size), dims=store.dims))
+        yield best[:size]
         position += size
 
 
-def _buffer(size: int) -> np.ndarray:
-    """Returns this thread's buffer of `size` bytes, uint8, with anything in it."""
-    if getattr(_THREAD, 'buffer', None) is None or len(_THREAD.buffer) < size:
+@contextlib.contextmanager
+def _buffer(size: int) -> Iterator[np.ndarray]:
+    """Lends a buffer of `size` bytes, uint8, with anything in it."""
+    with _LOCK:
+        memory = _BUFFERS.pop() if _BUFFERS else np.empty(0, np.uint8)
+    if len(memory) < size:
         memory = np.empty(size + _ALIGNED, np.uint8)
         # What is aligned so is used by XLA on CPUs where it lies; anything else is copied.
-        _THREAD.buffer = memory[-memory.ctypes.data % _ALIGNED:]
-    return _THREAD.buffer[:size]
+        memory = memory[-memory.ctypes.data % _ALIGNED:]
+    try:
+        yield memory[:size]
+    finally:
+        with _LOCK:
+            if not _BUFFERS:
+                _BUFFERS.append(memory)
 
 
 @functools.partial(jax.jit, static_argnames=('pages', 'dims'))

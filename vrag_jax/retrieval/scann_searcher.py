@@ -67,8 +67,7 @@ def build_searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
     if count < config.exact_below:
         return builder.score_brute_force().build()
     if count >= config.tree_from:
-        leaves = max(1, round(math.sqrt(count)))
-        builder = builder.tree(leaves, max(1, round(leaves * config.leaves_searched)),
+        builder = builder.tree(_leaves(count, 1.0), _leaves(count, config.leaves_searched),
                                training_sample_size=min(count, 250_000))
     builder = builder.score_ah(config.block_dims,
                                anisotropic_quantization_threshold=config.anisotropic_threshold)
@@ -95,10 +94,16 @@ def search_searcher(searcher: Any, queries: np.ndarray, k: int, config: IndexCon
     """
     count = searcher.size()
     reorder = min(max(k, config.reorder), count) if config.reorder_dtype else None
-    leaves = max(1, round(math.sqrt(count))) if everywhere and count >= config.tree_from else None
+    leaves = None
+    if count >= config.tree_from:
+        leaves = _leaves(count, 1.0 if everywhere else config.leaves_searched)
     search = (searcher.search_batched_parallel if len(queries) >= _PARALLEL_FROM
               else searcher.search_batched)
     rows, scores = search(queries, k, reorder, leaves)
     # ScaNN pads with row 0 and score NaN where it has found fewer than k.
     found = np.isfinite(scores)
     return [(r[f], s[f]) for r, s, f in zip(rows, scores, found, strict=True)]
+
+
+def _leaves(count: int, share: float) -> int:
+    return max(1, round(max(1, round(math.sqrt(count))) * share))
