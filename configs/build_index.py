@@ -5,7 +5,7 @@
 
 The same command again takes over what has changed in the sources: new, changed and removed
 documents. Killed, it goes on where it was. OCR of pages without text needs the extra `ocr`.
-1,371 PDF pages take about half a minute on a core, and some five minutes more where 183 of
+1,371 PDF pages take about half a minute on a core, and some four minutes more where 183 of
 them are scans. See `docs/RETRIEVAL.md`. The pages are then given to other tasks with
 
     --config.data.source=files --config.data.manifest=runs/reports/pages/pages.jsonl
