@@ -66,23 +66,28 @@ def mmlongbench(folder: Path, kept: Path) -> DataSet:
     pages = kept / 'mmlongbench_pages'
     print(ingest([folder / 'documents'], pages, IngestConfig(ocr=True)))
     store = PageStore.open(pages / MANIFEST)
-    by_file = {PurePath(page.document).stem: page.document for page in store}
     questions = []
     for number, record in enumerate(json.loads((folder / 'samples.json').read_text('utf-8'))):
         evidence = ast.literal_eval(record['evidence_pages'])
         if record['answer_format'] == 'None' or not evidence:
             continue
         question = Question(str(number), record['question'], record['answer'])
-        document = by_file[PurePath(record['doc_id']).stem]
+        document = PurePath(record['doc_id']).stem
         questions.append(with_pages(question, store, document, evidence))
     return DataSet('mmlongbench_dev', store, page_texts(store), questions)
 
 
 def with_pages(question: Question, store: PageStore, document: str,
                pages: Iterable[int]) -> Question:
-    """The question with the ids of its pages."""
-    ids = tuple(store.find(document, page) for page in pages)
-    return dataclasses.replace(question, page_ids=tuple(i for i in ids if i is not None))
+    """The question with the ids of its pages.
+
+    Raises:
+      ValueError: if the store does not hold one of them.
+    """
+    ids = {page: store.find(document, page) for page in pages}
+    if None in ids.values():
+        raise ValueError(f'{document}: of the pages {ids} some are not in the store')
+    return dataclasses.replace(question, page_ids=tuple(map(str, ids.values())))
 
 
 def retrievers(data: DataSet, kept: Path) -> dict[str, Retriever]:
@@ -111,8 +116,8 @@ def retrievers(data: DataSet, kept: Path) -> dict[str, Retriever]:
         'MiniLM, mean of its windows': minilm['mean'],
         'hybrid: n-gram 1, BM25 1': hybrid((ngram, 1), (bm25, 1)),
         'hybrid: n-gram 1, MiniLM 1': hybrid((ngram, 1), (minilm['max'], 1)),
-        'hybrid: n-gram 1, MiniLM 0.3': hybrid((ngram, 1), (minilm['max'], 0.3)),
-        'hybrid: n-gram 1, MiniLM mean 0.3': hybrid((ngram, 1), (minilm['mean'], 0.3)),
+        'hybrid: n-gram 1, MiniLM 0.2': hybrid((ngram, 1), (minilm['max'], 0.2)),
+        'hybrid: n-gram 1, MiniLM mean 0.2': hybrid((ngram, 1), (minilm['mean'], 0.2)),
         'hybrid: n-gram 1, BM25 1, MiniLM 0.5': hybrid(
             (ngram, 1), (bm25, 1), (minilm['max'], 0.5)),
     }

@@ -54,8 +54,9 @@ class TextConfig:
         'query: ' and 'passage: ' for e5.
       pooling: 'mean' over tokens or the first token ('cls'); '' takes what the checkpoint
         says, in `1_Pooling/config.json`.
-      latin_only: whether the model reads Latin script alone. Queries that are mostly in
-        others get zeros, which find nothing: in a hybrid, those who can read it decide.
+      latin_only: whether the model reads Latin script alone. Queries with more than a tenth
+        of their letters in others get zeros, which find nothing: in a hybrid, those
+        retrievers decide that can read them.
     """
 
     max_length: int = 0
@@ -136,7 +137,7 @@ class TextEmbedder:
         """Returns `[1, dims]` float32 unit rows, zeros for what it cannot read; cuts long ones."""
         rows = self._embed([self._windows.of_query(q) for q in queries])
         if self.config.latin_only:
-            rows *= np.array([mostly_latin(query) for query in queries]).reshape(-1, 1)
+            rows *= np.array([reads_latin(query) for query in queries]).reshape(-1, 1)
         return list(rows[:, None])
 
     def input_digest(self, page: PageContent) -> str:
@@ -165,11 +166,11 @@ class TextEmbedder:
         return out
 
 
-def mostly_latin(text: str) -> bool:
-    """Whether at least half of a text's letters, if it has any, are of the Latin script."""
+def reads_latin(text: str) -> bool:
+    """Whether nine tenths of a text's letters or more, if it has any, are of the Latin script."""
     letters = [c for c in text if c.isalpha()]
     latin = sum(unicodedata.name(c, '').startswith(('LATIN', 'FULLWIDTH LATIN')) for c in letters)
-    return 2 * latin >= len(letters)
+    return 10 * latin >= 9 * len(letters)
 
 
 def wheel_directory() -> Path:
