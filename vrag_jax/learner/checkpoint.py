@@ -54,17 +54,23 @@ class Checkpointer:
             ),
         )
 
+        self._digests: tuple[Params, dict[str, np.ndarray]] | None = None
+
     @property
     def latest(self) -> int | None:
         """Step of the newest whole checkpoint, or None."""
         return self._manager.latest_step()
+
+    def warm_up(self, state: TrainState) -> None:
+        """Works out the digests of what is frozen, so that no save compiles anything."""
+        self._frozen_digests(state)
 
     def save(self, state: TrainState, device_key: np.ndarray, host: Mapping[str, Any]) -> None:
         """Saves after `state.step` steps; a step that exists is left alone."""
         step = int(state.step)
         if step in self._manager.all_steps():
             return
-        arrays = _as_tree(state) | {'device_key': np.asarray(device_key)}
+        arrays = self._as_tree(state) | {'device_key': np.asarray(device_key)}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -88,7 +94,7 @@ class Checkpointer:
         step = self.latest if step is None else step
         if step is None:
             raise FileNotFoundError(f'no checkpoint in {self._manager.directory}')
-        target = _as_tree(like) | {'device_key': np.zeros(2, np.uint32)}
+        target = self._as_tree(like) | {'device_key': np.zeros(2, np.uint32)}
         self._check_shapes(step, target)
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, target)
         restored = self._manager.restore(
@@ -118,19 +124,23 @@ class Checkpointer:
                     f'checkpoint, but {wanted.get(path, "(missing)")} here'
                 )
 
+    def _as_tree(self, state: TrainState) -> dict[str, Any]:
+        """What is saved of a state."""
+        return {'state': {name: getattr(state, name) for name in _FIELDS},
+                'frozen': self._frozen_digests(state)}
+
+    def _frozen_digests(self, state: TrainState) -> dict[str, np.ndarray]:
+        if self._digests is None or self._digests[0] is not state.frozen:
+            found = _digests(state.frozen) if state.frozen else {}
+            self._digests = state.frozen, {path: np.asarray(x) for path, x in found.items()}
+        return self._digests[1]
+
     def close(self) -> None:
         """Waits for what is being written."""
         self._manager.close()
 
 
 _FIELDS = ('trainable', 'opt_state', 'step')
-
-
-def _as_tree(state: TrainState) -> dict[str, Any]:
-    """What is saved of a state."""
-    frozen = _digests(state.frozen) if state.frozen else {}
-    return {'state': {name: getattr(state, name) for name in _FIELDS},
-            'frozen': {path: np.asarray(value) for path, value in frozen.items()}}
 
 
 @jax.jit

@@ -14,6 +14,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from vrag_jax.parallel.distributed import barrier, is_main, who_has_what
 
+SMALLEST_CHUNK = 2**20
 CHUNK_BYTES = 64 * 2**20  # Of each process at a time: it passes through device memory.
 
 T = TypeVar('T')
@@ -42,10 +43,15 @@ def exchange(value: T, name: str = 'exchange') -> list[T]:
         return [value]
     barrier(name)  # Collectives of devices give up sooner than a rollout may take.
     data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
-    sizes = multihost_utils.process_allgather(np.array(len(data), np.int64)).reshape(-1)
+    # In bytes, because JAX has no 64-bit integers unless asked.
+    own_size = np.array([len(data)], np.int64).view(np.uint8)
+    sizes = np.asarray(multihost_utils.process_allgather(own_size)).reshape(-1, 8).copy().view(
+        np.int64).reshape(-1)
     parts: list[list[np.ndarray]] = [[] for _ in sizes]
     for start in range(0, int(sizes.max()), CHUNK_BYTES):
-        width = min(CHUNK_BYTES, int(sizes.max()) - start)
+        # Powers of two, and no small ones, so that few programs are compiled.
+        width = min(CHUNK_BYTES, max(
+            SMALLEST_CHUNK, 1 << (int(sizes.max()) - start - 1).bit_length()))
         chunk = np.zeros(width, np.uint8)
         own = data[start : start + width]
         chunk[: len(own)] = own

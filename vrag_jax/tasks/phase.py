@@ -69,7 +69,9 @@ def run_phase(
         on_save()
     first = learner.step // updates_per_step
     if first < total:
-        device_key(seed, first)  # Compiled now, not at the first save.
+        # Compiled now, not at the first save.
+        device_key(seed, first)
+        checkpointer.warm_up(learner.state)
         warm_up()
     metrics.begin(name, first, total)
     with ThreadPoolExecutor(1) as pool:
