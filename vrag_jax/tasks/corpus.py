@@ -144,12 +144,22 @@ def open_search(config: RunConfig, store: PageStore, workdir: Path) -> PageSearc
     return remote
 
 
+def read_engine(store: PageStore, workdir: Path) -> SearchEngine:
+    """Opens the index in `workdir` as it is.
+
+    Raises:
+      FileNotFoundError: if there is none.
+      ArtifactError: if it is damaged or of other pages.
+    """
+    return SearchEngine.open(index_directory(workdir), store)
+
+
 def open_engine(config: RunConfig, store: PageStore, workdir: Path) -> SearchEngine:
     """Opens the index in `workdir`, or builds it where it is missing or of other pages."""
     directory = index_directory(workdir)
     if directory.exists():
         try:
-            engine = SearchEngine.open(directory, store)
+            engine = read_engine(store, workdir)
             if getattr(engine.encoder, 'config', None) == config.retrieval.encoder:
                 return engine
         except (ArtifactError, FileNotFoundError) as error:

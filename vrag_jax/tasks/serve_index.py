@@ -8,7 +8,7 @@ from vrag_jax.config import ConfigError
 from vrag_jax.retrieval.artifact import MANIFEST, ArtifactError
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.tasks.corpus import index_directory, open_engine, page_manifest
+from vrag_jax.tasks.corpus import index_directory, open_engine, page_manifest, read_engine
 from vrag_jax.tasks.settings import RunConfig
 
 _LOG = logging.getLogger(__name__)
@@ -34,13 +34,13 @@ def run(config: RunConfig, workdir: Path) -> None:
     from vrag_jax.serving.live import LiveIndex
     from vrag_jax.serving.server import serve
 
-    manifest, directory = page_manifest(config, workdir), index_directory(workdir)
+    manifest = page_manifest(config, workdir)
 
     def load() -> tuple[PageStore, SearchEngine]:
         store = PageStore.open(manifest)
-        return store, SearchEngine.open(directory, store)
+        return store, read_engine(store, workdir)
 
-    watched = manifest, directory / MANIFEST
+    watched = manifest, index_directory(workdir) / MANIFEST
     try:
         live = LiveIndex(load, watched)
     except (ArtifactError, FileNotFoundError) as error:
