@@ -153,7 +153,7 @@ class FdeEncoder:
         order = np.argsort(-lengths, kind='stable')
         start = 0
         while start < len(order):
-            padded = bucket(int(lengths[order[start]]), least=16)
+            padded = bucket(int(lengths[order[start]]), least=16, steps=8)
             floats = padded * self.config.repetitions * 2**self.config.bits
             rows = min(bucket(len(order) - start), 1 << (max(1, _CHUNK_FLOATS // floats)
                                                          .bit_length() - 1))
@@ -185,38 +185,48 @@ def _encode(tokens: jax.Array, lengths: jax.Array, state: dict[str, jax.Array], 
     """Returns [N, dims] encodings of tokens [N, T, D], of which the first `lengths` [N] count."""
     count, length, _ = tokens.shape
     einsum = functools.partial(jnp.einsum, precision='highest')
-    real = jnp.arange(length) < lengths[:, None]
+    real = (jnp.arange(length) < lengths[:, None])[:, None, None]  # [N, 1, 1, T]
     centred = tokens - state['mean']
     if 'planes' in state:
         bits = state['planes'].shape[2]
         buckets = 2**bits
-        signs = einsum('ntd,drk->ntrk', centred, state['planes']) > 0
-        codes = (signs << jnp.arange(bits)).sum(-1)
+        signs = einsum('ntd,drk->nrtk', centred, state['planes']) > 0
+        codes = (signs << jnp.arange(bits)).sum(-1)  # [N, R, T]
     else:
         buckets = state['centres'].shape[1]
-        closeness = einsum('ntd,rbd->ntrb', centred, state['centres'])
-        codes = closeness.argmax(-1)  # [N, T, R]
-    member = (codes[..., None] == jnp.arange(buckets)) & real[..., None, None]  # [N, T, R, B]
+        closeness = einsum('rbd,ntd->nrbt', state['centres'], centred)
+        # Not argmax, which takes XLA longer on CPUs than the products.
+        codes = _first(closeness == closeness.max(2, keepdims=True), axis=2)
+    member = (codes[:, :, None] == jnp.arange(buckets)[:, None]) & real  # [N, R, B, T]
     values = centred if pages else tokens
     if 'projections' in state:
         inner = einsum('ntd,dri->nrti', values, state['projections'])
     else:
-        inner = values[:, None]  # [N, R or 1, T, I]
-    inner = jnp.broadcast_to(inner, (count, codes.shape[2], *inner.shape[2:]))
-    blocks = einsum('ntrb,nrti->nrbi', member.astype(jnp.float32), inner)
+        inner = jnp.broadcast_to(values[:, None], (*codes.shape, values.shape[-1]))
+    blocks = einsum('nrbt,nrti->nrbi', member.astype(jnp.float32), inner)
     if pages:
-        sizes = member.sum(1)  # [N, R, B]
+        sizes = member.sum(-1)  # [N, R, B]
         if 'planes' in state:
             # Of the tokens in the nearest bucket that has any, the first.
-            first = jnp.where(member, jnp.arange(length)[:, None, None], length).min(1)
-            codes = jnp.arange(buckets)
-            differing = jax.lax.population_count(codes[:, None] ^ codes)  # [B, B]
+            first = _first(member, axis=3)
+            number = jnp.arange(buckets)
+            differing = jax.lax.population_count(number[:, None] ^ number)  # [B, B]
             rank = jnp.where(sizes[:, :, None] > 0, differing * length + first[:, :, None],
                              (bits + 1) * length)
             nearest = rank.min(-1) % length  # [N, R, B]
         else:
-            nearest = jnp.where(real[..., None, None], closeness, -jnp.inf).argmax(1)
+            closeness = jnp.where(real, closeness, -jnp.inf)
+            nearest = _first(closeness == closeness.max(3, keepdims=True), axis=3)
         filled = jnp.take_along_axis(inner, nearest[..., None], axis=2)
         averages = blocks / jnp.maximum(sizes, 1)[..., None]
         blocks = jnp.where(sizes[..., None] > 0, averages, filled)
     return blocks.reshape(count, -1)
+
+
+def _first(true: jax.Array, axis: int) -> jax.Array:
+    """Returns the index of the first true value along an axis, or the axis' length, int32."""
+    size = true.shape[axis]
+    shape = [1] * true.ndim
+    shape[axis] = size
+    numbers = jnp.arange(size, dtype=jnp.int32).reshape(shape)
+    return jnp.where(true, numbers, size).min(axis)

@@ -30,7 +30,7 @@ class LateInteractionConfig:
     """How pages of several vectors are searched.
 
     Attributes:
-      exact_below: so few pages, or as few that a filter allows, are all scored exactly.
+      exact_below: fewer pages, or fewer that a filter allows, are all scored exactly.
       pool: pages that the index of encodings gives for a query, at most.
       centroids: of which each page notes the ones its tokens are near, to choose the
         candidates from the pool, see `centroids.CentroidTable`; 0 takes the best of the
@@ -137,7 +137,7 @@ class LateInteractionRetriever:
     @classmethod
     def _indexed(cls, embedder: Embedder, ids: tuple[str, ...], store: TokenStore,
                  config: LateInteractionConfig) -> 'LateInteractionRetriever':
-        if len(ids) <= config.exact_below:
+        if len(ids) < config.exact_below:
             return cls(embedder, ids, store, config, None)
         sample = sample_tokens(_Pages(store), _SAMPLE, config.seed)
         encoder = FdeEncoder.fit(sample, config.fde)
@@ -188,7 +188,7 @@ class LateInteractionRetriever:
         if not able or not len(rows):
             return hits
         vectors = [np.asarray(queries[number], np.float32) for number in able]
-        if self._candidates is None or len(rows) <= max(self.config.exact_below, k):
+        if self._candidates is None or len(rows) < max(self.config.exact_below, k + 1):
             scored = [(rows, scores) for scores in maxsim_all(self.store, vectors, rows)]
         else:
             chosen = self.candidates(vectors, max(k, self.config.candidates), allowed)
@@ -285,7 +285,7 @@ class LateInteractionRetriever:
         if store.unused > _UNUSED:
             _LOG.info('tokens of %d pages written anew', len(store))
             store = store.compacted(scratch)
-        if self._candidates is None or len(new_ids) <= self.config.exact_below:
+        if self._candidates is None or len(new_ids) < self.config.exact_below:
             return self._indexed(self.embedder, new_ids, store, self.config)
         parts = self._candidates
         fresh = _Pages(store, len(kept))

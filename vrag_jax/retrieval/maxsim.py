@@ -1,6 +1,7 @@
 """Exact MaxSim of queries with pages of a token store, in JAX, in static shapes."""
 
 import functools
+import threading
 from collections.abc import Iterator, Sequence
 
 import jax
@@ -13,7 +14,9 @@ from vrag_jax.retrieval.token_store import TokenStore
 
 _PRODUCTS = 1 << 24  # Products of tokens in one call, at most: 64 MiB.
 _QUERY_TOKENS = 512  # In one call, where all pages are scored.
-_IN_FLIGHT = 4  # Calls whose inputs are in memory at a time.
+_BYTES = 64 << 20  # Of the tokens, as float32, in one call.
+_ALIGNED = 64
+_THREAD = threading.local()
 
 
 def maxsim(store: TokenStore, queries: Sequence[np.ndarray],
@@ -30,18 +33,9 @@ def maxsim(store: TokenStore, queries: Sequence[np.ndarray],
     Returns:
       Of each query, scores [P] float32.
     """
-    pending: list[jax.Array] = []
-    scores: list[np.ndarray] = []
+    scores = []
     for query, wanted in zip(queries, rows, strict=True):
-        padded = _padded([query])
-        for blocks, pages, count in _chunks(store, wanted, len(padded)):
-            pending.append(_score(padded, blocks, pages, pages=bucket(count), dims=store.dims))
-            if len(pending) > _IN_FLIGHT:
-                pending[-_IN_FLIGHT].block_until_ready()
-    done = iter(pending)
-    for query, wanted in zip(queries, rows, strict=True):
-        parts = [np.asarray(next(done))[:count].sum(axis=1)
-                 for count in _chunk_sizes(store, wanted, bucket(len(query), least=8))]
+        parts = [best.sum(axis=1) for best in _best_products(store, _padded([query]), wanted)]
         scores.append(np.concatenate([np.zeros(0, np.float32), *parts]))
     return scores
 
@@ -69,11 +63,10 @@ def maxsim_all(store: TokenStore, queries: Sequence[np.ndarray], rows: np.ndarra
         padded = _padded(group)
         starts = np.cumsum([0, *(len(query) for query in group[:-1])])
         position = 0
-        for blocks, pages, count in _chunks(store, rows, len(padded)):
-            best = np.asarray(_score(padded, blocks, pages, pages=bucket(count), dims=store.dims))
-            sums = np.add.reduceat(best[:count, :tokens], starts, axis=1)
-            out[start:stop, position:position + count] = sums.T
-            position += count
+        for best in _best_products(store, padded, rows):
+            sums = np.add.reduceat(best[:, :tokens], starts, axis=1)
+            out[start:stop, position:position + len(best)] = sums.T
+            position += len(best)
         start = stop
     return out
 
@@ -81,42 +74,50 @@ def maxsim_all(store: TokenStore, queries: Sequence[np.ndarray], rows: np.ndarra
 def _padded(queries: Sequence[np.ndarray]) -> np.ndarray:
     """Returns the tokens of queries, and zeros up to a static size, [T, D] float32."""
     tokens = np.concatenate(queries).astype(np.float32)
-    padded = np.zeros((bucket(len(tokens), least=8), tokens.shape[1]), np.float32)
+    padded = np.zeros((bucket(len(tokens), least=8, steps=8), tokens.shape[1]), np.float32)
     padded[:len(tokens)] = tokens
     return padded
 
 
-def _chunk_sizes(store: TokenStore, rows: np.ndarray, query_tokens: int) -> list[int]:
-    """Returns how many pages go into each call."""
-    most = max(1, _PRODUCTS // (query_tokens * store.config.block))
+def _best_products(store: TokenStore, query: np.ndarray, rows: np.ndarray
+                   ) -> Iterator[np.ndarray]:
+    """Yields the best product of each of the query's tokens [T, D] with some of the pages.
+
+    One buffer a thread is filled again and again, as soon as the scores of what was in it
+    are there: getting fresh memory from the system takes longer than filling it.
+    """
+    binary = store.config.storage == 'binary'
+    # XLA's conversion of bfloat16 on CPUs takes longer than the products.
+    dtype = np.dtype(np.uint8 if binary else np.float32 if jax.default_backend() == 'cpu'
+                     else ml_dtypes.bfloat16)
+    block_shape = store.config.block, store.dims // 8 if binary else store.dims
+    most = min(_PRODUCTS // (len(query) * store.config.block),
+               _BYTES // (4 * store.config.block * store.dims))
     ends = np.cumsum(store.table[rows, 2])
-    sizes, position = [], 0
+    position = 0
     while position < len(rows):
         before = ends[position - 1] if position else 0
         size = max(1, int(np.searchsorted(ends, before + most, side='right')) - position)
-        sizes.append(size)
-        position += size
-    return sizes
-
-
-def _chunks(store: TokenStore, rows: np.ndarray, query_tokens: int
-            ) -> Iterator[tuple[np.ndarray, np.ndarray, int]]:
-    """Yields blocks, the page in the chunk that each belongs to, and the number of pages."""
-    binary = store.config.storage == 'binary'
-    # XLA's conversion of bfloat16 on CPUs takes longer than the products.
-    dtype = (np.uint8 if binary else np.float32 if jax.default_backend() == 'cpu'
-             else ml_dtypes.bfloat16)
-    position = 0
-    for size in _chunk_sizes(store, rows, query_tokens):
         part = rows[position:position + size]
         total = bucket(int(store.table[part, 2].sum()), steps=8)
-        width = store.dims // 8 if binary else store.dims
-        blocks = np.zeros((total, store.config.block, width), dtype)
+        blocks = _buffer(total * block_shape[0] * block_shape[1] * dtype.itemsize)
+        blocks = blocks.view(dtype).reshape(total, *block_shape)
         counts = store.gather(part, blocks)
+        blocks[counts.sum():] = 0
         pages = np.full(total, bucket(size), np.int32)  # Padding belongs to no page.
         pages[:counts.sum()] = np.repeat(np.arange(size), counts)
-        yield blocks, pages, size
+        best = _score(query, blocks, pages, pages=bucket(size), dims=store.dims)
+        yield np.array(best)[:size]
         position += size
+
+
+def _buffer(size: int) -> np.ndarray:
+    """Returns this thread's buffer of `size` bytes, uint8, with anything in it."""
+    if getattr(_THREAD, 'buffer', None) is None or len(_THREAD.buffer) < size:
+        memory = np.empty(size + _ALIGNED, np.uint8)
+        # What is aligned so is used by XLA on CPUs where it lies; anything else is copied.
+        _THREAD.buffer = memory[-memory.ctypes.data % _ALIGNED:]
+    return _THREAD.buffer[:size]
 
 
 @functools.partial(jax.jit, static_argnames=('pages', 'dims'))
@@ -142,6 +143,5 @@ def _score(query: jax.Array, blocks: jax.Array, page_of: jax.Array, *, pages: in
     precision = 'highest' if blocks.dtype == jnp.float32 else None
     products = jnp.einsum('bkd,td->bkt', blocks, query.astype(blocks.dtype),
                           precision=precision, preferred_element_type=jnp.float32)
-    best = jax.ops.segment_max(products.max(1), page_of, num_segments=pages,
+    return jax.ops.segment_max(products.max(1), page_of, num_segments=pages,
                                indices_are_sorted=True)
-    return best
