@@ -254,7 +254,8 @@ def main(_: list[str]) -> None:
     folder = workdir / f'mixed_{_PAGES.value}'
     manifest = write_large(folder, documents / 'documents', _PAGES.value)
     measure(f'{_PAGES.value:,} pages', folder, [f'--config.data.manifest={manifest}'],
-            mixed_queries(questions, _QUERIES.value // 4 + _CLIENTS.value, seed=2), manifest, conditions)
+            mixed_queries(questions, _QUERIES.value // 4 + _CLIENTS.value, seed=2), manifest,
+            conditions)
 
 
 if __name__ == '__main__':
