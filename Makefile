@@ -57,5 +57,5 @@ $(STAMP): $(DECLARED) | $(BIN)/python
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)
-	$(BIN)/python -m pip install -qq -e '.[dev,ocr,serve]'
+	$(BIN)/python -m pip install -qq -e '.[dev,ocr,quantization,serve,tpu-aot]'
 	@touch $@

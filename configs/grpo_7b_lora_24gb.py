@@ -20,4 +20,4 @@ from configs.paper import lora_config
 
 
 def get_config() -> ConfigDict:
-    return lora_config('qwen2_5_vl_7b', slots=8, quantization='int8')
+    return lora_config('qwen2_5_vl_7b', slots=6, quantization='int8')

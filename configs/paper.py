@@ -30,13 +30,16 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
       task: 'sft' or 'grpo'.
       preset: sizes of the policy, for a plan without its checkpoint.
       mesh: devices along `fsdp` and `tensor`; the rest are `data`. `tensor` is the
-        number of key heads (2 in 3B, 4 in 7B): it splits the attention scores of a
-        long row, the largest array of a step.
+        number of key heads (2 in 3B, 4 in 7B): it splits what a long row takes.
     """
     config = ConfigDict()
     config.task = task
     config.seed = 0
     config.instruction = INSTRUCTION
+    config.distributed = ConfigDict({
+        'cluster': 'auto', 'coordinator': '', 'processes': 0, 'process': -1,
+        'heartbeat_s': 30, 'start_timeout_s': 300,
+    })
     config.mesh = ConfigDict({
         'data': -1, 'fsdp': 1, 'sequence': 1, 'tensor': 1,
         'learner_rules': (), 'sampler_rules': (), **mesh,
@@ -97,12 +100,16 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
       preset, mesh, rows: see `sft_config`.
     """
     config = paper_config('grpo', preset, mesh)
+    # A token is decoded with all weights: where the learner gathers a layer's over `fsdp`
+    # once for thousands of tokens, the sampler splits or keeps them.
+    config.mesh.sampler_rules = (
+        ('embed', ()), ('mlp', ('fsdp', 'tensor')), ('vocab', ('fsdp', 'tensor')))
     prompts, group_size = 32, 5
     trajectories = prompts * group_size
     # Every trajectory of an iteration, each with an image in all turns but the last.
     config.feature_rows = trajectories * (config.environment.max_turns - 1) * 512
     config.sampler = ConfigDict({
-        # 8192 tokens of prompt and observations, 2048 of a reply. Half of the trajectories
+        # 8192 tokens of prompt and observations, 2048 of replies. Half of the trajectories
         # decode at a time; the cache holds 160 of them with a third of the greatest length.
         'slots': 80, 'fewer_slots': (16,), 'max_length': 8192 + 2048, 'max_new_tokens': 2048,
         'decode_tokens': 128, 'refill': 0.25, 'prefill_shapes': ((8, 640), (32, 64)),

@@ -20,6 +20,11 @@ def get_config() -> ConfigDict:
     config.feature_windows = (8, 32)
     config.feature_span = 4
 
+    config.distributed = ConfigDict({
+        'cluster': 'auto', 'coordinator': '', 'processes': 0, 'process': -1,
+        'heartbeat_s': 30, 'start_timeout_s': 300,
+    })
+    config.compile = ConfigDict({'topology': '', 'memory_gib': 0.0, 'programs': ()})
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})
     config.policy = ConfigDict({
         'preset': 'tiny', 'checkpoint': '', 'tokenizer_vocab': 640,

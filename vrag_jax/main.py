@@ -14,7 +14,7 @@ stdlib_logging.getLogger('transformers').addFilter(
     lambda record: not record.getMessage().startswith('PyTorch was not found'))
 
 from vrag_jax.config import ConfigError, parse  # noqa: E402
-from vrag_jax.parallel.processes import is_main  # noqa: E402
+from vrag_jax.parallel import distributed, processes  # noqa: E402
 from vrag_jax.tasks import check, registry  # noqa: E402
 from vrag_jax.tasks.settings import RunConfig  # noqa: E402
 
@@ -58,15 +58,25 @@ def main(argv: list[str]) -> None:
         sys.exit(f'unexpected arguments: {argv[1:]}')
     try:
         config = parse(RunConfig, _CONFIG.value)
-        check.check(config)
     except (ConfigError, OSError) as error:  # OSError: there is no such config file.
         sys.exit(' '.join(str(error).split()))
+    with distributed.processes(config.distributed):
+        run(config, Path(str(_WORKDIR.value)))
+
+
+def run(config: RunConfig, workdir: Path) -> None:
+    """Runs the task of a config, in all processes at once where there are several."""
+    try:
+        check.check(config)
+    except ConfigError as error:
+        sys.exit(' '.join(str(error).split()))
+    text = _CONFIG.value.to_json_best_effort(indent=1)
+    processes.agree(text, 'the config')
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes.
     stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
-    workdir = Path(str(_WORKDIR.value))
     workdir.mkdir(parents=True, exist_ok=True)
-    if is_main():
-        (workdir / 'config.json').write_text(_CONFIG.value.to_json_best_effort(indent=1) + '\n')
+    if distributed.is_main():
+        (workdir / 'config.json').write_text(text + '\n')
     registry.TASKS[config.task](config, workdir)
 
 

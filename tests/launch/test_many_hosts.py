@@ -24,8 +24,9 @@ def desk(tmp_path):
     for name in ('srun', 'gcloud', 'python'):
         path = tmp_path / 'bin' / name
         path.write_text(f'#!/bin/bash\nprintf "%s\\0" "$@" >> {tmp_path}/{name}.calls\n'
-                        f'echo >> {tmp_path}/{name}.calls\necho working\n'
-                        f'[ $(wc -l < {tmp_path}/{name}.calls) -gt ${{FAILURES:-0}} ]\n')
+                        f'printf "\\1" >> {tmp_path}/{name}.calls\necho working\n'
+                        f'[ $(tr -cd "\\1" < {tmp_path}/{name}.calls | wc -c)'
+                        ' -gt ${FAILURES:-0} ]\n')
         path.chmod(0o755)
     return tmp_path
 
@@ -41,7 +42,7 @@ def launch(desk, script, *arguments, **variables):
 def calls(desk, command):
     """The arguments of every call."""
     text = (desk / f'{command}.calls').read_text()
-    return [line.split('\0')[:-1] for line in text.splitlines()]
+    return [call.split('\0')[:-1] for call in text.split('\1')[:-1]]
 
 
 def slurm(desk, *flags, **variables):

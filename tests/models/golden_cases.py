@@ -109,6 +109,10 @@ CASES = (
          full_layers=(1,), rows=((), ((1, 8, 8), (1, 4, 6), (1, 8, 4)), ((1, 2, 8),))),
 )
 
+# Adapters that PEFT has saved are of this case.
+ADAPTED = CASES[1]
+ADAPTER = {'rank': 4, 'alpha': 6.0, 'targets': ('q_proj', 'v_proj', 'o_proj', 'down_proj')}
+
 
 def weight(case: Case, name: str, shape: tuple[int, ...]) -> np.ndarray:
     """A random tensor that depends on the case, the name and the shape alone.

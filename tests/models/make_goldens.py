@@ -1,6 +1,6 @@
 """Makes the parity goldens with transformers in torch.
 
-Needs torch and transformers, neither jax nor this package; from the repository:
+Needs torch, transformers and PEFT, neither jax nor this package; from the repository:
 
     python -m tests.models.make_goldens
 """
@@ -9,9 +9,18 @@ import json
 
 import numpy as np
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-from tests.models.golden_cases import CASES, GOLDENS, Case, gradient_sample, weight
+from tests.models.golden_cases import (
+    ADAPTED,
+    ADAPTER,
+    CASES,
+    GOLDENS,
+    Case,
+    gradient_sample,
+    weight,
+)
 
 
 def published(name: str) -> str:
@@ -61,6 +70,27 @@ def run(case: Case) -> dict[str, np.ndarray]:
     }
 
 
+def adapted(case: Case) -> np.ndarray:
+    """Saves random adapters of a case with PEFT; returns the logits that they give."""
+    targets = '|'.join(ADAPTER['targets'])
+    model = get_peft_model(build(case), LoraConfig(
+        r=ADAPTER['rank'], lora_alpha=ADAPTER['alpha'], lora_dropout=0.1,
+        target_modules=rf'.*language_model.*\.({targets})')).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if 'lora_' in name:
+                parameter.copy_(torch.from_numpy(weight(case, name, tuple(parameter.shape))))
+    tokens, real = (torch.from_numpy(x) for x in case.batch())
+    logits = model(
+        input_ids=tokens.long(), attention_mask=real.long(),
+        mm_token_type_ids=(tokens == model.config.image_token_id).int(),
+        image_grid_thw=torch.tensor(case.grids),
+        pixel_values=torch.from_numpy(np.concatenate(case.pixels()))).logits
+    model.save_pretrained(GOLDENS / 'adapter')
+    (GOLDENS / 'adapter' / 'README.md').unlink(missing_ok=True)
+    return logits.detach().numpy()[real.numpy()]
+
+
 def main():
     GOLDENS.mkdir(exist_ok=True)
     for case in CASES:
@@ -68,6 +98,9 @@ def main():
         np.savez_compressed(GOLDENS / f'{case.name}.npz', **golden)
         print(case.name, 'logits', golden['logits'].shape, 'std', golden['logits'].std(),
               'loss', golden['loss'])
+    logits = adapted(ADAPTED)
+    np.savez_compressed(GOLDENS / 'adapter' / 'logits.npz', logits=logits)
+    print('adapter', 'logits', logits.shape, 'std', logits.std())
 
 
 if __name__ == '__main__':

@@ -5,12 +5,12 @@ import json
 import pytest
 
 from tests.parallel.processes import Processes
-from vrag_jax.parallel import distributed
+from vrag_jax.parallel import distributed, processes
 from vrag_jax.parallel.cluster import DistributedConfig
 
 TALK = """
 import dataclasses, json, os, jax, numpy as np
-from vrag_jax.parallel import distributed
+from vrag_jax.parallel import distributed, processes
 from vrag_jax.parallel.cluster import DistributedConfig
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +29,26 @@ with distributed.processes(DistributedConfig(start_timeout_s=60)) as place:
     me = jax.process_index()
     rng = np.random.default_rng(me)
     # Of unequal sizes, one of them empty.
-    parts = distributed.exchange(
-        Part(f'part {me}', rng.normal(size=(1000 * me, 3)), (me, 7)), 'parts', [Part])
+    processes.CHUNK_BYTES = 4096
+    parts = processes.exchange(Part(f'part {me}', rng.normal(size=(1000 * me, 3)), (me, 7)))
     big = rng.integers(0, 256, 100_000 + 50_000 * me, dtype=np.uint8).tobytes()
-    # A bound of 16 KiB a device makes chunks of 4 KiB.
-    gathered = distributed._gather(big, 2**14)
-    distributed.agree({'seed': 3}, 'config')
+    gathered = processes.exchange(big)
+    processes.agree('seed 3', 'config')
+    words = [f'word {i}' for i in range(7)]
+    mine = [f'{words[i]} by {me}' for i in processes.share(words, group=2)]
+    merged = processes.merge_shares(mine, 7, group=2)
     mesh = jax.make_mesh((4,), ('x',))
     rows = jax.make_array_from_callback(
         (4,), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x')),
         lambda index: np.arange(4.0)[index])
     print(json.dumps({
-        'place': dataclasses.astuple(place), 'main': distributed.is_main_process(),
+        'place': dataclasses.astuple(place), 'main': distributed.is_main(),
         'devices': [jax.device_count(), jax.local_device_count()],
         'sum': float(jax.jit(lambda x: x.sum())(rows)),
         'parts': [(p.name, p.rows.shape, float(p.rows.sum()), p.sizes) for p in parts],
-        'lengths': [len(g) for g in gathered], 'own': gathered[me] == big,
+        'lengths': [len(g) for g in gathered], 'own': gathered[me] == big, 'merged': merged,
         'checksums': [sum(g) for g in gathered],
-        'differing': raised(distributed.agree, f'digest {me}', 'config'),
+        'differing': raised(processes.agree, f'digest {me}', 'config'),
         'out of step': raised(distributed.barrier, ['load', 'save'][me]),
         'in step again': raised(distributed.barrier, 'end'),
     }))
@@ -86,6 +88,12 @@ def test_bytes_survive_in_pieces(talk):
     assert said[0]['lengths'] == said[1]['lengths'] == [100_000, 150_000]
     assert said[0]['own'] and said[1]['own']
     assert said[0]['checksums'] == said[1]['checksums']
+
+
+def test_shares_are_whole_groups_and_come_back_in_order(talk):
+    _, said = talk
+    expected = [f'word {i} by {process}' for i, process in enumerate((0, 0, 1, 1, 0, 0, 1))]
+    assert [s['merged'] for s in said] == [expected] * 2
 
 
 def test_what_differs_is_refused_in_all_and_named(talk):
@@ -131,25 +139,30 @@ with distributed.processes(config) as place:
             sys.exit('config.seed: wrong')
         if i == 10 and work == 'host':
             time.sleep(1000)
+        if i == 10 and work == 'barrier':
+            if place.process == int(os.environ['VICTIM']):
+                time.sleep(1000)
+            distributed.barrier('the other is still away')
 print('never here')
 """
 HEARTBEAT_S = 5
 KILLS = {f'{work}, process {victim}': (work, victim)
-         for work in ('host', 'devices') for victim in (0, 1)}
+         for work in ('host', 'devices', 'barrier') for victim in (0, 1)}
 FAILURES = {f'{event}, {work}': (work, event)
             for event in ('exception', 'exit') for work in ('host', 'devices')}
 
 
-def start(folder, name, work, event='', count=2):
+def start(folder, name, work, event='', count=2, victim=-1):
     return Processes(folder / name, LOOP, count, {
-        'WORK': work, 'EVENT': event, 'HEARTBEAT_S': str(HEARTBEAT_S)})
+        'WORK': work, 'EVENT': event, 'HEARTBEAT_S': str(HEARTBEAT_S), 'VICTIM': str(victim)})
 
 
 @pytest.fixture(scope='module')
 def killed(tmp_path_factory):
     """Runs of which one process was killed, side by side."""
     folder = tmp_path_factory.mktemp('killed')
-    runs = {name: start(folder, name, work) for name, (work, _) in KILLS.items()}
+    runs = {name: start(folder, name, work, victim=victim)
+            for name, (work, victim) in KILLS.items()}
     for name, (_, victim) in KILLS.items():
         runs[name].kill(victim)
     return {name: run.wait() for name, run in runs.items()}
@@ -214,10 +227,10 @@ def test_one_process_does_without(monkeypatch):
     value = {'a': 1}
     with distributed.processes(DistributedConfig()) as place:
         assert place is None
-        assert distributed.is_main_process()
+        assert distributed.is_main()
         distributed.barrier('here')
-        distributed.agree(object(), 'anything')
-        [same] = distributed.exchange(value, 'value')
+        processes.agree('anything', 'a word')
+        [same] = processes.exchange(value)
         assert same is value
     with pytest.raises(KeyError, match='inside'), distributed.processes(DistributedConfig()):
         raise KeyError('inside')

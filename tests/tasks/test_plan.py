@@ -52,7 +52,7 @@ def test_the_policy_has_the_published_size(named):
 
 def test_the_mesh_takes_all_devices(named):
     _, size, made = named
-    assert dict(made.mesh.shape) == MESHES[size]
+    assert dict(made.mesh.shape) == {**MESHES[size], 'sequence': 1}
 
 
 def test_only_the_language_model_is_trained(named):
@@ -123,7 +123,7 @@ def test_what_is_planned_fits_a_device_with_80_gb(named):
 
 def test_the_summary_names_every_part(plans):
     text = str(plans['grpo_7b'])
-    assert text.startswith('8.292B parameters on 8 devices (data 1, fsdp 2, tensor 4)')
+    assert text.startswith('8.292B parameters on 8 devices (data 1, fsdp 2, sequence 1, tensor 4)')
     lines = {line[:34].strip(): line[34:].split() for line in text.splitlines()[2:]}
     assert lines['sampler: pages of the cache'] == ['29.531', 'GiB', '3.691', 'GiB']
     assert lines['sampler: copy of a call'] == ['43.750', 'GiB', '5.469', 'GiB']
@@ -157,7 +157,7 @@ def test_the_papers_settings(name):
     environment = config.environment
     assert (environment.min_pixels, environment.max_pixels) == (256 * 28**2, 512 * 28**2)
     assert environment.max_turns == 4 + 1
-    assert (config.policy.dtype, config.policy.remat) == ('bfloat16', 'full')
+    assert (config.policy.dtype, config.policy.remat) == ('bfloat16', 'attention')
     if config.task == 'sft':
         sft = config.sft
         assert (sft.epochs, sft.sequences, sft.learner.length) == (3, 16 * 2, 16384)

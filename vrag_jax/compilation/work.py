@@ -260,23 +260,33 @@ def _in_memory(array: Array) -> int:
 
 def _touched(body: Computation, parameter: Instruction, module: Module) -> float:
     """Bytes that a fusion reads of a parameter: only slices, where it takes nothing else."""
+    size = sum(math.prod(a.shape) for a in parameter.result)
     whole = float(sum(a.bytes for a in parameter.result))
-    total = 0.0
-    for user in body.users.get(parameter.name, []):
-        if user.opcode in ('dynamic-slice', 'gather') and user.operands[0] == parameter.name:
-            total += sum(a.bytes for a in user.result)
-        elif user.opcode == 'dynamic-update-slice' and user.operands[0] == parameter.name:
+    numbers, is_result = _numbers_touched(body, parameter, module)
+    return whole if is_result or not size else whole * min(1.0, numbers / size)
+
+
+def _numbers_touched(body: Computation, made: Instruction, module: Module) -> tuple[float, bool]:
+    """How many numbers of an array a fusion takes, and whether the array is its result, too."""
+    total, is_result = 0.0, made is body.root
+    for user in body.users.get(made.name, []):
+        passed = user.opcode in ('bitcast', 'convert', 'copy')
+        if user.opcode in ('dynamic-slice', 'gather') and user.operands[0] == made.name:
+            total += sum(math.prod(a.shape) for a in user.result)
+        elif user.opcode == 'dynamic-update-slice' and user.operands[0] == made.name:
             continue  # Written in place, see `_written`.
-        elif user.opcode == 'bitcast':
-            total += _touched(body, user, module)
         elif user.opcode == 'fusion':
             inner = module.computations[user.called()[0]]
             for number, operand in enumerate(user.operands):
-                if operand == parameter.name:
-                    total += _touched(inner, inner.parameters[number], module)
-        else:
-            return whole
-    return min(total, whole)
+                if operand == made.name:
+                    numbers, on = _numbers_touched(inner, inner.parameters[number], module)
+                    total, passed = total + numbers, passed or on
+        elif not passed:
+            return math.inf, is_result
+        if passed:
+            numbers, on = _numbers_touched(body, user, module)
+            total, is_result = total + numbers, is_result or on
+    return total, is_result
 
 
 def _written(body: Computation, result: tuple[Array, ...]) -> float:

@@ -22,7 +22,8 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.models.safetensors_files import TensorSpec
-from vrag_jax.parallel.processes import barrier, exchange, is_main, to_host
+from vrag_jax.parallel.distributed import barrier, is_main
+from vrag_jax.parallel.processes import exchange, to_host
 
 SINGLE_FILE = 'model.safetensors'
 INDEX_FILE = 'model.safetensors.index.json'

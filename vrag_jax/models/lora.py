@@ -23,7 +23,8 @@ from vrag_jax.models.layers import Linear
 from vrag_jax.models.parameters import Params, merge
 from vrag_jax.models.quantization import dequantized
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.processes import is_main, to_host
+from vrag_jax.parallel.distributed import is_main
+from vrag_jax.parallel.processes import to_host
 
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 ADAPTER = re.compile(r'/lora_[ab]$')
@@ -31,6 +32,8 @@ ADAPTER = re.compile(r'/lora_[ab]$')
 WEIGHTS_FILE = 'adapter_model.safetensors'
 CONFIG_FILE = 'adapter_config.json'
 _PEFT_PREFIX = 'base_model.model.'
+# What PEFT computes otherwise where these are set.
+_OTHER_KINDS = ('use_dora', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'modules_to_save')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,8 +147,9 @@ def save_adapters(directory: Path, params: Params, config: LoraConfig, base: str
     (directory / CONFIG_FILE).write_text(json.dumps({
         'peft_type': 'LORA', 'task_type': 'CAUSAL_LM', 'base_model_name_or_path': base,
         'r': config.rank, 'lora_alpha': config.alpha, 'lora_dropout': config.dropout,
-        'target_modules': list(config.targets), 'bias': 'none', 'fan_in_fan_out': False,
-        'inference_mode': True,
+        # A regular expression: the vision tower has layers of the same names.
+        'target_modules': rf'.*language_model.*\.({"|".join(config.targets)})',
+        'bias': 'none', 'fan_in_fan_out': False, 'inference_mode': True,
     }, indent=1) + '\n')
 
 
@@ -172,11 +176,13 @@ def load_adapters(
         if not file.is_file():
             raise FileNotFoundError(f'{file}: no such file')
     stored = json.loads(settings.read_text())
-    found = (stored.get('r'), stored.get('lora_alpha'), set(stored.get('target_modules', ())))
-    wanted = (config.rank, config.alpha, set(config.targets))
-    if found != wanted:
-        raise ValueError(f'{settings}: rank, alpha and targets are {found}, but the config '
-                         f'says {wanted}')
+    found = (stored.get('r'), stored.get('lora_alpha'))
+    if found != (config.rank, config.alpha):
+        raise ValueError(f'{settings}: rank and alpha are {found}, but the config says '
+                         f'{(config.rank, config.alpha)}')
+    others = [name for name in _OTHER_KINDS if stored.get(name)]
+    if others:
+        raise ValueError(f'{settings}: {", ".join(others)}: not supported')
     try:
         tensors = load_file(weights)
     except SafetensorError as error:

@@ -186,6 +186,8 @@ def image_attention(q, k, v, image_ids: jax.Array, first_window: jax.Array, span
       `[W, P, H, head_dim]`.
     """
     windows, patches, heads, head_dim = q.shape
+    # A window's image may lie on any device: all of them get it once, not in every round.
+    k, v = constrain(k, (None,)), constrain(v, (None,))
     start = jnp.minimum(first_window, windows - span)
 
     def one(q, number, start):

@@ -1,30 +1,23 @@
-"""Runs of several processes: starting them, and what they tell each other."""
+"""Runs of several processes: how they start, wait for each other and end together."""
 
 import contextlib
 import itertools
 import logging
 import socket
+import sys
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, TypeVar
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import jax
-import numpy as np
 
 # The coordination service's client has no public name; Orbax takes it from here, too.
 from jax._src.distributed import global_state
-from jax.experimental import multihost_utils
 
 from vrag_jax.parallel.cluster import DistributedConfig, Place, find_place
-from vrag_jax.parallel.encoding import decode, encode
 from vrag_jax.parallel.liveness import WEEK_MS, Watchdog, exit_now
 
-T = TypeVar('T')
-
 _NAMES = 'vrag_jax/host'
-# What an exchange may take of each device's memory at a time.
-_DEVICE_BYTES = 64 * 2**20
-_SMALLEST_CHUNK = 2**12
 _steps = itertools.count()
 
 
@@ -45,10 +38,13 @@ def processes(config: DistributedConfig) -> Iterator[Place | None]:
       The place of this process; None where there is only one.
 
     Raises:
-      ValueError: if the settings are incomplete; names the field or variable.
+      SystemExit: if the settings are incomplete; names the field or variable.
       RuntimeError: if JAX has already touched a device.
     """
-    place = find_place(config)
+    try:
+        place = find_place(config)
+    except ValueError as error:
+        sys.exit(f'config.distributed: {error}')
     if place is None:
         yield None
         return
@@ -68,6 +64,9 @@ def _start(place: Place, config: DistributedConfig) -> Watchdog:
     # The service would hold SIGTERM back, and a process that is told to end would go on
     # until it is killed.
     jax.config.update('jax_enable_preemption_service', False)
+    # Of the CPU client only: beside each other, programs of a device may take the threads
+    # on which a collective with another process waits for its own.
+    jax.config.update('jax_cpu_enable_async_dispatch', False)
     # At its own time-out JAX aborts the process, so ours comes first.
     missed = threading.Timer(config.start_timeout_s, _give_up, [place, config.start_timeout_s])
     missed.start()
@@ -101,7 +100,7 @@ def _give_up(place: Place, seconds: int) -> None:
              f'{reason}', 1)
 
 
-def is_main_process() -> bool:
+def is_main() -> bool:
     """Whether this is process 0, which alone writes what is written once; touches no device."""
     return global_state.process_id == 0
 
@@ -130,84 +129,18 @@ def barrier(name: str) -> None:
         # All have read what belongs to the step before, or they were not here.
         client.key_value_delete(_step_key(step - 1, global_state.process_id))
     if len(set(names.values())) > 1:
-        raise RuntimeError(f'the processes are not in step: {_who_has_what(names)}')
-
-
-def exchange(value: T, name: str, types: Sequence[type] = ()) -> list[T]:
-    """Gives every process the values of all.
-
-    The bytes go through the devices' own network, so many at a time that a device's
-    memory holds 64 MiB of them at most.
-
-    Args:
-      value: what this process gives; see `encode` for what can be given.
-      name: of the place in the program, as for `barrier`.
-      types: the dataclasses and enums that occur in it.
-
-    Returns:
-      The values in the order of the processes; this process' own one as it is, where
-      there is no other.
-
-    Raises:
-      TypeError: if the value cannot be sent; names the place in it.
-      RuntimeError: in all processes, if they are not in step.
-    """
-    if global_state.client is None:
-        return [value]
-    data = encode(value, types)
-    barrier(name)
-    return [decode(part, types) for part in _gather(data, _DEVICE_BYTES)]
-
-
-def agree(value: Any, what: str) -> None:
-    """Checks that a value is the same in all processes.
-
-    Args:
-      value: e.g. a digest of the config; see `encode`.
-      what: its name in messages.
-
-    Raises:
-      ValueError: in all processes, if it differs; names them and their values.
-    """
-    if global_state.client is None:
-        return
-    values = dict(enumerate(exchange(value, f'agree on {what}')))
-    if len({encode(v) for v in values.values()}) > 1:
-        raise ValueError(f'{what} differs: {_who_has_what(values)}')
-
-
-def _gather(data: bytes, device_bytes: int) -> list[bytes]:
-    """Returns the bytes of every process, in the order of the processes."""
-    count = jax.process_count()
-    # In bytes, because JAX has no 64-bit integers unless asked.
-    own = np.array([jax.process_index(), len(data)], np.int64).view(np.uint8)
-    heads = np.asarray(multihost_utils.process_allgather(own)).view(np.int64)
-    order = np.argsort(heads[:, 0])
-    longest = int(heads[:, 1].max())
-    # Powers of two, so that few programs are compiled.
-    largest = max(_SMALLEST_CHUNK, 2 ** ((device_bytes // (2 * count)).bit_length() - 1))
-    chunk = min(largest, max(_SMALLEST_CHUNK, 1 << (longest - 1).bit_length()))
-    parts: list[list[bytes]] = [[] for _ in range(count)]
-    for start in range(0, longest, chunk):
-        piece = np.zeros(chunk, np.uint8)
-        own = np.frombuffer(data[start : start + chunk], np.uint8)
-        piece[: len(own)] = own
-        rows = multihost_utils.process_allgather(piece)
-        for part, row, length in zip(parts, rows, heads[:, 1], strict=True):
-            if start < length:
-                part.append(row[: length - start].tobytes())
-    return [b''.join(parts[i]) for i in order]
+        raise RuntimeError(f'the processes are not in step: {who_has_what(names)}')
 
 
 def _step_key(step: int, process: int | str = '') -> str:
     return f'vrag_jax/step/{step}/{process}'
 
 
-def _who_has_what(values: dict[int, Any]) -> str:
-    """Returns e.g. 'processes 0, 2: 'a'; process 1: 'b''."""
-    groups: dict[bytes, list[int]] = {}
+def who_has_what(values: Mapping[int, str]) -> str:
+    """Returns e.g. "processes 0, 2: 'a'; process 1: 'b'" of what each process has."""
+    groups: dict[str, list[int]] = {}
     for process in sorted(values):
-        groups.setdefault(encode(values[process]), []).append(process)
+        groups.setdefault(values[process], []).append(process)
     return '; '.join(
-        f'process{"es" * (len(group) > 1)} {", ".join(map(str, group))}: '
-        f'{repr(values[group[0]])[:300]}' for group in groups.values())
+        f'process{"es" * (len(group) > 1)} {", ".join(map(str, group))}: {value[:300]!r}'
+        for value, group in groups.items())

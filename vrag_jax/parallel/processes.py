@@ -1,6 +1,7 @@
-"""The processes of a run: who writes, what they wait for, what they tell each other."""
+"""What the processes of a run share out, tell each other, and hold together."""
 
 import functools
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Sequence
@@ -11,20 +12,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
+from vrag_jax.parallel.distributed import barrier, is_main, who_has_what
+
 CHUNK_BYTES = 64 * 2**20  # Of each process at a time: it passes through device memory.
 
 T = TypeVar('T')
-
-
-def is_main() -> bool:
-    """Whether this process writes what is written once."""
-    return jax.process_index() == 0
-
-
-def barrier(name: str) -> None:
-    """Waits until every process is here."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(name)
 
 
 def main_first(name: str, work: Callable[[], T]) -> T:
@@ -36,17 +28,19 @@ def main_first(name: str, work: Callable[[], T]) -> T:
     return done if is_main() else work()  # type: ignore[return-value]
 
 
-def exchange(value: T) -> list[T]:
-    """Gives every process what each of them has.
+def exchange(value: T, name: str = 'exchange') -> list[T]:
+    """Gives every process what each of them has, however long the slowest takes.
 
     Args:
       value: anything that pickles: it comes from processes of this very run.
+      name: of the place in the program, as for `barrier`.
 
     Returns:
       The value of each process, in their order.
     """
     if jax.process_count() == 1:
         return [value]
+    barrier(name)  # Collectives of devices give up sooner than a rollout may take.
     data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
     sizes = multihost_utils.process_allgather(np.array(len(data), np.int64)).reshape(-1)
     parts: list[list[np.ndarray]] = [[] for _ in sizes]
@@ -59,6 +53,23 @@ def exchange(value: T) -> list[T]:
                 parts, sizes, multihost_utils.process_allgather(chunk), strict=True):
             part.append(got[: max(0, min(width, int(size) - start))])
     return [pickle.loads(np.concatenate(part).tobytes()) for part in parts]
+
+
+def agree(value: str, what: str) -> None:
+    """Checks that a text, e.g. a config, is the same in all processes.
+
+    Args:
+      value: the text.
+      what: its name in messages.
+
+    Raises:
+      ValueError: in all processes, if it differs; says who has what in the first line
+        that does.
+    """
+    texts = [text.splitlines() for text in exchange(value, f'agree on {what}')]
+    for lines in itertools.zip_longest(*texts, fillvalue=''):
+        if len(set(lines)) > 1:
+            raise ValueError(f'{what} differs: {who_has_what(dict(enumerate(lines)))}')
 
 
 def share(items: Sequence[T], group: int = 1) -> list[int]:

@@ -5,7 +5,7 @@ import json
 import re
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,7 @@ class Compiled:
       work: of a chip.
       minimum: operations of the policy alone that a chip must do, forwards and
         backwards, without anything done twice; 0 where it is not a step of learning.
+      calls: of the program in an iteration.
     """
 
     name: str
@@ -54,6 +55,7 @@ class Compiled:
     inputs: int = 0
     work: Work = dataclasses.field(default_factory=Work)
     minimum: float = 0.0
+    calls: float = 0.0
 
     @property
     def ratio(self) -> float | None:
@@ -93,13 +95,22 @@ def run(config: RunConfig, workdir: Path) -> None:
         rows.append(record(compiled, chip, memory))
         if compiled.error or compiled.total > memory * GIB:
             failed.append(compiled.name)
+    seconds = iteration_seconds(rows)
+    print(f'an iteration of trajectories of full length takes {sum(seconds.values()):.0f} s or '
+          f'more: {", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())}')
     (workdir / 'compile.json').write_text(json.dumps({
         'topology': config.compile.topology, 'chips': planned.mesh.size,
         'mesh': dict(planned.mesh.shape), 'preset': config.policy.preset,
         'parameters': planned.parameter_count, 'memory_gib': memory, 'jax': jax.__version__,
-        'peak_flops': chip.flops, 'programs': rows}, indent=1) + '\n')
+        'peak_flops': chip.flops, 'iteration_seconds': seconds, 'programs': rows}, indent=1) + '\n')
     if failed:
         raise SystemExit(f'{len(failed)} of {len(rows)} programs do not fit: {", ".join(failed)}')
+
+
+def iteration_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Returns the bound on an iteration's time, by program; of records as `record` makes."""
+    return {row['program']: row['calls'] * max(row['bound_seconds'].values())
+            for row in rows if not row['error']}
 
 
 def compile_program(config: RunConfig, planned: Plan, program: Program) -> Compiled:
@@ -125,7 +136,7 @@ def compile_program(config: RunConfig, planned: Plan, program: Program) -> Compi
     return Compiled(
         program.name, seconds, '', memory.argument_size_in_bytes, memory.temp_size_in_bytes,
         memory.output_size_in_bytes - memory.alias_size_in_bytes, resident,
-        device_bytes(program.inputs), work(text, program.loop or 1), minimum)
+        device_bytes(program.inputs), work(text, program.loop or 1), minimum, program.calls)
 
 
 def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
@@ -200,6 +211,7 @@ def record(compiled: Compiled, chip: Chip, memory: float) -> dict[str, Any]:
         'collectives': {k: dataclasses.asdict(v) for k, v in did.collectives.items()},
         'loops_of_unknown_length': did.unknown_loops, 'kernels_not_counted': did.unknown_kernels,
         'bound_seconds': dataclasses.asdict(least), 'limit': least.limit,
+        'calls': compiled.calls,
         'minimum_flops': compiled.minimum, 'flops_over_minimum': compiled.ratio,
         'mfu_at_bound': (compiled.minimum / chip.flops / least.seconds
                          if compiled.minimum else None),

@@ -50,7 +50,7 @@ class PlannedPhase:
       state: parameters, optimiser state, step.
       gradients: the accumulator, like the trainable parameters.
       batch: a micro-batch.
-      scores: attention scores of one layer of the decoder, `[R, H, T, T]`: the
+      scores: of one layer of the decoder, `[R, H, T, T]`, where attention is plain: the
         largest array that a step makes on its way.
       metrics: names of what a step reports.
       functions: of a step, jitted.
@@ -104,7 +104,7 @@ class Plan:
             out[f'{name}: optimiser'] = phase.state.opt_state
             out[f'{name}: gradients'] = phase.gradients
             out[f'{name}: micro-batch'] = phase.batch
-            out[f'{name}: attention scores'] = phase.scores
+            out[f'{name}: scores, if not fused'] = phase.scores
         if self.pool is not None:
             out['sampler: pages of the cache'] = self.pool
             out['sampler: copy of a call'] = self.working

@@ -30,12 +30,15 @@ def policy_config(config: RunConfig, tokenizer=None) -> ModelConfig:
 
     Args:
       config: the run's config.
-      tokenizer: of the tiny policy, whose vocabulary size and special ids it takes.
+      tokenizer: of the tiny policy, whose vocabulary size and special ids it takes; None
+        where only sizes matter.
     """
     if config.policy.checkpoint:
         return ModelConfig.from_hf_file(Path(config.policy.checkpoint))
     if config.policy.preset != 'tiny':
         return preset(config.policy.preset)
+    if tokenizer is None:
+        return preset('tiny', vocab_size=-(-config.policy.tokenizer_vocab // 64) * 64)
     # A multiple of 64 splits evenly over a mesh axis and fills vector registers.
     ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(token) for name, token in (
         ('image', '<|image_pad|>'), ('video', '<|video_pad|>'),

@@ -34,6 +34,7 @@ class Program:
       phase: of training, '' for a rollout.
       loop: how often a loop goes round whose length only the data tell; 0 is none.
       rows, tokens: rows of a micro-batch, and positions in all of them.
+      calls: in an iteration all of whose trajectories are as long as they can be.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Program:
     loop: int = 0
     rows: int = 0
     tokens: int = 0
+    calls: float = 0.0
 
     @property
     def learns(self) -> bool:
@@ -76,7 +78,8 @@ def programs(config: RunConfig, plan: Plan) -> Iterator[Program]:
     rows = _replicated(np.zeros(len(images.order), np.int32), mesh)
     if plan.pool is not None or not all(p.batch.images is not None for p in plan.phases.values()):
         yield Program('encode images', make_encoder(plan.graphdef, mesh, sampler_rules),
-                      (sampling, images, plan.features, rows), inputs=(images, rows))
+                      (sampling, images, plan.features, rows), inputs=(images, rows),
+                      calls=_image_tokens(config) / len(images.order))
     if plan.pool is not None:
         yield from _sampler_programs(config, plan, sampling, sampler_rules)
     for name, phase in plan.phases.items():
@@ -96,8 +99,10 @@ def _sampler_programs(
     past_end = plan.pool.k.shape[1] * sizes.page_size
     rows, width = max(sizes.prefill_shapes, key=lambda shape: shape[0] * shape[1])
     new = _replicated(prefill_inputs(shards, rows, width, pages, past_end), mesh)
+    played = config.grpo.prompts * config.grpo.group_size
+    replies = min(sizes.max_new_tokens, sizes.max_length)
     yield Program('prefill', functions.prefill, (params, plan.pool, new, plan.features),
-                  inputs=new)
+                  inputs=new, calls=played * (sizes.max_length - replies) / new.tokens.size)
     slots = _replicated(decode_inputs(sizes, shards, sizes.slots, pages, past_end), mesh)
     vocabulary = plan.model_config.text.vocab_size
     rules_of_turns = StopRules(
@@ -108,7 +113,8 @@ def _sampler_programs(
         'decode', functions.decode,
         (params, plan.pool, slots, _replicated(key, mesh), _replicated(rules_of_turns, mesh),
          config.grpo.sampling),
-        inputs=(slots, _replicated(rules_of_turns, mesh)), loop=sizes.decode_steps)
+        inputs=(slots, _replicated(rules_of_turns, mesh)), loop=sizes.decode_steps,
+        calls=played * replies / (len(slots.lengths) * sizes.decode_steps))
 
 
 def _learner_programs(
@@ -120,17 +126,39 @@ def _learner_programs(
     key = None
     if config.policy.lora.dropout:
         key = _replicated(np.zeros(2, np.uint32), mesh)
-    tokens = phase.batch.tokens.size
-    if name == 'grpo' and (config.grpo.loss.kl_coef or config.grpo.old_source == 'learner'):
+    tokens, rows = phase.batch.tokens.size, len(phase.batch.tokens)
+    # Rows are as long as the longest trajectory.
+    calls, updates, scored = _sequences(config, name) / rows, 1, 0
+    if name == 'grpo':
+        updates = config.grpo.mini_batches
+        scored = bool(config.grpo.loss.kl_coef) + (config.grpo.old_source == 'learner')
+    if scored:
         yield Program(f'{name}: log-probs', functions.logprobs,
-                      (state.params, phase.batch, features), inputs=phase.batch, phase=name)
+                      (state.params, phase.batch, features), inputs=phase.batch, phase=name,
+                      calls=scored * calls)
     yield Program(
         f'{name}: gradients', functions.gradients,
         (state, phase.gradients, phase.batch, features, number, number, key),
-        inputs=phase.batch, phase=name, rows=len(phase.batch.tokens), tokens=tokens)
+        inputs=phase.batch, phase=name, rows=rows, tokens=tokens, calls=calls)
     yield Program(
         f'{name}: optimiser', functions.step,
-        ((state.trainable, state.opt_state, state.step), phase.gradients), phase=name)
+        ((state.trainable, state.opt_state, state.step), phase.gradients), phase=name,
+        calls=updates)
+
+
+def _sequences(config: RunConfig, name: str) -> int:
+    """Returns how many sequences an iteration of a phase learns from."""
+    if name == 'pretrain':
+        return sum(config.pretrain.exercises(config.pretrain.steps - 1))
+    return config.sft.sequences if name == 'sft' else (
+        config.grpo.prompts * config.grpo.group_size)
+
+
+def _image_tokens(config: RunConfig) -> int:
+    """Returns the tokens of an iteration's images, all of them different and of full size."""
+    environment = config.environment
+    shown = config.grpo.prompts * config.grpo.group_size * (environment.max_turns - 1)
+    return shown * environment.max_pixels // 28**2
 
 
 def _replicated(tree: Any, mesh: Mesh) -> Any:

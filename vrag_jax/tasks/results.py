@@ -14,7 +14,8 @@ from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
 from vrag_jax.models import hf_checkpoint
 from vrag_jax.models.lora import merged_parameter, save_adapters
 from vrag_jax.models.parameters import Params
-from vrag_jax.parallel.processes import barrier, exchange, is_main
+from vrag_jax.parallel.distributed import barrier, is_main
+from vrag_jax.parallel.processes import exchange
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.tasks.workspace import Workspace
 

@@ -11,6 +11,7 @@ from vrag_jax.models.config import PRESETS
 from vrag_jax.models.layers import REMAT
 from vrag_jax.models.lora import LoraConfig
 from vrag_jax.models.quantization import require
+from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.retrieval.ngram_encoder import NgramConfig
@@ -240,6 +241,7 @@ class RunConfig:
     feature_span: int = 16
     evidence_sft: bool = False
     instruction: str = '{question}'
+    distributed: DistributedConfig = DistributedConfig()
     mesh: MeshConfig = MeshConfig()
     policy: PolicyConfig = PolicyConfig()
     data: DataConfig = DataConfig()
