@@ -20,8 +20,8 @@ PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 MODULE_OF = {'pillow': 'PIL', 'scikit-learn': 'sklearn', 'absl-py': 'absl',
              'ml-collections': 'ml_collections', 'tensorflow-datasets': 'tensorflow_datasets',
              'orbax-checkpoint': 'orbax', 'prometheus-client': 'prometheus_client'}
-# Not imported by name: the engine of OCR, and what runs or checks the project.
-NOT_IMPORTED = {'onnxruntime', 'mypy', 'pytest', 'ruff', 'hypothesis'}
+# Not imported by name: the engine of OCR, the compiler for TPUs, and what runs or checks the project.
+NOT_IMPORTED = {'onnxruntime', 'libtpu', 'mypy', 'pytest', 'ruff', 'hypothesis'}
 
 
 def requirements(name):
@@ -125,7 +125,8 @@ def test_make_does_not_install_twice(tmp_path):
 
 def test_make_test_lints_checks_types_and_leaves_the_slow_tests_out(tmp_path):
     plan = make('-n', 'test', 'ACCELERATOR=cpu', f'VENV={tmp_path}/venv').stdout
-    for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'", 'ruff check', 'mypy', "pytest -m 'not slow'"):
+    for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'", 'ruff check', 'mypy',
+                 "pytest -m 'not slow'"):
         assert part in plan
 
 
