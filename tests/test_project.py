@@ -20,7 +20,7 @@ PYPROJECT = tomllib.loads((ROOT / 'pyproject.toml').read_text())
 MODULE_OF = {'pillow': 'PIL', 'scikit-learn': 'sklearn', 'absl-py': 'absl',
              'ml-collections': 'ml_collections', 'tensorflow-datasets': 'tensorflow_datasets',
              'orbax-checkpoint': 'orbax', 'prometheus-client': 'prometheus_client'}
-# Not imported by name: the engine of OCR, the compiler for TPUs, and what runs or checks the project.
+# Not imported by name: the engine of OCR, the compiler for TPUs, and what checks the project.
 NOT_IMPORTED = {'onnxruntime', 'libtpu', 'mypy', 'pytest', 'ruff', 'hypothesis'}
 
 
