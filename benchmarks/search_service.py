@@ -34,8 +34,11 @@ from vrag_jax.retrieval.pages import Page, PageStore
 
 _SHARED = flags.DEFINE_string('shared', '../shared', 'Folder of the real pages and documents.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/search_service', 'Where corpora are kept.')
-_PAGES = flags.DEFINE_integer('pages', 20_000, 'Pages of the large corpus.', lower_bound=100)
-_QUERIES = flags.DEFINE_integer('queries', 2048, 'Queries of a run.', lower_bound=64)
+_PAGES = flags.DEFINE_integer(
+    'pages', 19_000, 'Pages of the large corpus; from 20,000 on search is approximate.',
+    lower_bound=100)
+_QUERIES = flags.DEFINE_integer(
+    'queries', 2048, 'Queries of a run; a quarter of them on the large corpus.', lower_bound=64)
 _CLIENTS = flags.DEFINE_integer('clients', 64, 'Clients at the same time.', lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'Queries of a request of a batch.', lower_bound=2)
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Rounds of all three.', lower_bound=1)
@@ -236,15 +239,13 @@ def main(_: list[str]) -> None:
     conditions = paired.Conditions('search_service', (), paired.THREADS.value, cores)
     shared, workdir = Path(_SHARED.value).resolve(), Path(_WORKDIR.value).resolve()
     os.environ.setdefault('JAX_PLATFORMS', 'cpu')
-    count = _QUERIES.value + _CLIENTS.value
-
     real = shared / 'real_pages'
     questions = [example['query']
                  for example in json.loads((real / 'questions.json').read_text())['examples']]
     manifest = real / 'pages.jsonl'
     measure('real pages', workdir / 'real_pages',
             [f'--config.data.manifest={manifest}', '--config.retrieval.ocr=True'],
-            mixed_queries(questions, count, seed=1), manifest, conditions)
+            mixed_queries(questions, _QUERIES.value + _CLIENTS.value, seed=1), manifest, conditions)
 
     documents = shared / 'mmlongbench_dev'
     questions = [sample['question']
@@ -252,7 +253,8 @@ def main(_: list[str]) -> None:
     folder = workdir / f'mixed_{_PAGES.value}'
     manifest = write_large(folder, documents / 'documents', _PAGES.value)
     measure(f'{_PAGES.value:,} pages', folder, [f'--config.data.manifest={manifest}'],
-            mixed_queries(questions, count, seed=2), manifest, conditions)
+            mixed_queries(questions, _QUERIES.value // 4 + _CLIENTS.value, seed=2), manifest,
+            conditions)
 
 
 if __name__ == '__main__':

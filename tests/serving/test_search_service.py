@@ -354,3 +354,32 @@ def test_methods_that_do_not_exist_are_counted_together(client_of_new):
     for n in range(3):
         assert client.request(f'METHOD{n}', '/search').status_code == 405
     assert metric(client, 'vrag_requests_total', method='other', status=405) == 3
+
+
+def test_requests_that_come_together_are_searched_together(live, monkeypatch):
+    engine = live.current.engine
+    search, go, entered = engine.retriever.search, threading.Event(), threading.Semaphore(0)
+
+    def held(queries, k, allowed=None):
+        entered.release()
+        assert go.wait(20)
+        return search(queries, k, allowed)
+
+    monkeypatch.setattr(engine.retriever, 'search', held)
+    with running(live) as (url, _), concurrent.futures.ThreadPoolExecutor(20) as pool, \
+            httpx.Client(base_url=url, timeout=20) as client:
+        def ask(n):
+            return httpx.post(f'{url}/search', json={'queries': [f'travel {n}']}, timeout=20)
+
+        answers = [pool.submit(ask, 0)]
+        assert entered.acquire(timeout=20)
+        answers += [pool.submit(ask, n) for n in range(1, 20)]
+        wait_for(lambda: metric(client, 'vrag_waiting_requests') == 20)
+        wait_for(lambda: metric(client, 'vrag_engine_queries_total') == 20)
+        go.set()
+        found = [answer.result().json()['results'][0] for answer in answers]
+        # One search of the first query and, while that was held, one of all others.
+        assert metric(client, 'vrag_engine_batch_count') == 2
+        assert metric(client, 'vrag_engine_batch_sum') == 20
+    expected = engine.search([f'travel {n}' for n in range(20)], 10)
+    assert [[hit['page_id'] for hit in hits] for hits in found] == [ids(hits) for hits in expected]

@@ -47,6 +47,19 @@ def test_the_task_serves_until_it_is_told_to_stop(make_corpus, tmp_path, number)
         process.stdout.close()
 
 
+def test_a_signal_at_the_very_start_is_not_lost(make_corpus, tmp_path):
+    folder = make_corpus()
+    process = start(tmp_path / 'run', '--config.data.source=files', '--config.serving.port=0',
+                    f'--config.data.manifest={folder / "pages.jsonl"}')
+    try:
+        next(line for line in process.stdout if line.startswith('serving'))
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+    finally:
+        process.kill()
+        process.stdout.close()
+
+
 @pytest.mark.parametrize('overrides,message', [
     (('--config.data.source=files',), 'config.data.manifest: not given'),
     (('--config.serving.port=70000',), 'config.serving: port must be in [0, 65535], got 70000'),

@@ -39,8 +39,8 @@ class SearchRequest(pydantic.BaseModel):
     Attributes:
       queries: texts.
       k: hits a query, at most.
-      filters: values of `document`, `page` or a field of the pages' own; a page must match
-        every field, with any of its values.
+      filters: values of `page_id`, `document`, `page` or a field of the pages' own; a page
+        must match every field, with any of its values.
     """
 
     model_config = pydantic.ConfigDict(extra='forbid')

@@ -12,6 +12,7 @@ from vrag_jax.serving.live import LiveIndex
 from vrag_jax.serving.search_service import create_app
 
 _HEADER_BYTES = 1 << 16  # Of a request beside its URL.
+_IDLE_SECONDS = 75
 
 
 def serve(live: LiveIndex, config: ServiceConfig) -> None:
@@ -30,10 +31,19 @@ def serve(live: LiveIndex, config: ServiceConfig) -> None:
             create_app(live, config), log_level='warning', access_log=False,
             # The one parser whose limit on the URL is ours to set.
             http='h11', h11_max_incomplete_event_size=config.limits.url_bytes + _HEADER_BYTES,
+            # Longer than clients keep a connection that is idle: these end it, not we while a
+            # request is on its way.
+            timeout_keep_alive=_IDLE_SECONDS,
             timeout_graceful_shutdown=max(1, round(config.shutdown_seconds))))
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            del number, frame
+            server.should_exit = True
+
+        # Ours until the server has its own, and again when it has stopped: it passes on then
+        # what it has got, which must not end the process in another way.
+        old = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
         print(f'serving {len(live.current.store)} pages on {_url(host, port)}', flush=True)
-        # The server passes signals on once it has stopped; by then they have done their work.
-        old = {number: signal.signal(number, _ignore) for number in (signal.SIGTERM, signal.SIGINT)}
         # What is loaded stays: looking through it for garbage would stop all requests for
         # a tenth of a second, again and again.
         gc.collect()
@@ -70,7 +80,3 @@ def listen(config: ServiceConfig) -> socket.socket:
 
 def _url(host: str, port: int) -> str:
     return f'http://[{host}]:{port}' if ':' in host else f'http://{host}:{port}'
-
-
-def _ignore(number: int, frame: FrameType | None) -> None:
-    del number, frame
