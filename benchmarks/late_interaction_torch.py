@@ -20,7 +20,7 @@ def main(folder: Path, threads: int) -> None:
     torch.set_num_threads(threads)
     tokens = np.load(folder / 'tokens.npy', mmap_mode='r')
     offsets = np.load(folder / 'offsets.npy')
-    queries = torch.from_numpy(np.load(folder / 'queries.npy'))
+    queries = torch.from_numpy(np.load(folder / 'queries.npy')).float()
     pages = [torch.from_numpy(np.array(tokens[a:b])) for a, b in zip(
         offsets[:-1], offsets[1:], strict=True)]  # Held as float16, scored as float32.
     with torch.no_grad():

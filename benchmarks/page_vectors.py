@@ -61,7 +61,8 @@ class Mosaics:
 
 
 def _noisy(tokens: np.ndarray, noise: float, rng: np.random.Generator) -> np.ndarray:
-    step = rng.standard_normal(tokens.shape, np.float32) * (noise / np.sqrt(tokens.shape[1]))
+    step = rng.standard_normal(tokens.shape, np.float32) * np.float32(
+        noise / np.sqrt(tokens.shape[1]))
     tokens = tokens + step
     return tokens / np.linalg.norm(tokens, axis=1, keepdims=True)
 

@@ -1,6 +1,7 @@
 """MaxSim over a token store equals the sum of maxima, computed page by page."""
 
-import mmap
+import re
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -106,13 +107,23 @@ def test_a_store_whose_files_are_gone_is_still_read_and_written(tmp_path):
         np.testing.assert_array_equal(again.page(row), built.page(row))
 
 
-@pytest.mark.skipif(not hasattr(mmap, 'MADV_DONTNEED'), reason='needs madvise')
-def test_the_mapping_is_let_go_of_and_read_again(monkeypatch):
-    monkeypatch.setattr('vrag_jax.retrieval.token_store._RESIDENT', 1)
-    store = TokenStore.build(pages(), 16, TokenConfig())
-    for _ in range(3):
+@pytest.mark.skipif(not Path('/proc/self/status').is_file(), reason='needs Linux')
+@pytest.mark.parametrize('resident', [1 << 20, 1 << 40], ids=['let go', 'kept'])
+def test_the_mapping_is_let_go_of_and_read_again(resident, monkeypatch):
+    monkeypatch.setattr('vrag_jax.retrieval.token_store._RESIDENT', resident)
+
+    def mapped_mb():
+        status = Path('/proc/self/status').read_text()
+        return int(re.search(r'RssFile:\s+(\d+) kB', status)[1]) / 1024
+
+    page = unit(1000, 128)
+    store = TokenStore.build([page] * 256, 128, TokenConfig())  # 64 MB.
+    before = mapped_mb()
+    for row in range(256):
         np.testing.assert_array_equal(
-            store.page(4), pages()[4].astype(ml_dtypes.bfloat16).astype(np.float32))
+            store.page(row), page.astype(ml_dtypes.bfloat16).astype(np.float32))
+    grown = mapped_mb() - before
+    assert grown < 10 if resident == 1 << 20 else grown > 50
 
 
 @pytest.mark.parametrize('page, message', [

@@ -15,7 +15,7 @@ from vrag_jax.retrieval.fde import FdeConfig, FdeEncoder
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.maxsim import maxsim, maxsim_all
 from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder
-from vrag_jax.retrieval.token_store import TokenConfig, TokenStore, pool_grid
+from vrag_jax.retrieval.token_store import TokenConfig, TokenStore, let_go, pool_grid
 
 _LOG = logging.getLogger(__name__)
 _SAMPLE = 1 << 17  # Tokens from which encodings and centroids are learnt.
@@ -362,6 +362,8 @@ def _pooled(pages: Sequence[np.ndarray], config: TokenConfig,
     if config.pooling > 1 and (grids is None or len(grids) != len(pages)):
         raise ValueError('pooling needs the grid of each page (`grids`)')
     for number, page in enumerate(pages):
+        if number % _PAGES == _PAGES - 1:
+            let_go(page)  # A corpus that is memory-mapped would come to be resident.
         if config.pooling > 1 and grids is not None:
             yield pool_grid(np.asarray(page, np.float32), *grids[number], config.pooling)
         else:
@@ -374,8 +376,8 @@ def _perturbed(pages: Sequence[np.ndarray], count: int, seed: int) -> list[np.nd
     for row in rng.choice(len(pages), min(count, len(pages)), replace=False):
         page = pages[row]
         tokens = page[rng.permutation(len(page))[:20]]
-        noise = rng.standard_normal(tokens.shape, np.float32) * _NOISE / np.sqrt(tokens.shape[1])
-        tokens = tokens + noise
+        noise = rng.standard_normal(tokens.shape, np.float32)
+        tokens = tokens + noise * np.float32(_NOISE / np.sqrt(tokens.shape[1]))
         queries.append(tokens / np.linalg.norm(tokens, axis=1, keepdims=True))
     return queries
 

@@ -204,14 +204,13 @@ class _MappedBlocks:
         if size % block_bytes:
             raise ValueError(f'{path.name}: {size} bytes are no blocks of {block_bytes}')
         self._path, self._folder = path, folder
-        self._map = None
         shape = (size // block_bytes, config.block, width)
         if not size:
             self.blocks = np.zeros(shape, dtype)
         else:
             with path.open('rb') as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            self.blocks = np.frombuffer(self._map, dtype).reshape(shape)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.blocks = np.frombuffer(mapped, dtype).reshape(shape)
         self._block_bytes, self._read, self._lock = block_bytes, 0, threading.Lock()
 
     def has_read(self, blocks: int) -> None:
@@ -225,8 +224,7 @@ class _MappedBlocks:
             if self._read < _RESIDENT:
                 return
             self._read = 0
-        if self._map is not None and hasattr(mmap, 'MADV_DONTNEED'):
-            self._map.madvise(mmap.MADV_DONTNEED)
+        let_go(self.blocks)
 
     def link(self, target: Path) -> None:
         try:
@@ -238,6 +236,15 @@ class _MappedBlocks:
                 with target.open('wb') as file:
                     for start in range(0, len(self.blocks), 4096):
                         file.write(self.blocks[start:start + 4096].tobytes())
+
+
+def let_go(array: np.ndarray) -> None:
+    """Lets go of what has been read of a memory-mapped array, which stays valid."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, 'base', None)
+    if base is not None and hasattr(mmap, 'MADV_DONTNEED'):
+        base.madvise(mmap.MADV_DONTNEED)
 
 
 def _name(number: int) -> str:
