@@ -41,7 +41,9 @@ def test_documents_are_found_and_changes_are_taken_over(make_pdf, source, tmp_pa
     printed = capsys.readouterr().out
     assert '2 added, 0 replaced' in printed and 'ngram, dense: 3 pages' in printed
     assert search(work, 'yellow bananas') == ['fruit_2']
-    assert search(work, 'yellow bananas', {'year': 1987}) in (['ships_1'], [])
+    # A page that matches a little, where the one that matches best is left out.
+    assert search(work, 'yellow bananas, full of fruit') == ['fruit_2']
+    assert search(work, 'yellow bananas, full of fruit', {'year': 1987}) == ['ships_1']
     make_pdf('birds.pdf', 'storks and herons are birds')
     (source / 'ships.pdf').unlink()
     build_index.run(config_of(source), work)
