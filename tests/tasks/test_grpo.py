@@ -47,12 +47,11 @@ def space(monkeypatch):
     monkeypatch.setattr(grpo, 'score', lambda *_: None)
 
     def make(**config):
-        cleared = []
         run = types.SimpleNamespace(
             config=types.SimpleNamespace(
                 seed=0, grpo=GrpoConfig(group_size=SIZE, prompts=4, mini_batches=1, **config)),
-            sampler=None, judge=None,
-            features=types.SimpleNamespace(clear=lambda: cleared.append(True)))
+            sampler=types.SimpleNamespace(release=lambda: None), judge=None, features=None,
+            for_sampling=lambda params: params, clear_features=lambda: None)
         collector = grpo.Collector(
             run, 'grpo', None, RewardWeights(0.2, 0.7, 0.1), QUESTIONS, keep_features=True)
         return collector, calls
@@ -256,7 +255,7 @@ def test_a_rollout_ahead_that_fails_is_heard_of():
 def test_image_features_are_forgotten_where_the_vision_tower_changes(space):
     collector, _ = space()
     forgotten = []
-    collector._space.features = types.SimpleNamespace(clear=lambda: forgotten.append(True))
+    collector._space.clear_features = lambda: forgotten.append(True)
     collector.collect({}, 0, QUESTIONS[:1])
     assert not forgotten
     collector._keep_features = False
