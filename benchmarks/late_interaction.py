@@ -6,7 +6,7 @@
 
 import json
 import os
-import resource
+import re
 import subprocess
 import sys
 import tempfile
@@ -115,8 +115,8 @@ def _search(work: Path) -> dict[str, Any]:
     [retriever.search_vectors([query], 10) for query in queries[:3]]
     ours_cpu, found = _cpu(lambda: [retriever.search_vectors([q], 10)[0][0] for q in queries])
     batch_cpu, _ = _cpu(lambda: retriever.search_vectors(queries, 10))
-    candidates = retriever.candidates(queries, 200)
     searched = _peak_gb()
+    candidates = retriever.candidates(queries, 200)
     rows = np.arange(len(retriever.ids))
     maxsim_all(retriever.store, queries, rows[:400])
     maxsim_all(retriever.store, queries, rows[-400:])
@@ -170,7 +170,11 @@ def _cpu(function: Callable[[], Any]) -> tuple[float, Any]:
 
 
 def _peak_gb() -> float:
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9, 3)
+    """Returns the greatest resident set of this process so far, mapped files included."""
+    status = Path('/proc/self/status').read_text()
+    match = re.search(r'VmHWM:\s+(\d+) kB', status)
+    assert match is not None
+    return round(int(match[1]) * 1024 / 1e9, 3)
 
 
 def _share(best: np.ndarray, found: Sequence[np.ndarray]) -> float:

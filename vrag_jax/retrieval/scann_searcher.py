@@ -10,6 +10,7 @@ from scann.scann_ops.py.scann_builder import ReorderType
 
 _REORDER_TYPES = {'float32': ReorderType.FLOAT32, 'bfloat16': ReorderType.BFLOAT16,
                   'int8': ReorderType.INT8}
+_SAMPLE_FLOATS = 1 << 26
 _PARALLEL_FROM = 64  # Queries that are worth several threads.
 
 
@@ -69,7 +70,9 @@ def build_searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
     if count >= config.tree_from:
         builder = builder.tree(_leaves(count, 1.0), _leaves(count, config.leaves_searched),
                                training_sample_size=min(count, 250_000))
-    builder = builder.score_ah(config.block_dims,
+    # ScaNN copies the sample on which it learns 16 codes a block; few vectors do for that.
+    sample = min(100_000, max(1000, _SAMPLE_FLOATS // vectors.shape[1]))
+    builder = builder.score_ah(config.block_dims, training_sample_size=sample,
                                anisotropic_quantization_threshold=config.anisotropic_threshold)
     if config.reorder_dtype:
         builder = builder.reorder(min(config.reorder, count),
