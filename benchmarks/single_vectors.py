@@ -20,9 +20,10 @@ from benchmarks import paired
 _FAISS = flags.DEFINE_string('faiss_python', '.venv-faiss/bin/python', 'Python with faiss.')
 _COUNT = flags.DEFINE_integer('vectors', 100_000, 'Vectors.')
 _QUERIES = flags.DEFINE_integer('queries', 10_000, 'Queries of a run.')
+_SPREAD = flags.DEFINE_float('spread', 1.0, 'Distance from a centre, by that from 0.')
 _RECALL = flags.DEFINE_float('recall', 0.997, 'Recall of the ten best that each side reaches.')
 
-DIMS, CENTRES, SPREAD = 128, 1000, 0.5
+DIMS, CENTRES = 128, 1000
 
 
 def main(_: Sequence[str]) -> None:
@@ -52,17 +53,22 @@ def _emit(conditions: paired.Conditions, name: str,
     ours, theirs = ([reply.seconds for reply in side] for side in both)
     record = paired.compare(ours, theirs, amount=_QUERIES.value)
     paired.emit(conditions.record(
-        f'{_COUNT.value:,} x {DIMS}, against faiss {name}', 'queries/s', **record,
+        f'{_COUNT.value:,} x {DIMS}, spread {_SPREAD.value:g}, against faiss {name}',
+        'queries/s', **record,
         recall_ours=both[0][0].check, recall_theirs=both[1][0].check), paired.OUT.value)
 
 
 def _write_data(folder: Path) -> None:
-    """Writes unit vectors around centres, queries, others to choose settings on, and truth."""
+    """Writes unit vectors, queries, others to choose settings on, and the best of each.
+
+    Vectors lie around centres, at the distance that `--spread` says.
+    """
     rng = np.random.default_rng(0)
     centres = rng.standard_normal((CENTRES, DIMS), np.float32) / np.sqrt(DIMS)
 
     def draw(count: int) -> np.ndarray:
-        noise = rng.standard_normal((count, DIMS), np.float32) * (SPREAD / np.sqrt(DIMS))
+        noise = rng.standard_normal((count, DIMS), np.float32) * np.float32(
+            _SPREAD.value / np.sqrt(DIMS))
         vectors = centres[rng.integers(CENTRES, size=count)] + noise
         return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 

@@ -23,7 +23,7 @@ def main(folder: Path, least: float, threads: int) -> None:
                              'threads': threads}
     runs: dict[str, Any] = {}
     for name, build, expansions in (
-            ('IVF-Flat', ivf_flat, (0,)), ('FastScan', fast_scan, (2, 3, 5, 8, 12, 20))):
+            ('IVF-Flat', ivf_flat, (0,)), ('FastScan', fast_scan, (2, 3, 4, 5, 8, 12, 20))):
         start = time.perf_counter()
         index = build(vectors)
         facts[f'{name}, built_s'] = time.perf_counter() - start
@@ -64,7 +64,7 @@ def _cheapest(index: Any, queries: np.ndarray, best: np.ndarray, least: float,
               expansions: tuple[int, ...]) -> tuple[int, int]:
     """Returns the fastest numbers of lists and of candidates a hit that reach the recall."""
     settings = []
-    for probes in (4, 6, 8, 12, 16, 24, 32, 48, 64):
+    for probes in (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64, 96, 128):
         for expansion in expansions:
             _set(index, probes, expansion)
             seconds, (_, rows) = paired.timed(lambda: index.search(queries, 10))

@@ -159,6 +159,8 @@ class ScannIndex:
 
     def _search_quantised(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
         """Searches the searcher for more than k if rows are struck out or not allowed."""
+        if allowed is None and len(self) == self._base_size and not len(self._added):
+            return search_searcher(self._searcher, queries, k, self.config)
         fits = np.ones(len(self), bool) if allowed is None else allowed
         kept = np.zeros(self._base_size, bool)
         kept[self._base_rows] = fits[:len(self._base_rows)]

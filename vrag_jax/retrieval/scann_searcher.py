@@ -105,6 +105,8 @@ def search_searcher(searcher: Any, queries: np.ndarray, k: int, config: IndexCon
     rows, scores = search(queries, k, reorder, leaves)
     # ScaNN pads with row 0 and score NaN where it has found fewer than k.
     found = np.isfinite(scores)
+    if found.all():
+        return list(zip(rows, scores, strict=True))
     return [(r[f], s[f]) for r, s, f in zip(rows, scores, found, strict=True)]
 
 
