@@ -66,7 +66,7 @@ ROWS = (
     Row('3B LoRA', 'grpo_3b_lora_16gb', 'v5e:1x1'),
     Row('7B LoRA, int8, 24 GB', 'grpo_7b_lora_24gb', 'v6e:1x1', ('compile.memory_gib=22.3',)),
     Row('7B LoRA', 'grpo_7b_lora_24gb', 'v6e:1x1', ('policy.quantization=',)),
-    full('3B full', 'grpo_3b', 'v6e:2x2', 4, more=('sampler.slots=32',)),
+    full('3B full', 'grpo_3b', 'v6e:2x2', 4, more=('sampler.slots=24',)),
     full('7B full', 'grpo_7b', 'v5p:2x2x1', 4),
     full('7B full', 'grpo_7b', 'v6e:4x4', 16),
     full('7B full', 'grpo_7b', 'v5e:4x8', 8, 4, more=('feature_rows=65536',)),
