@@ -72,8 +72,8 @@ ROWS = (
     full('7B full', 'grpo_7b', 'v5e:4x8', 8, 4, more=('feature_rows=65536',)),
     full('32B full', 'grpo_7b', 'v5p:4x4x2', 32,
          more=('policy.preset=qwen2_5_vl_32b', 'sampler.slots=160')),
-    full('72B full', 'grpo_7b', 'v5p:4x4x4', 64,
-         more=('policy.preset=qwen2_5_vl_72b', 'sampler.slots=192')),
+    full('72B full', 'grpo_7b', 'v5p:4x4x4', 32, 2,
+         more=('policy.preset=qwen2_5_vl_72b', 'sampler.slots=160')),
 )
 
 
