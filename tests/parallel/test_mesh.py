@@ -38,3 +38,16 @@ def test_mesh_over_chosen_devices():
     mesh = make_mesh({'data': -1}, devices=jax.devices()[:1])
     assert mesh.axis_names == AXES and dict(mesh.shape) == dict.fromkeys(AXES, 1)
     assert list(mesh.devices.flat) == jax.devices()[:1]
+
+
+def test_axes_that_are_parts_of_an_axis_of_the_torus():
+    pytest.importorskip('libtpu')
+    from vrag_jax.compilation.chips import topology_devices
+
+    mesh = make_mesh({'fsdp': 32, 'tensor': 2}, topology_devices('v5p:4x4x4'))
+    assert dict(mesh.shape) == {'data': 1, 'fsdp': 32, 'sequence': 1, 'tensor': 2}
+    # Both of `tensor` are neighbours in the torus.
+    for pair in mesh.devices.reshape(32, 2):
+        one, other = (device.coords for device in pair)
+        steps = [min(abs(a - b), 4 - abs(a - b)) for a, b in zip(one, other, strict=True)]
+        assert sum(steps) == 1

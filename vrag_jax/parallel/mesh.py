@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
 # Rows of a batch go over `data` and `fsdp`, their tokens over `sequence`; parameters over
@@ -32,8 +33,10 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = resolve_shape(shape, len(devices))
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    # An axis of the mesh may be a part of an axis of the torus, e.g. 32 x 2 of 4 x 4 x 4.
+    laid_out = mesh_utils.create_device_mesh(
+        tuple(sizes.values()), devices, allow_split_physical_axes=True)
+    return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def resolve_shape(shape: Mapping[str, int], device_count: int) -> dict[str, int]:
