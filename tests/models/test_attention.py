@@ -30,6 +30,7 @@ def inputs(dtype=jnp.float32, heads=HEADS, kv_heads=KV_HEADS, rows=ROWS):
 def brute_force(q, k, v, segments):
     """Softmax over the earlier tokens of the segment, one query at a time, in float64."""
     q, k, v = (np.asarray(x, np.float64) for x in (q, k, v))
+    segments = np.asarray(segments)
     out = np.zeros(q.shape)
     for b, t, h in np.ndindex(*q.shape[:3]):
         seen = [s for s in range(t + 1) if segments[b, s] == segments[b, t]]
