@@ -6,6 +6,7 @@ import logging
 import socket
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -122,9 +123,13 @@ def barrier(name: str) -> None:
         return
     step = next(_steps)
     client.key_value_set(_step_key(step, global_state.process_id), name)
-    client.wait_at_barrier(f'vrag_jax/step/{step}', WEEK_MS)
-    names = {int(key.rpartition('/')[2]): name
-             for key, name in client.key_value_dir_get(_step_key(step))}
+    # Asked for again and again: a wait of the service's own fails when a process dies, and
+    # JAX aborts on that before the watchdog can say which.
+    pause = 0.001
+    while len(found := client.key_value_dir_get(_step_key(step))) < global_state.num_processes:
+        time.sleep(pause)
+        pause = min(0.1, 1.5 * pause)
+    names = {int(key.rpartition('/')[2]): name for key, name in found}
     if step:
         # All have read what belongs to the step before, or they were not here.
         client.key_value_delete(_step_key(step - 1, global_state.process_id))

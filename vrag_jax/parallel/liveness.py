@@ -3,6 +3,7 @@
 import ctypes
 import json
 import os
+import re
 import signal
 import socket
 import sys
@@ -57,8 +58,8 @@ class Watchdog:
         self._closing = threading.Event()
         self._last_words = threading.Lock()
         targets = [self._watch_outcome, self._watch_heartbeats]
+        _delay_abort()
         if process:
-            _delay_abort()
             targets.append(self._watch_coordinator)
         self._threads = [threading.Thread(target=target, name=target.__name__, daemon=True)
                          for target in targets]
@@ -140,6 +141,10 @@ class Watchdog:
         self._end(f'{self._names[0]} died: {self._coordinator} cannot be reached')
 
     def _lost(self, error: Exception) -> None:
+        found = re.search(r'stopped sending heartbeats\):\s*([\d\s,]+)', str(error))
+        if found:
+            dead = [self._names[int(number)] for number in re.findall(r'\d+', found.group(1))]
+            return self._end(f'{", ".join(dead)} died: no heartbeat for {self._heartbeat_s} s')
         # If process 0 is gone, `_watch_coordinator` says so sooner.
         if not self._closing.wait(_FAREWELL_S if self._process else 0.0):
             self._end(f'the coordination service of {self._names[0]} has failed: '
