@@ -21,8 +21,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrag_jax.ingestion import folders
 from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.retrieval.artifact import sync
 from vrag_jax.retrieval.pages import Page, PageStore
 
 MANIFEST = 'pages.jsonl'
@@ -62,7 +62,7 @@ def switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
     if failures is not None:
         _write_lines(directory / _FAILURES,
                      [{'file': file, 'reason': reason} for file, reason in failures])
-    folders.sync(directory)
+    sync(directory)
 
 
 def remove_unused(directory: Path) -> None:
@@ -107,7 +107,7 @@ def check_settings(directory: Path, config: IngestConfig) -> None:
 def _write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     partial = file.with_name(f'{file.name}.partial')
     partial.write_text(''.join(json.dumps(row, ensure_ascii=False) + '\n' for row in rows), 'utf-8')
-    folders.sync(partial)
+    sync(partial)
     os.replace(partial, file)
 
 

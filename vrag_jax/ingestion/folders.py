@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vrag_jax.ingestion.words import WORDS, Word, write_words
+from vrag_jax.retrieval.artifact import sync
 
 DOCUMENT = 'document.json'
 OCR = '-ocr'
@@ -123,15 +124,6 @@ def read_document(folder: Path) -> list[PageRecord]:
     """Returns the pages of a document, in order, with those that could not be read."""
     content = json.loads((folder / DOCUMENT).read_text('utf-8'))
     return [PageRecord(**page) for page in content['pages']]
-
-
-def sync(path: Path) -> None:
-    """Waits until a file or the entries of a folder are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _record_name(index: int) -> str:

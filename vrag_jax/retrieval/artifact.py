@@ -55,12 +55,12 @@ def write_artifact(directory: Path, kind: str,
         partial = data / MANIFEST
         partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), 'utf-8')
         for file in data.rglob('*'):
-            _sync(file)
+            sync(file)
         os.replace(partial, directory / MANIFEST)
     except BaseException:
         shutil.rmtree(data, ignore_errors=True)
         raise
-    _sync(directory)
+    sync(directory)
     for old in directory.glob('data-*'):
         if old != data:
             shutil.rmtree(old, ignore_errors=True)
@@ -170,7 +170,8 @@ def _identity(file: Path) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Waits until a file, or the entries of a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
