@@ -49,6 +49,9 @@ class Vectors:
     def input_digest(self, page: Any) -> str:
         raise NotImplementedError('the corpus is made of vectors')
 
+    def page_grids(self, pages: Sequence[Any]) -> list[Any]:
+        raise NotImplementedError('nothing is pooled')
+
 
 def main(_: Sequence[str]) -> None:
     paired.use_cores(paired.THREADS.value)

@@ -31,7 +31,8 @@ CLS = {'pooling_mode_cls_token': True, 'pooling_mode_mean_tokens': False}
 
 
 def page(text):
-    return PageContent('p', text, lambda: pytest.fail('a text embedder loads no image'))
+    return PageContent('p', text, lambda: pytest.fail('a text embedder loads no image'),
+                       (0, 0))
 
 
 @functools.cache

@@ -24,7 +24,7 @@ from vrag_jax.parallel.sharding import RULES
 from vrag_jax.retrieval.embedding import PageContent
 from vrag_jax.retrieval.pages import Page, PageStore
 
-PAGES = [PageContent(f'p{n}', '', lambda image=image: image)
+PAGES = [PageContent(f'p{n}', '', lambda image=image: image, image.size)
          for n, image in enumerate(cases.images())]
 
 
@@ -211,8 +211,20 @@ def test_a_corpus_of_images_on_disk(load, tmp_path):
         np.testing.assert_allclose(vectors[number], expected, atol=2e-5)
 
 
+def test_grids_say_where_the_tokens_of_the_image_are(load):
+    embedder = load('colqwen2')
+    for page, (rows, columns, before) in zip(PAGES, embedder.page_grids(PAGES), strict=True):
+        image = embedder._process(page)
+        ids, _ = embedder._prompts.page(image)
+        assert image.grid_thw == (1, 2 * rows, 2 * columns)
+        places = np.flatnonzero(ids == cases.ID['<|image_pad|>'])
+        assert places.tolist() == list(range(before, before + rows * columns))
+    with pytest.raises(ValueError, match='one vector of a page'):
+        load('last_token').page_grids(PAGES)
+
+
 def test_a_page_looks_the_same_if_its_pixels_do(load):
     embedder = load('colqwen2')
-    copy = PageContent('copy', 'other text', lambda: cases.images()[0])
+    copy = PageContent('copy', 'other text', lambda: cases.images()[0], cases.SIZES[0])
     assert embedder.input_digest(PAGES[0]) == embedder.input_digest(copy)
     assert embedder.input_digest(PAGES[0]) != embedder.input_digest(PAGES[1])

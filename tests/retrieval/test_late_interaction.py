@@ -41,11 +41,16 @@ class WordEmbedder:
     def embed_queries(self, queries):
         return [self._embed(query, 'query') for query in queries]
 
+    def page_grids(self, pages):
+        """Words in rows of two."""
+        return [(len(page.text.split()) // 2, 2, 0) for page in pages]
+
 
 def page(number):
     """A page of one of 20 topics, of 30 words each."""
     words = np.random.default_rng(number).integers(30, size=20 + number % 30) + 30 * (number % 20)
-    return PageContent(f'p{number}', ' '.join(f'w{w}' for w in words), lambda: None)
+    return PageContent(f'p{number}', ' '.join(f'w{w}' for w in words), lambda: None,
+                       (0, 0))
 
 
 def build(config, count=300, embedder=None, **more):
@@ -203,15 +208,16 @@ def test_pooling_needs_grids_and_keeps_what_is_found():
     pooled = dataclasses.replace(EXACT, tokens=TokenConfig(pooling=2))
     with pytest.raises(ValueError, match='grid of each page'):
         build(pooled)
-    # Words in rows of two: every second row is averaged with the one before.
-    grids = [(len(page(n).text.split()) // 2, 2, 0) for n in range(300)]
+    # Every second row of words is averaged with the one before.
+    grids = WordEmbedder().page_grids([page(n) for n in range(300)])
     retriever = build(pooled, grids=grids)
     assert retriever.store.table[:, 3].sum() < 0.3 * build(EXACT).store.table[:, 3].sum() + 300
     ids, _ = retriever.search([page(n).text for n in range(0, 300, 11)], 2)
     found = np.mean([f'p{n}' in row for row, n in zip(ids, range(0, 300, 11), strict=True)])
     assert found > 0.9  # The two best of 300 pages.
-    with pytest.raises(ValueError, match='page_grids'):
-        retriever.updated(changes([300]))
+    more = retriever.updated(changes([300]))
+    assert more.store.table[-1, 3] < len(page(300).text.split())
+    assert more.search([page(300).text], 1)[0] == [['p300']]
 
 
 def test_centroid_scores_are_the_best_centroid_of_each_token():

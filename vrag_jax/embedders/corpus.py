@@ -104,7 +104,8 @@ def embed_corpus(
 
 def contents(store: PageStore, texts: Sequence[str]) -> list[PageContent]:
     """Returns what embedders may look at of each page; images are loaded when asked for."""
-    return [PageContent(page.page_id, text, functools.partial(store.image, page.page_id))
+    return [PageContent(page.page_id, text, functools.partial(store.image, page.page_id),
+                        (page.width, page.height))
             for page, text in zip(store, texts, strict=True)]
 
 

@@ -63,6 +63,9 @@ class PromptEncoder:
       prompts: what stands around them.
       config: gives the image token and the merge size.
 
+    Attributes:
+      before_image: tokens of a page before those of its image.
+
     Raises:
       ValueError: if the tokenizer does not know the image token as the config does.
     """
@@ -82,6 +85,7 @@ class PromptEncoder:
         ids = self._ids(prompts.page)
         place = ids.index(config.image_token_id)
         self._page = ids[:place], ids[place + 1:]
+        self.before_image = place
         # Words next to the query may join with it to tokens; special tokens cannot.
         special = '|'.join(re.escape(token.content) for token in
                            self._template.get_added_tokens_decoder().values() if token.special)

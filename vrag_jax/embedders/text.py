@@ -32,7 +32,7 @@ from vrag_jax.parallel.sharding import (
     sharded_over,
     tree_shardings,
 )
-from vrag_jax.retrieval.embedding import PageContent
+from vrag_jax.retrieval.embedding import Grid, PageContent
 
 POOLINGS = ('mean', 'cls')
 WINDOWS = ('max', 'mean')
@@ -144,6 +144,10 @@ class TextEmbedder:
         """Returns a digest of the tokens of a page: equal if nothing tells two apart."""
         tokens = np.concatenate(self._windows.of_page(page.text))
         return hashlib.sha256(tokens.tobytes()).hexdigest()
+
+    def page_grids(self, pages: Sequence[PageContent]) -> list[Grid]:
+        """Raises a `ValueError`: windows of a text are no tokens of an image."""
+        raise ValueError(f'{self.kind} makes vectors of texts, which have no grid of image tokens')
 
     def _embed(self, sequences: list[np.ndarray]) -> np.ndarray:
         """Returns `[N, dims]` float32 unit rows of token sequences."""

@@ -27,8 +27,8 @@ from vrag_jax.parallel.sharding import (
     devices_along,
     sharded_over,
 )
-from vrag_jax.perception.image_ops import PixelLimits, show_page
-from vrag_jax.retrieval.embedding import PageContent
+from vrag_jax.perception.image_ops import PixelLimits, encoder_size, show_page
+from vrag_jax.retrieval.embedding import Grid, PageContent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,6 +117,16 @@ class VisualEmbedder:
         image = self._process(page)
         return hashlib.sha256(
             repr(image.grid_thw).encode() + image.pixel_values.tobytes()).hexdigest()
+
+    def page_grids(self, pages: Sequence[PageContent]) -> list[Grid]:
+        """Returns rows and columns of each page's image tokens, and the tokens before them."""
+        if not self.multi_vector:
+            raise ValueError(f'{self.kind} makes one vector of a page, not one a token')
+        factor, grids = self._limits.factor, []
+        for page in pages:
+            width, height = encoder_size(*page.size, self._limits)
+            grids.append((height // factor, width // factor, self._prompts.before_image))
+        return grids
 
     def _process(self, page: PageContent) -> ProcessedImage:
         shown, _ = show_page(page.load_image(), page.page_id, self._limits)

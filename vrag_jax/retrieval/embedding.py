@@ -16,11 +16,17 @@ class PageContent:
       page_id: of the page.
       text: its text, '' where it has none.
       load_image: returns the page's image, upright RGB; called only by those that look.
+      size: width and height of the image, in pixels.
     """
 
     page_id: str
     text: str
     load_image: Callable[[], Image.Image]
+    size: tuple[int, int]
+
+
+Grid = tuple[int, int, int]
+"""Rows and columns of a page's image tokens, and how many tokens come before them."""
 
 
 class Embedder(Protocol):
@@ -65,3 +71,10 @@ class Embedder(Protocol):
 
     def input_digest(self, page: PageContent) -> str:
         """Returns a digest of a page as the model sees it: equal pages have equal vectors."""
+
+    def page_grids(self, pages: Sequence[PageContent]) -> list[Grid]:
+        """Returns where among each page's vectors those of its image lie; loads no image.
+
+        Raises:
+          ValueError: if they are no vectors of an image's tokens.
+        """

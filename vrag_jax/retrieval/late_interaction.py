@@ -10,7 +10,7 @@ import numpy as np
 
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.centroids import CentroidTable, sample_tokens
-from vrag_jax.retrieval.embedding import Embedder
+from vrag_jax.retrieval.embedding import Embedder, Grid
 from vrag_jax.retrieval.fde import FdeConfig, FdeEncoder
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.maxsim import maxsim, maxsim_all
@@ -104,7 +104,7 @@ class LateInteractionRetriever:
     @classmethod
     def build(cls, embedder: Embedder, ids: Sequence[str], tokens: np.ndarray, offsets: np.ndarray,
               config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
-              grids: Sequence[tuple[int, int, int]] | None = None,
+              grids: Sequence[Grid] | None = None,
               scratch: Path | None = None) -> 'LateInteractionRetriever':
         """Indexes what an embedder made of pages.
 
@@ -242,18 +242,13 @@ class LateInteractionRetriever:
 
     def updated(self, changes: Changes) -> 'LateInteractionRetriever':
         pages = self.embedder.embed_pages(changes.added) if changes.added else []
-        grids = None
-        if self.config.tokens.pooling > 1 and pages:
-            if not hasattr(self.embedder, 'page_grids'):
-                raise ValueError(f'{self.embedder.kind} does not tell the grids of its tokens '
-                                 '(`page_grids`), which pooling needs')
-            grids = self.embedder.page_grids(changes.added)
+        grids = self.embedder.page_grids(changes.added) if self.config.tokens.pooling > 1 else None
         return self.with_tokens([page.page_id for page in changes.added], pages, changes.deleted,
                                 grids)
 
     def with_tokens(self, ids: Sequence[str], pages: Sequence[np.ndarray],
                     deleted: Collection[str] = (),
-                    grids: Sequence[tuple[int, int, int]] | None = None,
+                    grids: Sequence[Grid] | None = None,
                     scratch: Path | None = None) -> 'LateInteractionRetriever':
         """Returns a retriever without some pages and with others, of given tokens.
 
@@ -358,7 +353,7 @@ def _encodings(encoder: FdeEncoder, pages: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def _pooled(pages: Sequence[np.ndarray], config: TokenConfig,
-            grids: Sequence[tuple[int, int, int]] | None) -> Iterator[np.ndarray]:
+            grids: Sequence[Grid] | None) -> Iterator[np.ndarray]:
     if config.pooling > 1 and (grids is None or len(grids) != len(pages)):
         raise ValueError('pooling needs the grid of each page (`grids`)')
     for number, page in enumerate(pages):

@@ -175,10 +175,10 @@ class _Service:
         version = self._live.current
         self.metrics.queries.observe(len(request.queries))
         results = version.engine.search(request.queries, request.k, request.filters)
-        store = version.store
         return _json({'version': version.name, 'results': [[
-            {'page_id': hit.page_id, 'score': hit.score, 'document': store[hit.page_id].document,
-             'page': store[hit.page_id].page} for hit in hits] for hits in results]})
+            {'page_id': page_id, 'score': score, 'document': page.document, 'page': page.page}
+            for page_id, score, page in ((*hit, version.store[hit.page_id]) for hit in hits)]
+            for hits in results]})
 
     def _search_as_reference(self, queries: list[str]) -> Response:
         version, count = self._live.current, self._config.get_results

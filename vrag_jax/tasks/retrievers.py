@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from vrag_jax.embedders.corpus import Progress, content_keys, embed_corpus
+from vrag_jax.embedders.corpus import Progress, content_keys, contents, embed_corpus
 from vrag_jax.embedders.registry import load_embedder
 from vrag_jax.parallel.processes import is_main
 from vrag_jax.retrieval.artifact import ArtifactError
@@ -111,8 +111,11 @@ def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
             embedder = embedders[name]
             vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
             if embedder.multi_vector:
+                settings = config.late_interaction
+                grids = embedder.page_grids(contents(store, texts)) if (
+                    settings.tokens.pooling > 1) else None
                 parts.append(LateInteractionRetriever.build(
-                    embedder, store.ids, vectors.rows, vectors.offsets, config.late_interaction))
+                    embedder, store.ids, vectors.rows, vectors.offsets, settings, grids))
             else:
                 parts.append(DenseRetriever.build(
                     embedder, store.ids, vectors.rows, config.index))
