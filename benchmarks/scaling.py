@@ -3,16 +3,19 @@
     python -m benchmarks.scaling --run=runs/tiny --plot=benchmarks/scaling.svg
 
 Work is counted in multiplications: of decoder weights with tokens that were taken in or
-drawn, and of vision weights with patches that were encoded. A point's cost is the median
-time of `--repeats` runs, taken in turn with the other points of its axis. Cost grows no
-faster than the work where the exponent of a fit of log cost on log work is at most 1.
+drawn, of these with the keys and values before them, and of vision weights with patches that
+were encoded. A point's cost is the median time of `--repeats` runs, taken in turn with the
+other points of its axis. Cost grows no faster than the work where the exponent of a fit of log
+cost on log work is at most 1. Where points differ in their trajectories, the exponent of cost
+over these is told as well: a group shares its prompt and its images, so its work grows more
+slowly than its trajectories.
 """
 
 import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +27,7 @@ from benchmarks.setting import CONFIG, WORKDIR, grouped_questions, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.evaluation.charts import Series, line_chart
 from vrag_jax.learner.steps import grpo
+from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.sampling.distribution import SamplingConfig
@@ -38,6 +42,8 @@ STYLE = (
     'svg{font:11px sans-serif;background:#fff}.grid{stroke:#ddd}.tick{fill:#555}'
     'polyline{fill:none;stroke-width:2}.raw{opacity:.35}.smooth{display:none}'
     '.raw{opacity:1}.end{display:none}')
+Run = Callable[[int], tuple[float, float, int]]
+"""Takes the number of the repeat; returns seconds, work and trajectories."""
 COLOURS = ('#888', '#2a6fdb', '#d9480f', '#2b8a3e', '#9c36b5', '#0b7285', '#c2255c')
 
 
@@ -47,14 +53,19 @@ class Point:
 
     setting: int
     work: float
+    trajectories: int
     seconds: list[float]
 
+    @property
+    def median(self) -> float:
+        return statistics.median(self.seconds)
 
-def exponent(points: Sequence[Point]) -> float:
-    """Returns the slope of log median seconds over log work."""
-    work = np.log([point.work for point in points])
-    cost = np.log([statistics.median(point.seconds) for point in points])
-    return float(np.polyfit(work, cost, 1)[0])
+
+def exponent(points: Sequence[Point], of: Callable[[Point], float] = lambda point: point.work
+             ) -> float:
+    """Returns the slope of log median seconds over the log of something, by default the work."""
+    return float(np.polyfit(np.log([of(point) for point in points]),
+                            np.log([point.median for point in points]), 1)[0])
 
 
 class Costs:
@@ -62,10 +73,17 @@ class Costs:
 
     Args:
       params: by path.
-      merge_area: patches of an image token.
+      config: of the policy.
+
+    Attributes:
+      token: of a token with the decoder's weights.
+      pair: of a token with a key and a value.
+      image_token: of an image token's patches with the vision tower's weights.
     """
 
-    def __init__(self, params: Params, merge_area: int):
+    def __init__(self, params: Params, config: ModelConfig):
+        merge_area = config.vision.spatial_merge_size ** 2
+        self.pair = 2 * config.text.hidden_size * config.text.num_hidden_layers
         size = lambda prefix: sum(  # noqa: E731
             math.prod(value.shape) for path, value in params.items()
             if path.startswith(prefix) and path.endswith(('kernel', 'embedding')))
@@ -73,10 +91,14 @@ class Costs:
         self.image_token = (size('visual/patch_embed') + size('visual/blocks')) * merge_area + size(
             'visual/merger')
 
+    def text(self, lengths: Iterable[int], tokens: int) -> float:
+        """Multiplications of the decoder for sequences, of which `tokens` are taken in."""
+        return self.token * tokens + self.pair * sum(n * (n + 1) / 2 for n in lengths)
+
 
 def rollouts(space: Workspace, params: Params, costs: Costs
-             ) -> Mapping[str, Mapping[int, Callable[[int], tuple[float, float]]]]:
-    """Runs by axis and setting; each returns its seconds and its work."""
+             ) -> Mapping[str, Mapping[int, Run]]:
+    """Runs by axis and setting."""
     def play(prompts: int, group: int, turns: int = 0, opening: tuple[str, ...] = ()):
         world = space.world()
         if turns:
@@ -84,7 +106,7 @@ def rollouts(space: Workspace, params: Params, costs: Costs
                 world, environment=world.environment.with_config(max_turns=turns))
         questions = grouped_questions(space, prompts, group)
 
-        def run(repeat: int) -> tuple[float, float]:
+        def run(repeat: int) -> tuple[float, float, int]:
             sampler, features = space.sampler, space.features
             features.clear()
             before = sampler.tokens_prefilled + sampler.tokens_decoded
@@ -95,8 +117,8 @@ def rollouts(space: Workspace, params: Params, costs: Costs
             seconds = time.perf_counter() - started
             tokens = sampler.tokens_prefilled + sampler.tokens_decoded - before
             unique = {i.key: i.tokens for t in trajectories for i in t.processed}
-            work = costs.token * tokens + costs.image_token * sum(unique.values())
-            return seconds, work
+            work = costs.text([len(t.tokens) for t in trajectories], tokens)
+            return seconds, work + costs.image_token * sum(unique.values()), len(trajectories)
 
         return run
 
@@ -109,7 +131,7 @@ def rollouts(space: Workspace, params: Params, costs: Costs
 
 
 def updates(space: Workspace, params: Params, costs: Costs
-            ) -> Mapping[str, Mapping[int, Callable[[int], tuple[float, float]]]]:
+            ) -> Mapping[str, Mapping[int, Run]]:
     """As `rollouts`, of updates on random tokens."""
     config = space.config
     longest = max(LENGTHS)
@@ -131,12 +153,13 @@ def updates(space: Workspace, params: Params, costs: Costs
                 image_index=np.full(length, -1, np.int32), advantages=values[0],
                 old_logprobs=values[1], ref_logprobs=values[2], sampler_logprobs=values[3]))
 
-        def run(repeat: int) -> tuple[float, float]:
+        def run(repeat: int) -> tuple[float, float, int]:
             del repeat
             started = time.perf_counter()
             learner.update(made, space.features)
+            seconds = time.perf_counter() - started
             # Forwards once, backwards twice.
-            return time.perf_counter() - started, 3.0 * costs.token * count * length
+            return seconds, 3.0 * costs.text([length] * count, count * length), count
 
         return run
 
@@ -147,16 +170,16 @@ def updates(space: Workspace, params: Params, costs: Costs
     }
 
 
-def measure(axis: Mapping[int, Callable[[int], tuple[float, float]]], repeats: int) -> list[Point]:
+def measure(axis: Mapping[int, Run], repeats: int) -> list[Point]:
     """Runs all settings of an axis in turn; the first round warms up."""
-    taken: dict[int, list[tuple[float, float]]] = {setting: [] for setting in axis}
+    taken: dict[int, list[tuple[float, float, int]]] = {setting: [] for setting in axis}
     for repeat in range(repeats + 1):
         for setting, run in axis.items():
             result = run(repeat)
             if repeat:
                 taken[setting].append(result)
-    return [Point(setting, statistics.median(w for _, w in runs), [s for s, _ in runs])
-            for setting, runs in taken.items()]
+    return [Point(setting, statistics.median(w for _, w, _ in runs), runs[0][2],
+                  [s for s, _, _ in runs]) for setting, runs in taken.items()]
 
 
 def plot(axes: Mapping[str, Sequence[Point]]) -> str:
@@ -165,7 +188,7 @@ def plot(axes: Mapping[str, Sequence[Point]]) -> str:
     widest = max(points[-1].work / points[0].work for points in axes.values())
     series.append(Series('cost = work', np.array([1.0, widest]), np.array([1.0, widest])))
     for name, points in axes.items():
-        cost = np.array([statistics.median(p.seconds) for p in points])
+        cost = np.array([p.median for p in points])
         work = np.array([p.work for p in points])
         series.append(Series(name, work / work[0], cost / cost[0]))
     svg = line_chart('seconds against work, relative', series)
@@ -184,7 +207,7 @@ def main(_: list[str]) -> None:
     cores = paired.use_cores(paired.THREADS.value)
     space = open_run(Path(WORKDIR.value), Path(CONFIG.value))
     params = space.initial_params()
-    costs = Costs(params, space.model_config.vision.spatial_merge_size ** 2)
+    costs = Costs(params, space.model_config)
     conditions = paired.Conditions('scaling', (), paired.THREADS.value, cores)
     space.features.warm_up(params)
     space.sampler.warm_up(params, space.features.buffer, SamplingConfig())
@@ -194,8 +217,12 @@ def main(_: list[str]) -> None:
         slope = exponent(points)
         values: dict[str, Any] = {
             'exponent': round(slope, 3), 'no_faster_than_work': slope <= SLACK,
-            'points': [{'setting': p.setting, 'work': p.work, **paired.spread(p.seconds)}
-                       for p in points]}
+            'points': [{'setting': p.setting, 'work': p.work, 'trajectories': p.trajectories,
+                        'trajectories_per_s': round(p.trajectories / p.median, 1),
+                        **paired.spread(p.seconds)} for p in points]}
+        if len({p.trajectories for p in points}) > 1:
+            by_trajectories = exponent(points, lambda point: point.trajectories)
+            values['exponent_by_trajectories'] = round(by_trajectories, 3)
         paired.emit(conditions.record(name, 'exponent', **values), paired.OUT.value)
     if _PLOT.value:
         Path(_PLOT.value).write_text(plot(axes), encoding='utf-8')

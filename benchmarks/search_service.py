@@ -2,11 +2,12 @@
 
     python -m benchmarks.search_service --shared=../shared
 
-Serves two corpora, each by the command that a user starts: the real pages (their text by OCR,
-read once into `--workdir`) and `--pages` pages whose texts are mixed from paragraphs of real
-PDFs. In each round a fresh service answers the same queries, which it has not met before: one at a
-time, from `--clients` clients that ask for one each, and from as many clients that ask for
-batches. Hits of all three must be those of the engine in this process.
+Serves three corpora, each by the command that a user starts: the real slides (their text by OCR,
+read once into `--workdir`), the pages of the real PDFs (their text layers), and `--pages` pages
+whose texts are mixed from paragraphs of these. In each round a fresh service answers the same
+queries, which it has not met before: one at a time, from `--clients` clients that ask for one
+each, and from as many clients that ask for batches. Hits of all three must be those of the
+engine in this process.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ _PAGES = flags.DEFINE_integer(
     'pages', 19_000, 'Pages of the large corpus; from 20,000 on search is approximate.',
     lower_bound=100)
 _QUERIES = flags.DEFINE_integer(
-    'queries', 2048, 'Queries of a run; a quarter of them on the large corpus.', lower_bound=64)
+    'queries', 2048, 'Queries of a run; a quarter of them on the mixed corpus.', lower_bound=64)
 _CLIENTS = flags.DEFINE_integer('clients', 64, 'Clients at the same time.', lower_bound=1)
 _BATCH = flags.DEFINE_integer('batch', 64, 'Queries of a request of a batch.', lower_bound=2)
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Rounds of all three.', lower_bound=1)
@@ -69,29 +70,32 @@ class Load:
 # ---- Corpora and queries
 
 
-def paragraphs(documents: Path) -> list[str]:
-    """Returns pieces of 60 words of the text layers of all PDFs."""
-    found: list[str] = []
+def documents_texts(documents: Path) -> dict[str, list[str]]:
+    """Returns the text layers of the pages of all PDFs, by name of the document."""
+    found: dict[str, list[str]] = {}
     for file in sorted(documents.glob('*.pdf')):
         document = pypdfium2.PdfDocument(file)
-        for page in document:
-            words = page.get_textpage().get_text_range().split()
-            found += [' '.join(words[i : i + _WORDS]) for i in range(0, len(words), _WORDS)]
+        found[file.stem] = [page.get_textpage().get_text_range() for page in document]
         document.close()
     return found
 
 
-def write_large(folder: Path, documents: Path, count: int) -> Path:
-    """Writes a manifest of `count` pages of mixed paragraphs, unless it is there; returns it."""
-    manifest = folder / f'pages_{count}.jsonl'
-    if not manifest.exists():
-        pieces, rng = paragraphs(documents), random.Random(0)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.new('RGB', (28, 28), 'white').save(folder / 'page.png')
-        PageStore.write(manifest, (
-            Page(f'mixed/{n}', f'mixed{n // 50}', n % 50 + 1, 'page.png', 28, 28,
-                 '\n'.join(rng.choices(pieces, k=_PARAGRAPHS))) for n in range(count)))
-    return manifest
+def mixed_texts(texts: Iterable[str], count: int) -> list[str]:
+    """Returns texts of pieces of 60 words, drawn from all of the texts."""
+    pieces, rng = [], random.Random(0)
+    for words in map(str.split, texts):
+        pieces += [' '.join(words[i : i + _WORDS]) for i in range(0, len(words), _WORDS)]
+    return ['\n'.join(rng.choices(pieces, k=_PARAGRAPHS)) for _ in range(count)]
+
+
+def write_pages(folder: Path, texts: Mapping[str, Sequence[str]]) -> Path:
+    """Writes the manifest of pages of given texts, by name of the document; returns it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    Image.new('RGB', (28, 28), 'white').save(folder / 'page.png')
+    PageStore.write(folder / 'pages.jsonl', (
+        Page(f'{name}_{n}', name, n, 'page.png', 28, 28, text)
+        for name, pages in texts.items() for n, text in enumerate(pages, start=1)))
+    return folder / 'pages.jsonl'
 
 
 def mixed_queries(questions: Sequence[str], count: int, seed: int) -> list[str]:
@@ -250,11 +254,16 @@ def main(_: list[str]) -> None:
     documents = shared / 'mmlongbench_dev'
     questions = [sample['question']
                  for sample in json.loads((documents / 'samples.json').read_text())]
-    folder = workdir / f'mixed_{_PAGES.value}'
-    manifest = write_large(folder, documents / 'documents', _PAGES.value)
-    measure(f'{_PAGES.value:,} pages', folder, [f'--config.data.manifest={manifest}'],
-            mixed_queries(questions, _QUERIES.value // 4 + _CLIENTS.value, seed=2), manifest,
-            conditions)
+    texts = documents_texts(documents / 'documents')
+    pages = [text for document in texts.values() for text in document]
+    mixed = {'mixed': mixed_texts(pages, _PAGES.value)}
+    for name, of, count, seed in (
+            (f'{len(pages):,} pages of PDFs', texts, _QUERIES.value, 3),
+            (f'{_PAGES.value:,} mixed pages', mixed, _QUERIES.value // 4, 2)):
+        folder = workdir / name.replace(' ', '_')
+        manifest = write_pages(folder, of)
+        measure(name, folder, [f'--config.data.manifest={manifest}'],
+                mixed_queries(questions, count + _CLIENTS.value, seed), manifest, conditions)
 
 
 if __name__ == '__main__':

@@ -29,12 +29,12 @@ def test_late_compilations_by_hand():
 
 @pytest.mark.parametrize('power', [0.5, 1.0, 2.0])
 def test_the_exponent_is_that_of_the_cost(power):
-    points = [Point(n, float(n), [1e6, 3.0 * n**power, 0.0]) for n in (1, 2, 4, 8)]
+    points = [Point(n, float(n), 1, [1e6, 3.0 * n**power, 0.0]) for n in (1, 2, 4, 8)]
     assert exponent(points) == pytest.approx(power)
 
 
 def test_the_plot_has_a_curve_for_each_axis():
-    points = [Point(n, float(n), [n * 0.5]) for n in (1, 2, 4)]
+    points = [Point(n, float(n), 1, [n * 0.5]) for n in (1, 2, 4)]
     axes = {'turns': points, 'length': points}
     svg = plot(axes)
     assert svg.startswith('<svg xmlns=') and svg.endswith('</svg>')

@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 from tests.embedders import golden_cases as cases
+from vrag_jax.config import parse
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.page_vectors import PageVectors
 from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.tasks import build_index
+from vrag_jax.tasks.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUERIES = ['bananas', 'ships in the harbour?', 'x']
@@ -36,7 +39,7 @@ def source(make_pdf, tmp_path):
     return tmp_path / 'in'
 
 
-def build(source, checkpoint, workdir, count=1, *flags):
+def build(source, checkpoint, workdir, count=1):
     """Runs `vrag_jax.main` in `count` processes; returns what each has printed."""
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -52,7 +55,7 @@ def build(source, checkpoint, workdir, count=1, *flags):
              f'--config.retrieval.embedders.pages.path={checkpoint}',
              '--config.retrieval.embedders.pages.dtype=float32',
              '--config.retrieval.embedders.pages.visual.max_pixels=0',
-             '--config.retrieval.ingestion.dpi=72', *flags],
+             '--config.retrieval.ingestion.dpi=72'],
             cwd=ROOT, env=environment | place, text=True, stdout=subprocess.PIPE,
             stderr=subprocess.PIPE))
     ended = [process.communicate(timeout=300) for process in running]
@@ -90,8 +93,12 @@ def test_two_processes_index_as_one_and_search_as_maxsim_by_hand(source, checkpo
 
 
 def test_pooled_tokens_are_the_means_of_squares(source, checkpoint, tmp_path):
-    build(source, checkpoint, tmp_path / 'work', 1,
-          '--config.retrieval.late_interaction.tokens.pooling=2')
+    build_index.run(parse(RunConfig, {
+        'task': 'build_index', 'data': {'source': 'files'}, 'retrieval': {
+            'sources': str(source), 'ingestion': {'dpi': 72, 'workers': 1},
+            'retrievers': ('pages',), 'late_interaction': {'tokens': {'pooling': 2}},
+            'embedders': {'pages': {'kind': 'colqwen', 'path': str(checkpoint)}}}}),
+        tmp_path / 'work')
     embedder = load_embedder(EmbedderConfig('colqwen', str(checkpoint)))
     store = PageStore.open(tmp_path / 'work' / 'pages' / 'pages.jsonl')
     retriever = SearchEngine.open(tmp_path / 'work' / 'index', store, [embedder]).retriever

@@ -217,7 +217,8 @@ def slow(live):
     """A live index whose searches are held."""
     version = live.current
     return types.SimpleNamespace(current=types.SimpleNamespace(
-        store=version.store, engine=SlowEngine(), name='slow'), reloads=0, failures=0)
+        store=version.store, engine=SlowEngine(), name='slow',
+        json_heads=version.json_heads), reloads=0, failures=0)
 
 
 def test_the_service_answers_while_searches_are_under_way(slow):

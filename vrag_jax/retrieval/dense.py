@@ -10,6 +10,7 @@ import numpy as np
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.encoders import PageEncoder, read_encoder
+from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder
 
@@ -72,11 +73,16 @@ class DenseRetriever:
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
         if not queries:
             return [], []
-        if self._lexical is not None:
-            vectors = self._lexical.encode_queries(queries)
-        else:
-            assert self._embedder is not None
-            vectors = np.concatenate(self._embedder.embed_queries(queries))
+        lexical = self._lexical
+        if lexical is not None:
+            # No model on a device, for which the batch had better stay whole.
+            found = in_pieces(lambda piece: self._search(
+                lexical.encode_queries(piece), k, allowed), queries)
+            return [i for ids, _ in found for i in ids], [s for _, scores in found for s in scores]
+        assert self._embedder is not None
+        return self._search(np.concatenate(self._embedder.embed_queries(queries)), k, allowed)
+
+    def _search(self, vectors: np.ndarray, k: int, allowed: np.ndarray | None) -> Hits:
         matchable = np.any(vectors != 0, axis=1)
         found = iter(zip(*self.index.search_batched(vectors[matchable], k, allowed), strict=True))
         none: tuple[list[str], np.ndarray] = [], np.zeros(0, np.float32)

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 _DIGITS = 6  # Scores that agree to so many decimals are equal.
-_SPARE = 16  # Rows looked at beyond those wanted, among which equal scores may lie.
+_SPARE = 6  # Rows looked at beyond those wanted, among which equal scores may lie.
 _ROWS = 16_384  # Vectors that are compared with all queries at a time.
 
 

@@ -19,7 +19,7 @@ _LOG = logging.getLogger(__name__)
 _KIND = 'scann_index'
 _VECTORS, _ADDED, _BASE_ROWS = 'vectors.npy', 'added.npy', 'base_rows.npy'
 _SCANN = 'scann'
-_SPARE = 16  # Hits searched beyond those wanted, among which equal scores may lie.
+_SPARE = 6  # Hits searched beyond those wanted, among which equal scores may lie.
 
 Found = list[tuple[np.ndarray, np.ndarray]]
 """Of each query rows and scores, best first."""

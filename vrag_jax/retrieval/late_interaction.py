@@ -31,7 +31,8 @@ class LateInteractionConfig:
 
     Attributes:
       exact_below: fewer pages, or fewer that a filter allows, are all scored exactly.
-      pool: pages that the index of encodings gives for a query, at most.
+      pool: pages that the index of encodings gives for a query, at most; of a small corpus
+        the better half, if that is fewer.
       centroids: of which each page notes the ones its tokens are near, to choose the
         candidates from the pool, see `centroids.CentroidTable`; 0 takes the best of the
         pool by their encodings.
@@ -46,7 +47,7 @@ class LateInteractionConfig:
 
     exact_below: int = 2000
     pool: int = 2000
-    centroids: int = 2048
+    centroids: int = 4096
     candidates: int = 100
     tokens: TokenConfig = TokenConfig()
     fde: FdeConfig = FdeConfig()
@@ -210,7 +211,9 @@ class LateInteractionRetriever:
         if self._candidates is None:
             raise ValueError('all pages are scored exactly; there are no candidates')
         parts = self._candidates
-        size = max(count, self.config.pool) if parts.centroids is not None else count
+        size = count
+        if parts.centroids is not None:
+            size = max(count, min(self.config.pool, len(self.ids) // 2))
         pools = parts.index.search_rows(parts.encoder.encode_queries(queries), size, allowed)
         if parts.centroids is None:
             return [rows for rows, _ in pools]

@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
+import json
 import logging
 import threading
 from collections.abc import Callable, Sequence
@@ -29,6 +31,13 @@ class Version:
     store: PageStore
     engine: SearchEngine
     name: str
+
+    @functools.cached_property
+    def json_heads(self) -> dict[str, str]:
+        """What a hit of each page is in JSON, up to its score: the same for every search."""
+        return {page.page_id: json.dumps(
+            {'page_id': page.page_id, 'document': page.document, 'page': page.page, 'score': 0},
+            ensure_ascii=False, separators=(',', ':')).removesuffix('0}') for page in self.store}
 
 
 class LiveIndex:

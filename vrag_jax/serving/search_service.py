@@ -175,10 +175,11 @@ class _Service:
         version = self._live.current
         self.metrics.queries.observe(len(request.queries))
         results = version.engine.search(request.queries, request.k, request.filters)
-        return _json({'version': version.name, 'results': [[
-            {'page_id': page_id, 'score': score, 'document': page.document, 'page': page.page}
-            for page_id, score, page in ((*hit, version.store[hit.page_id]) for hit in hits)]
-            for hits in results]})
+        heads = version.json_heads
+        lists = (','.join([f'{heads[page_id]}{score!r}}}' for page_id, score in hits])
+                 for hits in results)
+        text = f'{{"version":"{version.name}","results":[{",".join(f"[{x}]" for x in lists)}]}}'
+        return Response(text.encode(), media_type='application/json')
 
     def _search_as_reference(self, queries: list[str]) -> Response:
         version, count = self._live.current, self._config.get_results
