@@ -32,9 +32,9 @@ def by_hand(query, page):
 QUERIES = [unit(n, 16, seed=100 + n) for n in (1, 5, 20, 33)]
 
 
-@pytest.mark.parametrize('products', [1 << 24, 1 << 10], ids=['one call', 'many calls'])
-def test_scores_equal_the_formula(products, monkeypatch):
-    monkeypatch.setattr(module, '_PRODUCTS', products)
+@pytest.mark.parametrize('size', [1 << 24, 1 << 12], ids=['one call', 'many calls'])
+def test_scores_equal_the_formula(size, monkeypatch):
+    monkeypatch.setattr(module, '_CPU_BYTES', size)
     store = TokenStore.build(pages(), 16, TokenConfig())
     expected = np.array([[by_hand(query, page) for page in pages()] for query in QUERIES])
     np.testing.assert_allclose(maxsim_all(store, QUERIES, np.arange(8)), expected, atol=1e-4)

@@ -120,7 +120,7 @@ def content_keys(reads: str, store: PageStore, texts: Sequence[str]) -> list[str
     return keys
 
 
-def check_vectors(embedder: Embedder, page: PageContent, vectors: np.ndarray) -> None:
+def check_page_vectors(embedder: Embedder, page: PageContent, vectors: np.ndarray) -> None:
     """Raises an `EmbeddingError` unless these are `[T, dims]` unit rows, T = 1 if single."""
     if vectors.ndim != 2 or vectors.shape[1] != embedder.dims or not len(vectors) or (
             len(vectors) > 1 and not embedder.multi_vector):
@@ -191,7 +191,7 @@ def _embed_shards(
     for shard, vectors, own, file in zip(
             shards, _run_ahead(embedder, shards), keys, files, strict=True):
         for page, rows in zip(shard, vectors, strict=True):
-            check_vectors(embedder, page, rows)
+            check_page_vectors(embedder, page, rows)
         _write_shard(file, own, vectors, dtype)
         done += len(shard)
         progress(Progress(done, total, embedder.tokens_read - before, time.monotonic() - start))
