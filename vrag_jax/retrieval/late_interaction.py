@@ -35,8 +35,8 @@ class LateInteractionConfig:
       pool: pages that the index of encodings gives for a query, at most; of a small corpus
         the better half, if that is fewer.
       centroids: of which each page notes the ones its tokens are near, to choose the
-        candidates from the pool, see `centroids.CentroidTable`; at most, for a corpus of n
-        pages has 32 sqrt(n); 0 takes the best of the pool by their encodings.
+        candidates from the pool, see `centroids.CentroidTable`; at most: a corpus of n
+        pages has 64 sqrt(n); 0 takes the best of the pool by their encodings.
       candidates: pages that are scored exactly.
       tokens: how tokens are kept.
       fde: the encodings.
@@ -149,7 +149,7 @@ class LateInteractionRetriever:
         del encodings
         table = None
         if config.centroids:
-            count = min(config.centroids, 8 * math.ceil(4 * math.sqrt(len(ids))))
+            count = min(config.centroids, 8 * math.ceil(8 * math.sqrt(len(ids))))
             table = CentroidTable.fit(sample, count, config.seed)
             table = table.with_pages(_Pages(store))
         retriever = cls(embedder, ids, store, config, _Candidates(encoder, index, table))
