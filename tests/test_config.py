@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import ml_collections
 import pytest
 
-from vrag_jax.config import ConfigError, parse
+from vrag_jax.config import ConfigError, parse, with_defaults
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +30,7 @@ class Outer:
     limit: int | None = None
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     optional: Inner | None = None
+    named: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
 
 
 def test_what_is_missing_takes_the_default():
@@ -51,6 +52,20 @@ def test_whole_numbers_are_floats_where_floats_are_asked_for():
     parsed = parse(Outer, {'steps': 1, 'inner': {'lr': 2, 'betas': (0, 1)}, 'shares': {'a': 1}})
     assert [type(x) for x in (parsed.inner.lr, *parsed.inner.betas, parsed.shares['a'])] == [
         float] * 4
+
+
+def test_defaults_are_filled_in_at_every_depth():
+    values = {'steps': 3, 'inner': {'lr': 0.5}, 'named': {'a': {'lr': 2.0}}}
+    config = with_defaults(ml_collections.ConfigDict(values), Outer)
+    assert config.name == 'run' and config.limit is None and config.shares == {}
+    assert config.inner.to_dict() == {'lr': 0.5, 'betas': (0.9, 0.95)}
+    assert config.named.a.to_dict() == {'lr': 2.0, 'betas': (0.9, 0.95)}
+    assert parse(Outer, config) == parse(Outer, values)
+
+
+def test_what_does_not_fit_is_left_for_parse():
+    config = with_defaults(ml_collections.ConfigDict({'inner': 3, 'stepz': 4}), Outer)
+    assert 'steps' not in config and config.inner == 3 and config.stepz == 4
 
 
 def test_none_is_only_for_optional_fields():

@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any, TypeVar, Union
 
+from ml_collections import ConfigDict
+
 T = TypeVar('T')
 
 
@@ -53,6 +55,46 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
         raise
     except ValueError as error:
         raise ConfigError(f'{path}: {error}') from error
+
+
+def with_defaults(config: ConfigDict, cls: type) -> ConfigDict:
+    """Fills in, in place, the fields that a config does not set, so that flags can name them.
+
+    Args:
+      config: of the fields of a dataclass; what does not fit is left for `parse` to refuse.
+      cls: the dataclass.
+
+    Returns:
+      The config.
+    """
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        if field.name not in config:
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if field.init and default is not dataclasses.MISSING:
+                config[field.name] = _as_config(default)
+            continue
+        hint, value = hints[field.name], config[field.name]
+        if not isinstance(value, ConfigDict):
+            continue
+        if dataclasses.is_dataclass(hint):
+            with_defaults(value, typing.cast(type, hint))
+        elif typing.get_args(hint) and dataclasses.is_dataclass(typing.get_args(hint)[-1]):
+            for section in value.values():  # A mapping of names to dataclasses.
+                if isinstance(section, ConfigDict):
+                    with_defaults(section, typing.get_args(hint)[-1])
+    return config
+
+
+def _as_config(value: Any) -> Any:
+    if dataclasses.is_dataclass(value):
+        return ConfigDict({f.name: _as_config(getattr(value, f.name))
+                           for f in dataclasses.fields(value) if f.init})
+    if isinstance(value, Mapping):
+        return ConfigDict({name: _as_config(item) for name, item in value.items()})
+    return value
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:

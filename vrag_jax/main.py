@@ -3,9 +3,10 @@
 import logging as stdlib_logging
 import sys
 from pathlib import Path
+from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 
 # At import transformers advises that it found no PyTorch, of which nothing here makes
@@ -13,12 +14,26 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser
 stdlib_logging.getLogger('transformers').addFilter(
     lambda record: not record.getMessage().startswith('PyTorch was not found'))
 
-from vrag_jax.config import ConfigError, parse  # noqa: E402
+from vrag_jax.config import ConfigError, parse, with_defaults  # noqa: E402
 from vrag_jax.parallel import distributed, processes  # noqa: E402
 from vrag_jax.tasks import check, registry  # noqa: E402
 from vrag_jax.tasks.settings import RunConfig  # noqa: E402
 
+
+class ConfigParser(ConfigFileFlagParser):
+    """Reads a config file and fills in what it leaves to defaults, which flags may then set."""
+
+    def parse(self, path: str) -> Any:
+        config = super().parse(path)
+        if isinstance(config, ConfigDict):  # Otherwise it says at its use what is wrong.
+            with config.unlocked():
+                with_defaults(config, RunConfig)
+            config.lock()
+        return config
+
+
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'The run.', lock_config=True)
+flags.FLAGS['config'].parser = ConfigParser('config')
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Where the run keeps its files.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
@@ -37,9 +52,9 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 
 def unknown_override(argv: list[str]) -> str:
-    """Says which `--config.FIELD=VALUE` names a field that the config file does not set."""
+    """Says which `--config.FIELD=VALUE` names a field that does not exist."""
     file = next((a.partition('=')[2] for a in argv if a.startswith('--config=')), '')
-    config = ConfigFileFlagParser('config').parse(file)
+    config = ConfigParser('config').parse(file)
     for argument in argv:
         section, path = config, 'config'
         name, _, rest = argument.partition('=')[0].partition('.')
@@ -47,8 +62,7 @@ def unknown_override(argv: list[str]) -> str:
             field, _, rest = rest.partition('.')
             if not hasattr(section, 'keys') or field not in section:
                 there = sorted(section) if hasattr(section, 'keys') else 'no fields'
-                return (f'{path}.{field}: {file} sets no such field, so it cannot be '
-                        f'overridden; in {path} there are {there}')
+                return f'{path}.{field}: no such field; in {path} there are {there}'
             section, path = section[field], f'{path}.{field}'
     return ''
 
