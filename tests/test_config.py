@@ -57,7 +57,7 @@ def test_whole_numbers_are_floats_where_floats_are_asked_for():
 def test_defaults_are_filled_in_at_every_depth():
     values = {'steps': 3, 'inner': {'lr': 0.5}, 'named': {'a': {'lr': 2.0}}}
     config = with_defaults(ml_collections.ConfigDict(values), Outer)
-    assert config.name == 'run' and config.limit is None and config.shares == {}
+    assert config.name == 'run' and config.limit is None and not config.shares
     assert config.inner.to_dict() == {'lr': 0.5, 'betas': (0.9, 0.95)}
     assert config.named.a.to_dict() == {'lr': 2.0, 'betas': (0.9, 0.95)}
     assert parse(Outer, config) == parse(Outer, values)
