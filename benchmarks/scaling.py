@@ -193,7 +193,8 @@ def plot(axes: Mapping[str, Sequence[Point]]) -> str:
         series.append(Series(name, work / work[0], cost / cost[0]))
     svg = line_chart('seconds against work, relative', series)
     colours = ''.join(f'.series-{i}{{stroke:{c}}}' for i, c in enumerate(COLOURS))
-    legend = ''.join(
+    axes_title = 'seconds over work, each as a multiple of its first point'
+    legend = f'<text x="388" y="186" text-anchor="end">{axes_title}</text>' + ''.join(
         f'<text x="56" y="{24 + 14 * i}" fill="{COLOURS[i]}">{one.label}</text>'
         for i, one in enumerate(series))
     opened = svg.index('>') + 1
