@@ -20,8 +20,11 @@ QUERIES = ['cloud revenue growth', '数据中心网络哪一年', 'travelling to
 GROUPS = (('words', 1.0), ('phrases', 0.5), ('pieces', 0.1))
 
 
-def bm25(queries, texts, k1=1.2, b=0.75):
-    """Scores [queries, pages] by the formula of Robertson and Zaragoza (2009), loop by loop."""
+def bm25(queries, texts, k1=1.2, b=0.75, most_pages=math.inf):
+    """Scores [queries, pages] by the formula of Robertson and Zaragoza (2009), loop by loop.
+
+    Pieces on more than `most_pages` pages are left out.
+    """
     scores = np.zeros((len(queries), len(texts)))
     for group, weight in GROUPS:
         pages = [Counter(getattr(split_terms(text), group)) for text in texts]
@@ -30,6 +33,8 @@ def bm25(queries, texts, k1=1.2, b=0.75):
         for row, query in zip(scores, queries, strict=True):
             for term, count in Counter(getattr(split_terms(query), group)).items():
                 having = sum(term in page for page in pages)
+                if group == 'pieces' and having > most_pages:
+                    continue
                 idf = math.log(1 + (len(pages) - having + 0.5) / (having + 0.5))
                 for i, page in enumerate(pages):
                     saturated = page[term] * (k1 + 1) / (
@@ -59,6 +64,27 @@ def test_scores_are_bm25_up_to_one_factor_a_query(texts):
         best = expected.argmax()
         np.testing.assert_allclose(row * expected[best] / row[best], expected,
                                    atol=1e-3 * expected[best])
+
+
+@pytest.mark.parametrize('share, most', [(0.25, 75), (0.1, 64), (1.0, 300)])
+def test_common_pieces_are_left_out_of_larger_corpora(share, most):
+    # 'work' and its pieces stand on two pages of three, those of other words on a few.
+    texts = [text + ' worked working'[:7 * (i % 3)] for i, text in enumerate(random_texts(300))]
+    queries = [' '.join(text.split()[2:8]) + ' works' for text in texts[:20]]
+    encoder = NgramEncoder(NgramConfig(buckets=1 << 24, piece_share=share))  # No collisions.
+    encoder.fit(texts)
+    scores = encoder.encode_queries(queries) @ encoder.encode_pages(texts).T
+    for row, expected in zip(scores, bm25(queries, texts, most_pages=most), strict=True):
+        best = expected.argmax()
+        np.testing.assert_allclose(row * expected[best] / row[best], expected,
+                                   atol=1e-3 * expected[best])
+
+
+def test_pieces_are_hashed_as_words_are():
+    encoder = fitted(TEXTS)
+    *_, pieces = encoder._counts(TEXTS)
+    expected = encoder._hasher.transform([split_terms(text).pieces for text in TEXTS])
+    np.testing.assert_array_equal(pieces.toarray(), expected.toarray())
 
 
 def test_rows_are_unit_float32():

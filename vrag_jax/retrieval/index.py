@@ -20,6 +20,7 @@ _KIND = 'scann_index'
 _VECTORS, _ADDED, _BASE_ROWS = 'vectors.npy', 'added.npy', 'base_rows.npy'
 _SCANN = 'scann'
 _SPARE = 6  # Hits searched beyond those wanted, among which equal scores may lie.
+_CLEAR = 1e-5  # Of the product of the norms: ten times what ScaNN's float32 is off by.
 
 Found = list[tuple[np.ndarray, np.ndarray]]
 """Of each query rows and scores, best first."""
@@ -61,6 +62,9 @@ class ScannIndex:
         self._row_of_base = np.full(self._base_size, -1, np.int64)
         self._row_of_base[self._base_rows] = np.arange(len(self._base_rows))
         self.exact = self._base_size < config.exact_below
+        self._longest = 0.0
+        if self.exact and vectors is not None:
+            self._longest = float(np.sqrt(np.einsum('nd,nd->n', vectors, vectors).max()))
 
     @classmethod
     def build(cls, vectors: np.ndarray, ids: Sequence[str], encoder: str = '',
@@ -147,15 +151,20 @@ class ScannIndex:
 
         The last bits of ScaNN's scores depend on how many queries are searched
         together, and with them the order of equal hits. A run that is resumed, whose
-        query cache is empty, would find other pages than one that never stopped.
+        query cache is empty, would find other pages than one that never stopped. Where
+        hits are too close for that they are compared in float64.
         """
-        found, _ = self._searcher.search_batched(queries, min(k + _SPARE, len(self)))
+        found, scores = self._searcher.search_batched(queries, min(k + _SPARE, len(self)))
+        gaps = scores[:, :-1] - scores[:, 1:]
+        close = _CLEAR * self._longest * np.linalg.norm(queries, axis=1, keepdims=True)
+        clear = (gaps[:, :k] > close).all(axis=1)
 
         def more(query: np.ndarray, count: int) -> np.ndarray:
             return self._searcher.search(query, count)[0]
 
-        return [best_rows(vectors, query, rows, k, more)
-                for query, rows in zip(queries, found, strict=True)]
+        return [(rows[:k], values[:k]) if sure else best_rows(vectors, query, rows, k, more)
+                for query, rows, values, sure in zip(
+                    queries, found, scores, clear.tolist(), strict=True)]
 
     def _search_quantised(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
         """Searches the searcher for more than k if rows are struck out or not allowed."""

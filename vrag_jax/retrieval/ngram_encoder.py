@@ -1,6 +1,7 @@
 """Dense unit vectors of page texts whose inner products are BM25 scores."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import zipfile
@@ -13,12 +14,14 @@ import scipy.linalg
 import scipy.sparse as sp
 import scipy.sparse.linalg
 from sklearn.feature_extraction import FeatureHasher
+from sklearn.utils import murmurhash3_32
 
 from vrag_jax.retrieval.artifact import ArtifactError
-from vrag_jax.retrieval.terms import split_terms
+from vrag_jax.retrieval.terms import split_terms, word_pieces
 
 _GROUPS = ('words', 'phrases', 'pieces')
 _STATE = 'ngram.npz'
+_FEW_PAGES = 64  # Reading the pages of a piece that so few have costs next to nothing.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +34,9 @@ class NgramConfig:
       buckets: hash buckets for each of words, phrases and pieces.
       k1, b: saturation and length normalisation of BM25.
       phrase_weight, piece_weight: of a phrase and of a piece against a word.
+      piece_share: pieces that a greater share of the pages has, and more than 64 of them,
+        are left out: they tell little, and most of the work of a query would be theirs.
+        1 keeps all.
       seed: of the sketch.
     """
 
@@ -40,6 +46,7 @@ class NgramConfig:
     b: float = 0.75
     phrase_weight: float = 0.5
     piece_weight: float = 0.1
+    piece_share: float = 0.25
     seed: int = 0
 
     def __post_init__(self):
@@ -49,8 +56,9 @@ class NgramConfig:
         for name in ('k1', 'phrase_weight', 'piece_weight'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
-        if not 0 <= self.b <= 1:
-            raise ValueError(f'b must be in [0, 1], got {self.b}')
+        for name in ('b', 'piece_share'):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f'{name} must be in [0, 1], got {getattr(self, name)}')
 
 
 class NgramEncoder:
@@ -87,6 +95,9 @@ class NgramEncoder:
         counts = list(self._counts(texts))
         lengths = np.array([c.sum() / len(texts) for c in counts], np.float32)
         idf = np.concatenate([_idf(c) for c in counts])
+        common = np.bincount(counts[-1].indices, minlength=self.config.buckets) > max(
+            self.config.piece_share * len(texts), _FEW_PAGES)
+        idf[-self.config.buckets:][common] = 0
         pages = self._weigh_pages(counts, lengths, idf)
         if not pages.nnz:
             raise ValueError(f'none of the {len(texts)} page texts holds a word')
@@ -156,8 +167,18 @@ class NgramEncoder:
 
     def _counts(self, texts: Sequence[str]) -> Iterator[sp.csr_matrix]:
         terms = [split_terms(text) for text in texts]
-        for group in _GROUPS:
-            yield self._hasher.transform([getattr(t, group) for t in terms])
+        yield self._hasher.transform([t.words for t in terms])
+        yield self._hasher.transform([t.phrases for t in terms])
+        # Words have many pieces each, and come again: theirs are hashed once.
+        buckets, spelled = self.config.buckets, [t.spelled for t in terms]
+        found = [_piece_buckets(word, buckets) for words in spelled for word in words]
+        ends = np.cumsum([0, *map(len, found)], dtype=np.int32)
+        rows = np.cumsum([0, *map(len, spelled)])
+        indices = np.concatenate([np.zeros(0, np.int32), *found])
+        pieces = sp.csr_matrix((np.ones(len(indices), np.float32), indices, ends[rows]),
+                               (len(texts), buckets))
+        pieces.sum_duplicates()
+        yield pieces
 
     def _group_weights(self) -> tuple[float, ...]:
         return 1.0, self.config.phrase_weight, self.config.piece_weight
@@ -173,9 +194,15 @@ class NgramEncoder:
             groups.append(group)
         pages = sp.hstack(groups, 'csr')
         pages.data = (pages.data * idf[pages.indices]).astype(np.float32)
+        pages.eliminate_zeros()
         return pages
 
     def _project(self, rows: sp.csr_matrix) -> np.ndarray:
+        terms = self._row_of_term[rows.indices]
+        known = terms >= 0
+        ends = np.concatenate([[0], np.cumsum(known, dtype=np.int32)])[rows.indptr]
+        rows = sp.csr_matrix((rows.data[known], terms[known], ends),
+                             (rows.shape[0], self._basis.shape[0]))
         projected = (rows @ self._basis).toarray()
         mix = self._state['mix']
         return projected @ mix if mix.size else projected
@@ -188,13 +215,24 @@ class NgramEncoder:
         self._fingerprint = digest.hexdigest()
         self._state = state
         shape = len(state['indptr']) - 1, len(_GROUPS) * self.config.buckets
-        basis = sp.csr_matrix((state['data'], state['indices'], state['indptr']), shape)
-        self._basis = basis.T.tocsr()
+        basis = sp.csr_matrix((state['data'], state['indices'], state['indptr']), shape).T.tocsr()
+        # Only the terms that are used: most buckets are empty, and reading them is slow.
+        used = np.flatnonzero(np.diff(basis.indptr))
+        self._basis = basis[used]
+        self._row_of_term = np.full(shape[1], -1, np.int32)
+        self._row_of_term[used] = np.arange(len(used))
 
     def _fitted(self) -> dict[str, np.ndarray]:
         if not self._state:
             raise ValueError('the encoder has not been fitted')
         return self._state
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _piece_buckets(word: str, buckets: int) -> np.ndarray:
+    """Returns the hash bucket of each piece of a word, as int32; see `FeatureHasher`."""
+    hashes = [murmurhash3_32(piece) for piece in word_pieces(word)]
+    return (np.abs(np.array(hashes, np.int64)) % buckets).astype(np.int32)
 
 
 def _idf(counts: sp.csr_matrix) -> np.ndarray:

@@ -1,7 +1,6 @@
 """Splits English and Chinese text into the terms that lexical search compares."""
 
 import dataclasses
-import functools
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -28,20 +27,24 @@ class Terms:
     Attributes:
       words: words without stop words; pairs of characters of CJK runs.
       phrases: pairs of neighbouring words; triples of characters of CJK runs.
-      pieces: n-grams of characters inside words with their borders marked,
-        which match other forms of a word and misread ones.
+      spelled: the words that are written in letters, whose pieces are terms, too.
     """
 
     words: Sequence[str]
     phrases: Sequence[str]
-    pieces: Sequence[str]
+    spelled: Sequence[str]
+
+    @property
+    def pieces(self) -> list[str]:
+        """The pieces of all words that have some."""
+        return [piece for word in self.spelled for piece in word_pieces(word)]
 
 
 def split_terms(text: str) -> Terms:
     """Splits a text, normalised by NFKC and lower-cased, into terms."""
     words: list[str] = []
     phrases: list[str] = []
-    pieces: list[str] = []
+    spelled: list[str] = []
     previous = None
     for match in _RUNS.finditer(unicodedata.normalize('NFKC', text).lower()):
         run = match.group()
@@ -53,15 +56,18 @@ def split_terms(text: str) -> Terms:
             previous = None
         else:
             words.append(run)
-            pieces.extend(_pieces(run))
+            spelled.append(run)
             if previous is not None:
                 phrases.append(f'{previous} {run}')
             previous = run
-    return Terms(words, phrases, pieces)
+    return Terms(words, phrases, spelled)
 
 
-@functools.lru_cache(maxsize=1 << 16)
-def _pieces(word: str) -> tuple[str, ...]:
+def word_pieces(word: str) -> tuple[str, ...]:
+    """Returns the n-grams of characters inside a word with its borders marked.
+
+    They match other forms of a word and misread ones.
+    """
     marked = f'<{word}>'
     return tuple(gram for n in (3, 4, 5) for gram in _ngrams(marked, n))
 
