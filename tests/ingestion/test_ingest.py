@@ -144,7 +144,7 @@ def test_bad_files_are_reported_and_the_rest_goes_in(make_pdf, sources, tmp_path
     report = ingest([sources], out, CONFIG, progress=False)
     assert report.added == ('a', 'c', 'scan') and report.pages == 4
     assert [file for file, _ in report.failed] == [
-        'b.pdf', 'c', 'empty.pdf', 'fax.tif', 'scan, page 2']
+        'b.pdf', 'c', 'empty.pdf', 'fax.tif', 'scan/2.png']
     assert 'PDF' in report.failed[0][1] and 'taken by c.pdf' in report.failed[1][1]
     assert pages_of(out).ids == ('a_1', 'a_2', 'c_1', 'scan_1')
     lines = [json.loads(x) for x in (out / 'failures.jsonl').read_text().splitlines()]
@@ -152,6 +152,15 @@ def test_bad_files_are_reported_and_the_rest_goes_in(make_pdf, sources, tmp_path
     assert 'cannot be read: b.pdf' in str(report)
     make_pdf('b.pdf', 'mended')
     assert ingest([sources], out, CONFIG, progress=False).added == ('b',)
+
+
+def test_bad_images_right_in_a_source_are_named(tmp_path):
+    source = tmp_path / 'photos'
+    source.mkdir()
+    (source / '1.png').write_bytes(b'no image')
+    Image.new('L', (9, 9)).save(source / '2.png')
+    report = ingest([source], tmp_path / 'out', CONFIG, progress=False)
+    assert [file for file, _ in report.failed] == ['1.png'] and report.added == ('photos',)
 
 
 def test_of_a_document_that_has_become_bad_the_old_pages_stay(sources, tmp_path):

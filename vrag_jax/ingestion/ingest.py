@@ -229,10 +229,11 @@ class _Run:
             entries.append(dataclasses.replace(entry, folder=folder))
             records = folders.read_document(self._folders / folder)
             for record in records:
-                if record.error:
-                    self._failures.append((f'{entry.file}, page {record.page}', record.error))
-                    continue
                 label = entry.labels[record.index] if entry.labels else entry.file
+                if record.error:
+                    where = label if entry.labels else f'{label}, page {record.page}'
+                    self._failures.append((where, record.error))
+                    continue
                 pages.append(Page(
                     f'{name}_{record.page}', name, record.page,
                     f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
@@ -271,7 +272,7 @@ class _Run:
             self._entries[name] = self._old[name]
             self._kept.add(name)
             reason += ' (its pages of before are kept)'
-        self._failures.append((file, reason))
+        self._failures.append((file or name, reason))  # The images of a source have no folder.
 
     def _bar(self, total: int, what: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=f'reading {what}', unit=unit, smoothing=0.05,
