@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.terms import split_terms
 
@@ -106,6 +107,22 @@ def test_a_batch_gives_the_rows_of_single_queries():
     encoder = fitted(TEXTS)
     single = [encoder.encode_queries([query])[0] for query in QUERIES]
     np.testing.assert_allclose(encoder.encode_queries(QUERIES), single, atol=1e-6)
+
+
+@pytest.mark.parametrize('dims', [4096, 64], ids=['exact', 'sketch'])
+def test_hits_and_scores_do_not_depend_on_the_other_queries(dims):
+    # BLAS may round a row of a product by where it stands among others.
+    texts, rng = random_texts(150), random.Random(0)
+    ids = [str(i) for i in range(len(texts))]
+    retriever = DenseRetriever.fit(
+        NgramEncoder(NgramConfig(buckets=1 << 16, dims=dims)), ids, texts)
+    queries = [' '.join(rng.sample(text.split(), 4)) for text in texts]
+    pages, scores = retriever.search(queries, 5)
+    for size in (1, 2, 3, 7, 16, 30, 101):
+        some = rng.sample(range(len(queries)), size)
+        found, values = retriever.search([queries[i] for i in some], 5)
+        assert found == [pages[i] for i in some]
+        np.testing.assert_array_equal(values, [scores[i] for i in some])
 
 
 def test_a_larger_corpus_is_sketched_nearly_as_well():

@@ -158,7 +158,7 @@ def test_each_kind_finds_filters_and_is_read_back(build, store, tmp_path):
         assert found(state, 'alibaba cloud revenue', 1) == ['p1']
         assert found(state, 'travel', document='doc1', page=[3, 4])[0] == 'p3'
         assert set(found(state, 'travel cloud', year=[2023, 2024])) <= {'p3', 'p4'}
-        assert found(state, 'travel', year=1999) == found(state, 'travel', other=1) == []
+        assert found(state, 'travel', year=1999) == []
         assert 'p1' in found(state, 'revenue', draft=True) and 'p1' not in found(
             state, 'revenue', draft=[False])
         assert found(state, 'revenue', page=True) == []  # No number is a boolean.
@@ -212,6 +212,13 @@ def test_an_index_needs_the_embedder_that_made_it(store, tmp_path):
         DenseRetriever.build(HashEmbedder(multi_vector=True), ['a'], np.ones((1, 64)))
     with pytest.raises(ValueError, match='one vector a page'):
         LateInteractionRetriever.build(HashEmbedder(), ['a'], np.ones((1, 64)), [0, 1])
+
+
+def test_a_filter_on_a_field_that_no_page_has_is_refused(store):
+    engine = SearchEngine(store, dense())
+    with pytest.raises(ValueError, match="filter 'years': no page has such a field.*'year'"):
+        engine.search(['travel'], 2, {'years': 2024})
+    assert engine.search(['travel'], 2, {'year': 1066}) == [[]]
 
 
 def test_the_cache_knows_filters_and_forgets_when_pages_change(store):

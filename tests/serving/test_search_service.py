@@ -129,6 +129,7 @@ def test_post_filters_by_document_page_and_own_fields(client, filters, allowed):
     (b'{"queries": ["a"], "k": "5"}', 422, 'k'),
     (b'{"queries": ["a"], "topk": 5}', 422, 'topk'),
     (b'{"queries": ["a"], "filters": ["document"]}', 422, 'filters'),
+    (b'{"queries": ["a"], "filters": {"years": 2020}}', 422, 'filters'),
     (json.dumps({'queries': ['a'] * 1025}).encode(), 422, 'queries'),
     (json.dumps({'queries': ['a', 'b' * 8193]}).encode(), 422, 'queries.1'),
     (json.dumps({'queries': ['a'], 'filters': {'page': [1] * 1001}}).encode(), 422, 'filters'),

@@ -185,12 +185,14 @@ class SearchEngine:
           matches no page.
 
         Raises:
-          ValueError: if k < 1, or a filter's value is of no type that a field can have.
+          ValueError: if k < 1, a filter's value is of no type that a field can have, or no
+            page has the field.
         """
         if k < 1:
             raise ValueError(f'k must be positive, got {k}')
         wanted = normalised(filters)
         state = self._state
+        state.fields.check(wanted)
         found = state.recall(queries, k, wanted)
         new = tuple(query for query, hits in found.items() if hits is None)
         self.counts.asked(len(found), len(found) - len(new))

@@ -65,10 +65,15 @@ def recall_of(vectors: np.ndarray, queries: np.ndarray, found: Sequence[np.ndarr
     return float(np.mean(shares))
 
 
+def exact_scores(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Returns the inner products of a query [D] and rows of vectors [N, D], in float64."""
+    return vectors[rows].astype(np.float64) @ query.astype(np.float64)
+
+
 def _order(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray
            ) -> tuple[np.ndarray, np.ndarray]:
     """Returns rows, best first and equal ones ascending, and their scores as float64."""
     rows = np.sort(rows)
-    scores = vectors[rows].astype(np.float64) @ query.astype(np.float64)
+    scores = exact_scores(vectors, query, rows)
     best = np.argsort(-scores.round(_DIGITS), kind='stable')
     return rows[best], scores[best]

@@ -29,6 +29,10 @@ def normalised(filters: Filters | None) -> Wanted:
     return tuple(wanted)
 
 
+class UnknownFieldError(ValueError):
+    """A filter on a field that no page has."""
+
+
 class PageFields:
     """Finds pages by the values of their fields.
 
@@ -45,16 +49,23 @@ class PageFields:
             for name, value in [*fields.items(), *page.metadata.items()]:
                 self._rows.setdefault(name, {}).setdefault(_key(value), []).append(row)
 
+    def check(self, wanted: Wanted) -> None:
+        """Raises an `UnknownFieldError` if no page has a field: its name is wrong."""
+        for name, _ in wanted:
+            if name not in self._rows:
+                raise UnknownFieldError(
+                    f'filter {name!r}: no page has such a field; there are {sorted(self._rows)}')
+
     def matching(self, wanted: Wanted) -> np.ndarray | None:
         """Returns which pages match, bool [pages]; None if there is no filter."""
         if not wanted:
             return None
+        self.check(wanted)
         mask = np.ones(self._count, bool)
         for name, values in wanted:
             matches = np.zeros(self._count, bool)
-            known = self._rows.get(name, {})
             for value in values:
-                matches[known.get(value, [])] = True
+                matches[self._rows[name].get(value, [])] = True
             mask &= matches
         return mask
 

@@ -10,7 +10,12 @@ import numpy as np
 from scann.scann_ops.py import scann_ops_pybind
 
 from vrag_jax.retrieval.artifact import ArtifactError, open_artifact, write_artifact
-from vrag_jax.retrieval.exact_search import best_rows, exact_among, recall_of
+from vrag_jax.retrieval.exact_search import (
+    best_rows,
+    exact_among,
+    exact_scores,
+    recall_of,
+)
 from vrag_jax.retrieval.scann_searcher import IndexConfig, build_searcher, search_searcher
 
 __all__ = ['IndexConfig', 'ScannIndex']
@@ -151,8 +156,9 @@ class ScannIndex:
 
         The last bits of ScaNN's scores depend on how many queries are searched
         together, and with them the order of equal hits. A run that is resumed, whose
-        query cache is empty, would find other pages than one that never stopped. Where
-        hits are too close for that they are compared in float64.
+        query cache is empty, would find other pages than one that never stopped. So the
+        scores of hits are computed in float64, and where ScaNN's are too close to tell
+        which hits they are, those of some more.
         """
         found, scores = self._searcher.search_batched(queries, min(k + _SPARE, len(self)))
         gaps = scores[:, :-1] - scores[:, 1:]
@@ -162,9 +168,9 @@ class ScannIndex:
         def more(query: np.ndarray, count: int) -> np.ndarray:
             return self._searcher.search(query, count)[0]
 
-        return [(rows[:k], values[:k]) if sure else best_rows(vectors, query, rows, k, more)
-                for query, rows, values, sure in zip(
-                    queries, found, scores, clear.tolist(), strict=True)]
+        return [(rows[:k], exact_scores(vectors, query, rows[:k]).astype(np.float32))
+                if sure else best_rows(vectors, query, rows, k, more)
+                for query, rows, sure in zip(queries, found, clear.tolist(), strict=True)]
 
     def _search_quantised(self, queries: np.ndarray, k: int, allowed: np.ndarray | None) -> Found:
         """Searches the searcher for more than k if rows are struck out or not allowed."""

@@ -21,6 +21,7 @@ from vrag_jax.retrieval.terms import split_terms, word_pieces
 
 _GROUPS = ('words', 'phrases', 'pieces')
 _STATE = 'ngram.npz'
+_BLOCK = 256  # Columns of a product of matrices.
 _FEW_PAGES = 64  # Reading the pages of a piece that so few have costs next to nothing.
 
 
@@ -119,7 +120,7 @@ class NgramEncoder:
         # A page that was not fitted on may be longer than the longest that was.
         rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1)
         rest = np.sqrt(np.maximum(1 - np.square(rows).sum(axis=1, keepdims=True), 0))
-        return np.concatenate([rows, rest], axis=1)
+        return np.concatenate([rows, rest], axis=1).astype(np.float32)
 
     def encode_queries(self, texts: Sequence[str]) -> np.ndarray:
         """Returns [N, D] float32 unit rows; all zeros if no term is on any page."""
@@ -132,7 +133,7 @@ class NgramEncoder:
         rows = self._project(sp.hstack(weighted, 'csr'))
         norms = np.linalg.norm(rows, axis=1, keepdims=True)
         rows = np.divide(rows, norms, out=np.zeros_like(rows), where=norms > 0)
-        return np.concatenate([rows, np.zeros_like(norms)], axis=1)
+        return np.concatenate([rows, np.zeros_like(norms)], axis=1).astype(np.float32)
 
     @property
     def fingerprint(self) -> str:
@@ -204,8 +205,12 @@ class NgramEncoder:
         rows = sp.csr_matrix((rows.data[known], terms[known], ends),
                              (rows.shape[0], self._basis.shape[0]))
         projected = (rows @ self._basis).toarray()
-        mix = self._state['mix']
-        return projected @ mix if mix.size else projected
+        if not self._mix:
+            return projected
+        # In float64: what float32 rounds differently where other rows stand beside a row
+        # (BLAS may) would put hits in another order.
+        exact = projected.astype(np.float64)
+        return np.concatenate([exact[:, :len(block)] @ block for block in self._mix], axis=1)
 
     def _set_state(self, state: dict[str, np.ndarray]) -> None:
         digest = hashlib.sha256(json.dumps(dataclasses.asdict(self.config)).encode())
@@ -221,6 +226,9 @@ class NgramEncoder:
         self._basis = basis[used]
         self._row_of_term = np.full(shape[1], -1, np.int32)
         self._row_of_term[used] = np.arange(len(used))
+        # Nothing is below the diagonal: blocks of columns do without the rows that are.
+        mix, ends = state['mix'], range(_BLOCK, len(state['mix']) + _BLOCK, _BLOCK)
+        self._mix = [mix[:end, end - _BLOCK:end].astype(np.float64) for end in ends]
 
     def _fitted(self) -> dict[str, np.ndarray]:
         if not self._state:

@@ -21,6 +21,7 @@ from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
+from vrag_jax.retrieval.filters import UnknownFieldError
 from vrag_jax.serving.config import ServiceConfig, ServiceLimits
 from vrag_jax.serving.errors import RequestError
 from vrag_jax.serving.live import LiveIndex, Version
@@ -174,7 +175,10 @@ class _Service:
         request = parse_search(body, self._limits)
         version = self._live.current
         self.metrics.queries.observe(len(request.queries))
-        results = version.engine.search(request.queries, request.k, request.filters)
+        try:
+            results = version.engine.search(request.queries, request.k, request.filters)
+        except UnknownFieldError as error:
+            raise RequestError(422, 'filters', str(error)) from None
         heads = version.json_heads
         lists = (','.join([f'{heads[page_id]}{score!r}}}' for page_id, score in hits])
                  for hits in results)
