@@ -3,7 +3,7 @@
 Pretraining (searching, reading crops, finding headings, whole episodes), SFT on
 trajectories of three scripted experts, GRPO, the same training without the crop
 action, evaluation on held-out documents, report. Needs nothing but this repository
-and twenty minutes on two CPU cores; the README has its results.
+and half an hour on two CPU cores; the README has its results.
 
     python -m vrag_jax.main --config=configs/tiny.py --workdir=runs/tiny
 """
