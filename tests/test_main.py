@@ -71,6 +71,9 @@ REFUSED = {
     'sources of another task':
         (['--config=configs/build_index.py', '--config.retrieval.sources=tests',
           '--config.task=evaluate'], 'config.retrieval.sources: only the task build_index'),
+    'an index of another folder for the task that builds one':
+        (['--config=configs/build_index.py', '--config.retrieval.sources=tests',
+          '--config.retrieval.index_dir=tests'], 'config.retrieval.index_dir: build_index writes'),
     'unknown task': ([TINY, '--config.task=dance'], 'config.task: must be one of'),
     'unknown preset': ([TINY, '--config.policy.preset=huge'], 'config.policy: preset must be'),
     'group of one': ([TINY, '--config.grpo.group_size=1'], 'config.grpo: group_size'),

@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from vrag_jax.ingestion import directories
+from vrag_jax.ingestion import ingest as ingest_module
 from vrag_jax.ingestion.ingest import delete_documents, ingest, remove_unused
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.words import page_words
@@ -161,6 +162,89 @@ def test_bad_images_right_in_a_source_are_named(tmp_path):
     Image.new('L', (9, 9)).save(source / '2.png')
     report = ingest([source], tmp_path / 'out', CONFIG, progress=False)
     assert [file for file, _ in report.failed] == ['1.png'] and report.added == ('photos',)
+
+
+def test_an_image_that_cannot_be_opened_does_not_take_its_folder_with_it(sources, tmp_path):
+    (sources / 'scan' / '3.jpg').symlink_to(tmp_path / 'nothing.jpg')
+    report = ingest([sources], tmp_path / 'out', CONFIG, progress=False)
+    assert {'scan_1', 'scan_2'} <= set(pages_of(tmp_path / 'out').ids)
+    assert [name for name, _ in report.failed] == ['scan/3.jpg']
+
+
+def test_what_libraries_raise_for_broken_files_is_reported(sources, tmp_path):
+    file = sources / 'scan' / '3.png'
+    Image.new('L', (9, 9)).save(file, 'TIFF')
+    content = bytearray(file.read_bytes())
+    content[72] = 5  # Pillow takes the type of this tag for a fraction: a TypeError.
+    file.write_bytes(content)
+    with pytest.raises(TypeError), Image.open(file) as image:
+        image.load()
+    Image.new('F', (9, 9), 0.5).save(sources / 'float.tif')
+    report = ingest([sources], tmp_path / 'out', CONFIG, progress=False)
+    assert {'scan_1', 'scan_2'} <= set(pages_of(tmp_path / 'out').ids)
+    reasons = dict(report.failed)
+    assert set(reasons) == {'float.tif', 'scan/3.png'}
+    assert 'cannot be read as an image' in reasons['scan/3.png']
+    assert 'floating-point' in reasons['float.tif']
+
+
+def test_pages_of_a_file_that_changes_while_it_is_read_are_never_those_of_another(
+        make_pdf, sources, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    before = (sources / 'a.pdf').read_bytes()
+    inspect = ingest_module._Run.inspect
+
+    def change_then(run, documents, pool):
+        inspect(run, documents, pool)
+        make_pdf('a.pdf', 'bravo first', 'bravo second')
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest_module._Run, 'inspect', change_then)
+        report = ingest([sources], out, CONFIG, progress=False, keep_unused=True)
+    assert report.failed == (('a.pdf', 'has been changed while it was read'),)
+    (sources / 'a.pdf').write_bytes(before)
+    ingest([sources], out, CONFIG, progress=False)
+    assert pages_of(out)['a_1'].text == 'the first text is this one'
+
+
+def test_a_kill_between_the_lists_loses_no_page_of_others(make_pdf, sources, tmp_path, monkeypatch):
+    out = tmp_path / 'out'
+    ingest([sources], out, CONFIG, progress=False)
+    make_pdf('a.pdf', 'alpha of another version')
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(directories, '_write_lines', killed)
+        ingest([sources], out, CONFIG, progress=False)
+    delete_documents(out, ['c'])
+    assert pages_of(out)['a_1'].text == 'alpha of another version'
+    assert 'c_1' not in pages_of(out).ids
+    assert pages_of(out).image('a_1').size == (200, 100)
+
+
+@pytest.mark.parametrize('damage', ['image', 'list'])
+def test_a_document_of_which_something_is_missing_is_read_again(sources, tmp_path, tree, damage):
+    out = tmp_path / 'out'
+    ingest([sources], out, CONFIG, progress=False)
+    before = tree(out)
+    file = out / pages_of(out)['b_1'].file
+    if damage == 'image':
+        file.unlink()
+    else:
+        (file.parent / 'document.json').write_text('{"pages": [')
+    (out / 'pages.jsonl.77.partial').write_text('of a run that was killed')
+    report = ingest([sources], out, CONFIG, progress=False)
+    assert report.pages_read == 1 and tree(out) == before
+
+
+@pytest.mark.parametrize('name', ['documents.jsonl', 'ingestion.json'])
+def test_a_damaged_list_is_named(sources, tmp_path, name):
+    ingest([sources], tmp_path / 'out', CONFIG, progress=False)
+    (tmp_path / 'out' / name).write_text('{"document": ')
+    with pytest.raises(ValueError, match=f'{name}: damaged'):
+        ingest([sources], tmp_path / 'out', CONFIG, progress=False)
 
 
 def test_of_a_document_that_has_become_bad_the_old_pages_stay(sources, tmp_path):

@@ -36,6 +36,20 @@ def test_json_lines_of_images_and_the_given_file(tmp_path):
         read_metadata('gone.csv', [tmp_path])
 
 
+def test_a_row_of_the_only_page_of_an_image(tmp_path):
+    (tmp_path / 'metadata.csv').write_text('file_name,page,n\nscan/2.png,1,5\na.pdf,1,6\n')
+    metadata = read_metadata('', [tmp_path])
+    assert metadata.fields('scan', 'scan/2.png', 2) == {'n': 5}
+    assert metadata.fields('scan', 'scan/1.png', 1) == {}
+    assert metadata.fields('a.pdf', 'a.pdf', 2) == {}
+
+
+def test_a_spreadsheet_that_is_not_utf_8_is_named(tmp_path):
+    (tmp_path / 'metadata.csv').write_bytes('file_name,x\na.pdf,é\n'.encode('latin-1'))
+    with pytest.raises(ValueError, match='metadata.csv: expected CSV or JSON lines in UTF-8'):
+        read_metadata('', [tmp_path])
+
+
 @pytest.mark.parametrize('name, content, message', [
     ('metadata.csv', 'file,year\na.pdf,1\n', "line 2: field 'file_name'"),
     ('metadata.csv', 'file_name,page\na.pdf,x\n', "line 2: field 'page'"),

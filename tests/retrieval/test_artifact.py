@@ -1,8 +1,10 @@
 """Directories are replaced whole or not at all, and any change to them is named."""
 
+import concurrent.futures
 import json
 import os
 import shutil
+import time
 
 import numpy as np
 import pytest
@@ -35,7 +37,7 @@ def test_the_new_version_replaces_the_old_one(tmp_path):
     for text in ('first', 'second'):
         write(tmp_path / 'x', text)
         assert content(tmp_path / 'x') == text
-    assert len(list((tmp_path / 'x').iterdir())) == 2  # the manifest and one folder
+    assert len(list((tmp_path / 'x').glob('[!.]*'))) == 2  # the manifest and one folder
     shutil.move(tmp_path / 'x', tmp_path / 'y')
     assert content(tmp_path / 'y') == 'second'
 
@@ -50,7 +52,34 @@ def test_a_failed_write_leaves_the_old_version(tmp_path):
     with pytest.raises(RuntimeError, match='disk full'):
         write_artifact(tmp_path, 'thing', fail)
     assert content(tmp_path) == 'old'
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob('[!.]*'))) == 2
+
+
+def test_writers_take_turns(tmp_path):
+    def slowly(folder):
+        for i in range(20):
+            (folder / f'{i}.txt').write_text(str(i))
+            time.sleep(0.002)
+        return {}
+
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda _: write_artifact(tmp_path, 'thing', slowly), range(8)))
+    folder, _ = read_artifact(tmp_path, 'thing')
+    assert list(tmp_path.glob('data-*')) == [folder] and len(list(folder.iterdir())) == 20
+
+
+def test_an_interrupt_right_after_the_switch_leaves_the_new_version(tmp_path, monkeypatch):
+    write(tmp_path, 'old')
+    replace = os.replace
+
+    def interrupted(*args):
+        replace(*args)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(artifact.os, 'replace', interrupted)
+        write(tmp_path, 'new')
+    assert content(tmp_path) == 'new'
 
 
 def test_remains_of_a_killed_write_do_not_matter_and_go_with_the_next(tmp_path):
@@ -160,5 +189,5 @@ def test_what_is_mapped_of_an_old_version_stays_readable(tmp_path):
     mapped = open_artifact(tmp_path, 'thing', lambda folder, _: np.load(
         folder / 'a.npy', mmap_mode='r'))
     write(tmp_path, 'new')
-    assert len(list(tmp_path.iterdir())) == 2
+    assert len(list(tmp_path.glob('[!.]*'))) == 2
     np.testing.assert_array_equal(mapped, array)

@@ -11,6 +11,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.server import listen
@@ -64,11 +65,32 @@ def test_a_signal_at_the_very_start_is_not_lost(make_corpus, tmp_path):
     (('--config.data.source=files',), 'config.data.manifest: not given'),
     (('--config.serving.port=70000',), 'config.serving: port must be in [0, 65535], got 70000'),
     (('--config.serving.limits.k=0',), 'config.serving.limits: k must be positive, got 0'),
+    (('--config.retrieval.index_dir=gone',), 'config.retrieval.index_dir: gone is no folder'),
+    (("--config.retrieval.hybrid.weights=(1.0,2.0)",),
+     "config.retrieval: hybrid.weights: 2 weights for 1 retrievers ('ngram',)"),
 ])
 def test_a_config_that_cannot_work_is_refused_with_the_field(tmp_path, overrides, message):
     process = start(tmp_path / 'run', *overrides)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 1 and message in output and 'Traceback' not in output
+
+
+def test_what_cannot_be_served_is_told_in_one_line(make_corpus, tmp_path):
+    folder = make_corpus()
+    given = ('--config.data.source=files', f'--config.data.manifest={folder / "pages.jsonl"}')
+    with socket.socket() as taken:
+        taken.bind(('127.0.0.1', 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        # The index in the folder is of n-grams; it stays as it is.
+        for workdir, override, message in (
+                (tmp_path / 'run', f'--config.serving.port={port}', 'cannot listen on'),
+                (folder, "--config.retrieval.retrievers=('bm25',)", 'have other settings')):
+            process = start(workdir, *given, override)
+            output, _ = process.communicate(timeout=60)
+            assert process.returncode == 1 and 'Traceback' not in output
+            assert output.splitlines()[-1].startswith('serve: ') and message in output
+    assert SearchEngine.open(folder / 'index', PageStore.open(folder / 'pages.jsonl'))
 
 
 def test_only_this_machine_is_listened_to_by_default():

@@ -68,9 +68,19 @@ def switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
 def remove_unused(directory: Path) -> None:
     """Deletes folders of documents that are on no list any more; the lock must be held."""
     used = {entry.folder for entry in read_entries(directory).values()}
+    # An ingestion that was killed may have replaced one list and not the other.
+    if (directory / MANIFEST).is_file():
+        lines = (directory / MANIFEST).read_text('utf-8').split('\n')
+        used |= {Path(json.loads(line)['file']).parent.name for line in lines if line}
     for folder in (directory / FOLDERS).iterdir():
         if folder.name not in used:
             shutil.rmtree(folder)
+
+
+def remove_partial(directory: Path) -> None:
+    """Deletes lists that were being written when an ingestion was killed; the lock is held."""
+    for file in directory.glob('*.partial'):
+        file.unlink()
 
 
 def read_entries(directory: Path) -> dict[str, Entry]:
@@ -78,8 +88,12 @@ def read_entries(directory: Path) -> dict[str, Entry]:
     file = directory / _DOCUMENTS
     if not file.is_file():
         return {}
-    entries = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
-    return {e['document']: Entry(**{**e, 'labels': tuple(e['labels'])}) for e in entries}
+    try:
+        entries = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
+        return {e['document']: Entry(**{**e, 'labels': tuple(e['labels'])}) for e in entries}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f'{file}: damaged ({error!r}); delete it, and all documents are taken '
+                         'up again from their folders') from error
 
 
 def check_settings(directory: Path, config: IngestConfig) -> None:
@@ -96,7 +110,10 @@ def check_settings(directory: Path, config: IngestConfig) -> None:
                              'choose another directory')
         _write_lines(file, [wanted])
         return
-    found = json.loads(file.read_text('utf-8'))
+    try:
+        found = dict(json.loads(file.read_text('utf-8')))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f'{file}: damaged: {error!r}') from error
     different = [f'{name} {found.get(name)!r}, not {wanted.get(name)!r}'
                  for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     if different:

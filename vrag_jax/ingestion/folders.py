@@ -126,6 +126,16 @@ def read_document(folder: Path) -> list[PageRecord]:
     return [PageRecord(**page) for page in content['pages']]
 
 
+def whole_document(folder: Path) -> list[PageRecord] | None:
+    """Returns the pages of a document; None if its list is damaged or an image is missing."""
+    try:
+        pages = read_document(folder)
+    except (ValueError, KeyError, TypeError):
+        return None
+    there = set(os.listdir(folder))
+    return pages if all(page.file in there for page in pages if page.file) else None
+
+
 def _record_name(index: int) -> str:
     return f'{index + 1:04}.json'
 

@@ -2,6 +2,8 @@
 
 import math
 import os
+import struct
+import zlib
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
@@ -10,6 +12,10 @@ _PILLOW_FORMATS = {'jpeg': 'JPEG', 'webp': 'WEBP', 'png': 'PNG'}
 _SUFFIXES = {'jpeg': '.jpg', 'webp': '.webp', 'png': '.png'}
 _KEPT_SUFFIXES = {'JPEG': '.jpg', 'WEBP': '.webp', 'PNG': '.png'}
 _MAX_SIDE = 16_383  # Of WebP, the least of all formats.
+# What Pillow raises for files that are broken in one way or another.
+_UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, TypeError, KeyError, IndexError,
+               OverflowError, ArithmeticError, AttributeError, struct.error, zlib.error,
+               Image.DecompressionBombError)
 
 
 def count_frames(file: Path) -> int:
@@ -21,7 +27,7 @@ def count_frames(file: Path) -> int:
     try:
         with Image.open(file) as image:
             return getattr(image, 'n_frames', 1)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f'cannot be read as an image: {error}') from error
 
 
@@ -54,7 +60,7 @@ def store_image(file: Path, frame: int, target: Path, image_format: str, quality
                 _replace(written, file.read_bytes())
                 return written, image.size
             upright = upright_rgb(image)
-    except (OSError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+    except _UNREADABLE as error:
         raise ValueError(f'cannot be read as an image: {error}') from error
     limited = limit_pixels(upright, max_pixels)
     return encode_image(limited, target, image_format, quality), limited.size
@@ -83,6 +89,8 @@ def encode_image(image: Image.Image, target: Path, image_format: str, quality: i
 def upright_rgb(image: Image.Image) -> Image.Image:
     """Returns a picture turned by its EXIF orientation, on white, as 8-bit RGB."""
     turned = ImageOps.exif_transpose(image)
+    if turned.mode == 'F':
+        raise ValueError('its pixels are floating-point numbers, of unknown range')
     if turned.mode.startswith('I'):
         # 16-bit scans: `convert` would cut off, not scale, what is above 255.
         turned = turned.convert('F').point(lambda value: value * (1 / 257) + 0).convert('L')

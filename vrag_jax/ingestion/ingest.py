@@ -7,6 +7,7 @@ documents are ordered by name, folders are named by content, and no file holds a
 
 import collections
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -63,6 +64,7 @@ def ingest(sources: Sequence[Path], directory: Path,
     directory.mkdir(parents=True, exist_ok=True)
     with directories.locked(directory) as lock:
         directories.check_settings(directory, config)
+        directories.remove_partial(directory)
         run = _Run(directory, config, progress)
         run.check_deletions(documents)
         with WorkerPool(config, (lock,)) as pool:
@@ -173,7 +175,7 @@ class _Run:
 
         def reading() -> Iterator[Task]:
             step = self._config.pages_per_task
-            for key, (document, _) in self._todo.items():
+            for key, (document, reply) in self._todo.items():
                 chunks = [missing[key][i:i + step] for i in range(0, len(missing[key]), step)]
                 left[key] = len(chunks)
                 if not chunks:
@@ -183,7 +185,7 @@ class _Run:
                         yield Task({
                             'task': 'read', 'document': dataclasses.asdict(document),
                             'folder': str(self._folders / (key + partial)), 'indices': chunk,
-                        }, (key, len(chunk)))
+                            'stamps': reply['stamps']}, (key, len(chunk)))
 
         chunks = reading()
 
@@ -254,14 +256,21 @@ class _Run:
     def _complete(self, key: str, kept: bool = False) -> str | None:
         """Returns the name of the finished folder of a content, None if there is none.
 
+        A folder that is damaged, or of which an image is missing, is removed.
+
         Args:
           key: of the content.
           kept: whether one without OCR will do, because the file is not there to be read.
         """
         for name in (key + folders.OCR, key):
             if (self._folders / name / folders.DOCUMENT).is_file():
-                pages = folders.read_document(self._folders / name)
-                if kept or not self._config.ocr or name != key or not any(
+                if kept:
+                    return name
+                pages = folders.whole_document(self._folders / name)
+                if pages is None:
+                    shutil.rmtree(self._folders / name)
+                    continue
+                if not self._config.ocr or name != key or not any(
                         _is_unread(page, self._config) for page in pages):
                     return name
         return None

@@ -35,7 +35,10 @@ class Metadata:
           page: its number.
         """
         merged: dict[str, Value] = {}
-        for key in ((document_label, None), (page_label, None), (document_label, page)):
+        keys = [(document_label, None), (page_label, None), (document_label, page)]
+        if page_label != document_label:  # An image of a folder, which has one page itself.
+            keys.append((page_label, 1))
+        for key in keys:
             merged |= self._fields.get(key, {})
         return dict(sorted(merged.items()))
 
@@ -66,7 +69,11 @@ def read_metadata(file: str, sources: Sequence[Path]) -> Metadata:
 
 
 def _read(file: Path) -> list[tuple[str, int | None, dict[str, Value]]]:
-    rows = _csv_rows(file) if file.suffix.lower() == '.csv' else _json_rows(file)
+    try:
+        rows = list(_csv_rows(file) if file.suffix.lower() == '.csv' else _json_rows(file))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f'metadata {file}: expected CSV or JSON lines in UTF-8: {error}'
+                         ) from error
     found = []
     for where, row in rows:
         name, page = row.pop('file_name', None), row.pop('page', None)

@@ -16,6 +16,7 @@ from typing import Any
 import vrag_jax
 from vrag_jax.ingestion.settings import IngestConfig
 
+_LONGEST_WAIT_S = 3600.0  # Of the selector, which does not take all times.
 _PACKAGE_ROOT = Path(vrag_jax.__file__).resolve().parents[1]
 
 
@@ -84,7 +85,8 @@ class WorkerPool:
                 if not busy:
                     return
                 first = min(worker.started for worker in busy) + self._config.timeout_s
-                for key, _ in selector.select(max(first - time.monotonic(), 0.0)):
+                for key, _ in selector.select(
+                        min(max(first - time.monotonic(), 0.0), _LONGEST_WAIT_S)):
                     yield self._reply(key.data, selector)
                 for worker in busy:
                     late = time.monotonic() - worker.started > self._config.timeout_s

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import queue
+import shutil
 import signal
 import sys
 import threading
@@ -40,7 +41,7 @@ class Worker:
         """Returns the digest of a document's content, its number of pages, its files' stamps."""
         stamps = _stamps(document)
         if document.kind == 'images':
-            parts = [[number, folders.file_digest(Path(name))]
+            parts = [[number, _digest(Path(name))]
                      for number, name in zip(document.numbers, document.files, strict=True)]
             digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
             return {'sha256': digest, 'pages': len(parts), 'stamps': stamps}
@@ -48,25 +49,27 @@ class Worker:
         pages = len(self._open(str(file))) if document.kind == 'pdf' else images.count_frames(file)
         return {'sha256': folders.file_digest(file), 'pages': pages, 'stamps': stamps}
 
-    def read(self, document: Document, folder: str, indices: list[int]) -> dict[str, Any]:
-        """Reads pages, by index from 0, into a folder."""
+    def read(self, document: Document, folder: str, indices: list[int],
+             stamps: list[list[int]]) -> dict[str, Any]:
+        """Reads pages, by index from 0, into a folder named by what `inspect` has seen."""
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
         for index in indices:
+            file = index if document.kind == 'images' else 0
             number = document.numbers[index] if document.numbers else index + 1
             words: list[Word] = []
             try:
                 record, words = self._page(document, index, number, target)
             except ValueError as error:
                 record = folders.PageRecord(number, index, error=str(error))
+            _check_stamps([_stamp(document.files[file])], [stamps[file]], target)
             folders.write_page(target, record, words)
         return {}
 
     def finish(self, document: Document, folder: str, pages: int, stamps: list[list[int]]
                ) -> dict[str, Any]:
         """Makes a folder final whose pages have all been read."""
-        if _stamps(document) != stamps:
-            raise ValueError('has been changed while it was read')
+        _check_stamps(_stamps(document), stamps, Path(folder))
         renderer = version() if document.kind == 'pdf' else 'pillow'
         folders.finish(Path(folder), pages, renderer)
         return {}
@@ -111,8 +114,34 @@ class Worker:
 
 
 def _stamps(document: Document) -> list[list[int]]:
-    stats = [os.stat(file) for file in document.files]
-    return [[stat.st_size, stat.st_mtime_ns] for stat in stats]
+    return [_stamp(file) for file in document.files]
+
+
+def _stamp(file: str) -> list[int]:
+    """What changes with a file's content; of a file that is not there, too."""
+    try:
+        stat = os.stat(file)
+    except OSError:
+        return [-1, -1]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _check_stamps(found: list[list[int]], expected: list[list[int]], folder: Path) -> None:
+    """Raises a ValueError, and removes what was read of a document, if that has changed.
+
+    Its folder is named by the content of before; what is in it may be of the new one.
+    """
+    if found != expected:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise ValueError('has been changed while it was read')
+
+
+def _digest(file: Path) -> str:
+    """Of an image; one that cannot be opened is a page that cannot be read."""
+    try:
+        return folders.file_digest(file)
+    except OSError as error:
+        return f'cannot be opened: {error.strerror}'
 
 
 def answer(tasks: Mapping[str, Callable[..., dict[str, Any]]], line: str) -> dict[str, Any]:
@@ -123,10 +152,12 @@ def answer(tasks: Mapping[str, Callable[..., dict[str, Any]]], line: str) -> dic
         document[name] = tuple(document[name])
     try:
         return tasks[fields.pop('task')](Document(**document), **fields)
-    except (ValueError, OSError, MemoryError) as error:
-        return {'error': str(error) or type(error).__name__}
     except ImportError as error:
         return {'fatal': str(error)}
+    except (ValueError, OSError, MemoryError) as error:
+        return {'error': str(error) or type(error).__name__}
+    except Exception as error:  # Of a library, over a broken file: the others go in.
+        return {'error': f'{type(error).__name__}: {error}'}
 
 
 def _watch(lines: 'queue.SimpleQueue[str]') -> None:

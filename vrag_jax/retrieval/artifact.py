@@ -5,22 +5,27 @@ files go into a folder of their own; replacing the manifest switches over; the
 old folder is removed last. A reader sees the old version or the new one, whole, and
 goes on reading what it has opened or mapped of a version that is gone since.
 
+Writers of one directory take turns, in this process and others.
+
 Small files are hashed whenever a directory is opened. Of large ones the size is compared:
 hashing an index of gigabytes would take seconds in each process that opens it, and pull
 all of it through memory. They are hashed when they are written, and when asked for.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
+_LOCK = '.lock'
 LARGE = 64 << 20  # Bytes from which a file's checksum is not computed at each opening.
 
 _T = TypeVar('_T')
@@ -43,8 +48,15 @@ def write_artifact(directory: Path, kind: str,
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    with _locked(directory):
+        _write(directory, kind, write_files)
+
+
+def _write(directory: Path, kind: str, write_files: Callable[[Path], dict[str, Any]]) -> None:
     data = directory / f'data-{uuid.uuid4().hex}'
     data.mkdir()
+    partial = data / MANIFEST
+    written = False
     try:
         fields = write_files(data)
         known = _linked_checksums(directory, data)
@@ -52,18 +64,28 @@ def write_artifact(directory: Path, kind: str,
         manifest = {'kind': kind, 'version': FORMAT_VERSION, 'data': data.name,
                     'files': {name: known.get(name) or _checksum(data / name) for name in files},
                     'sizes': files, 'fields': fields}
-        partial = data / MANIFEST
         partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), 'utf-8')
         for file in data.rglob('*'):
             sync(file)
+        written = True
         os.replace(partial, directory / MANIFEST)
     except BaseException:
-        shutil.rmtree(data, ignore_errors=True)
+        # An interrupt may come right after the replacement: the data is the new version then.
+        if not written or partial.exists():
+            shutil.rmtree(data, ignore_errors=True)
         raise
     sync(directory)
     for old in directory.glob('data-*'):
         if old != data:
             shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """Waits for another writer of a directory, who would remove what is written here."""
+    with open(directory / _LOCK, 'w') as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def open_artifact(directory: Path, kind: str, open_files: Callable[[Path, dict[str, Any]], _T],

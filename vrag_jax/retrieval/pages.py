@@ -13,6 +13,8 @@ from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 
+from vrag_jax.retrieval.artifact import sync
+
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff')
 _BYTES_PER_PIXEL = 3
 
@@ -126,7 +128,9 @@ class PageStore:
         manifest.parent.mkdir(parents=True, exist_ok=True)
         partial = manifest.with_name(f'{manifest.name}.{os.getpid()}.partial')
         partial.write_text('\n'.join(lines) + '\n', 'utf-8')
+        sync(partial)
         os.replace(partial, manifest)
+        sync(manifest.parent)
 
     def __len__(self) -> int:
         return len(self.ids)

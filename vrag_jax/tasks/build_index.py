@@ -47,7 +47,10 @@ def run(config: RunConfig, workdir: Path) -> None:
         report_retrieval(corpus)
     barrier('indexed')  # Until here, others may read the pages of before.
     if config.retrieval.sources and is_main():
-        remove_unused(workdir / PAGES)
+        try:
+            remove_unused(workdir / PAGES)
+        except RuntimeError as error:  # Another ingestion: it does so at its end.
+            print(f'index: pages of before are not removed: {error}', flush=True)
 
 
 def _ingest(config: RunConfig, directory: Path) -> RunConfig:

@@ -1,6 +1,7 @@
 """Checks of a config that need the machine or several sections at once."""
 
 import math
+from pathlib import Path
 
 import jax
 
@@ -21,6 +22,13 @@ def check(config: RunConfig) -> None:
     check_paths(config)
     if config.retrieval.url and config.task in ('build_index', 'serve_index'):
         raise ConfigError(f'config.retrieval.url: {config.task} has its own index; leave it empty')
+    if config.retrieval.index_dir:
+        if config.task == 'build_index':
+            raise ConfigError('config.retrieval.index_dir: build_index writes WORKDIR/index; '
+                              'leave it empty')
+        if not Path(config.retrieval.index_dir).is_dir():
+            raise ConfigError(f'config.retrieval.index_dir: {config.retrieval.index_dir} is no '
+                              'folder')
     if config.task == 'serve_index':
         check_packages()
         return  # No policy, no mesh.

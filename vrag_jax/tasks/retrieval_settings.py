@@ -67,6 +67,11 @@ class RetrievalConfig:
         if unused:
             raise ValueError(f'embedders.{unused[0]}: is not one of retrievers {self.retrievers}')
 
+        weights = len(self.hybrid.weights)
+        if weights and weights != len(self.retrievers):
+            raise ValueError(f'hybrid.weights: {weights} weights for {len(self.retrievers)} '
+                             f'retrievers {self.retrievers}')
+
     @property
     def source_paths(self) -> list[str]:
         return [path.strip() for path in self.sources.split(',') if path.strip()]

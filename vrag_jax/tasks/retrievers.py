@@ -84,7 +84,7 @@ def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
     if directory.exists():
         try:
             engine = SearchEngine.open(directory, store, list(embedders.values()))
-            if _is_of(engine.retriever, config):
+            if is_of(engine.retriever, config):
                 return engine
             reason = 'its retrievers have other settings'
         except (ArtifactError, FileNotFoundError) as error:
@@ -149,8 +149,8 @@ def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directo
     return vectors
 
 
-def _is_of(retriever: Retriever, config: RetrievalConfig) -> bool:
-    """Whether a retriever is what `_build` would make; embedders are known to be the same."""
+def is_of(retriever: Retriever, config: RetrievalConfig) -> bool:
+    """Whether a retriever is what the config asks for; embedders are known to be the same."""
     parts: Sequence[Retriever] = [retriever]
     if isinstance(retriever, HybridRetriever):
         if retriever.config != config.hybrid:

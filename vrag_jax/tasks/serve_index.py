@@ -9,7 +9,7 @@ from vrag_jax.retrieval.artifact import MANIFEST, ArtifactError
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.tasks.corpus import page_manifest
-from vrag_jax.tasks.retrievers import index_directory, load_embedders, open_engine
+from vrag_jax.tasks.retrievers import index_directory, is_of, load_embedders, open_engine
 from vrag_jax.tasks.settings import RunConfig
 
 _LOG = logging.getLogger(__name__)
@@ -32,6 +32,13 @@ def run(config: RunConfig, workdir: Path) -> None:
     restart.
     """
     check_packages()
+    try:
+        _serve(config, workdir)
+    except (ValueError, OSError, ImportError) as error:
+        raise SystemExit(f'serve: {error}') from error
+
+
+def _serve(config: RunConfig, workdir: Path) -> None:
     from vrag_jax.serving.live import LiveIndex
     from vrag_jax.serving.server import serve
 
@@ -40,7 +47,12 @@ def run(config: RunConfig, workdir: Path) -> None:
 
     def load() -> tuple[PageStore, SearchEngine]:
         store = PageStore.open(manifest)
-        return store, SearchEngine.open(directory, store, list(embedders.values()))
+        engine = SearchEngine.open(directory, store, list(embedders.values()))
+        if not is_of(engine.retriever, config.retrieval):
+            raise ValueError(
+                f'{directory}: the retrievers of this index have other settings than '
+                'config.retrieval; serve it with those that it was built with')
+        return store, engine
 
     watched = manifest, directory / MANIFEST
     try:
