@@ -4,13 +4,15 @@
 # make install     the environment only
 #
 # Variables: PYTHON (3.11 or newer), ACCELERATOR (cpu, cuda or tpu; found out by itself),
-# CONFIG, WORKDIR, ARGS (more flags of vrag_jax.main, e.g. ARGS='--config.seed=1').
+# CONFIG, WORKDIR, ARGS (more flags of vrag_jax.main, e.g. ARGS='--config.seed=1'), JOBS (how
+# many processes run the tests).
 
 PYTHON ?= python3
 ACCELERATOR ?= $(shell sh launch/accelerator.sh)
 CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 ARGS ?=
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -34,7 +36,7 @@ run: $(STAMP)
 test: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist=worksteal $(ARGS)
 
 test-slow: $(STAMP)-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)

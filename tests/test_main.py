@@ -104,6 +104,7 @@ REFUSED = {
     'no pages':
         ([GRPO, '--config.policy.checkpoint=CHECKPOINT'], 'pass --config.data.manifest=PATH'),
     'leftover arguments': ([TINY, 'configs/tiny.py'], 'unexpected arguments'),
+    'a file for a folder': ([TINY, '--workdir=README.md'], '--workdir: README.md is a file'),
 }
 
 

@@ -84,6 +84,8 @@ def run(config: RunConfig, workdir: Path) -> None:
         check.check(config)
     except ConfigError as error:
         sys.exit(' '.join(str(error).split()))
+    if workdir.exists() and not workdir.is_dir():
+        sys.exit(f'--workdir: {workdir} is a file; expected a folder')
     text = _CONFIG.value.to_json_best_effort(indent=1)
     processes.agree(text, 'the config')
     logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes.

@@ -32,11 +32,12 @@ def test_pdfs_and_images_become_pages(make_pdf, tmp_path):
     frames = [Image.new('RGB', (16, 12), (i, 0, 0)) for i in (7, 8)]
     frames[0].save(source / 'fax.tiff', save_all=True, append_images=frames[1:])
     (source / 'metadata.csv').write_text('file_name,page,year\nr/annual.pdf,,2020\n'
-                                         'r/annual.pdf,2,2021\nscan/10.png,,1999\nx.pdf,,1\n')
+                                         'r/annual.pdf,2,2021\nscan/10.png,,1999\nx.pdf,,1\n'
+                                         'r/annual.pdf,3,2022\n')
     report = ingest([source], out, CONFIG, progress=False)
     assert report.added == ('fax', 'r/annual', 'scan') and report.changed
     assert (report.pages, report.pages_read, report.pages_without_text) == (6, 6, 4)
-    assert report.unknown_metadata == ('x.pdf',) and report.failed == ()
+    assert report.unknown_metadata == ('r/annual.pdf, page 3', 'x.pdf') and report.failed == ()
     store = pages_of(out)
     assert store.ids == ('fax_1', 'fax_2', 'r/annual_1', 'r/annual_2', 'scan_1', 'scan_2')
     assert [page.text for page in store] == [

@@ -36,6 +36,19 @@ def test_json_lines_of_images_and_the_given_file(tmp_path):
         read_metadata('gone.csv', [tmp_path])
 
 
+def test_rows_of_the_source_folder_itself(tmp_path):
+    (tmp_path / 'metadata.csv').write_text('file_name,n\n.,5\n')
+    metadata = read_metadata('', [tmp_path])
+    assert metadata.fields('', '1.png', 1) == {'n': 5} and metadata.unknown(['', '1.png']) == []
+
+
+def test_rows_of_pages_that_are_not_there_are_unknown(tmp_path):
+    (tmp_path / 'metadata.csv').write_text('file_name,page,n\na.pdf,1,1\na.pdf,2,1\nb.pdf,7,1\n')
+    metadata = read_metadata('', [tmp_path])
+    assert metadata.fields('a.pdf', 'a.pdf', 1) == {'n': 1}
+    assert metadata.unknown(['a.pdf']) == ['a.pdf, page 2', 'b.pdf']
+
+
 def test_a_row_of_the_only_page_of_an_image(tmp_path):
     (tmp_path / 'metadata.csv').write_text('file_name,page,n\nscan/2.png,1,5\na.pdf,1,6\n')
     metadata = read_metadata('', [tmp_path])

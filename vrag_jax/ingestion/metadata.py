@@ -17,12 +17,14 @@ class Metadata:
     """Fields by file and page.
 
     A row names a file, relative to its source folder, in `file_name`: a PDF, an image, or a
-    folder of images; where it has a `page`, it is of that page only. All else in it are
-    fields. Later rows win, and rows of a page over those of its document.
+    folder of images ('.': the source folder itself); where it has a `page`, it is of that
+    page only. All else in it are fields. Later rows win, and rows of a page over those of its
+    document.
     """
 
     def __init__(self, rows: Iterable[tuple[str, int | None, Mapping[str, Value]]] = ()):
         self._fields: dict[tuple[str, int | None], dict[str, Value]] = {}
+        self._used: set[tuple[str, int | None]] = set()
         for name, page, fields in rows:
             self._fields.setdefault((name, page), {}).update(fields)
 
@@ -40,11 +42,18 @@ class Metadata:
             keys.append((page_label, 1))
         for key in keys:
             merged |= self._fields.get(key, {})
+        self._used.update(keys)
         return dict(sorted(merged.items()))
 
     def unknown(self, labels: Iterable[str]) -> list[str]:
-        """Returns the file names of rows that are none of these files and folders."""
-        return sorted({name for name, _ in self._fields} - set(labels))
+        """Returns what rows are of that is none of these files and folders, nor a page of them.
+
+        Pages are those of which `fields` has been asked.
+        """
+        known = set(labels)
+        return sorted({name if name not in known else f'{name}, page {page}'
+                       for name, page in self._fields
+                       if name not in known or page and (name, page) not in self._used})
 
 
 def read_metadata(file: str, sources: Sequence[Path]) -> Metadata:
@@ -82,7 +91,8 @@ def _read(file: Path) -> list[tuple[str, int | None, dict[str, Value]]]:
         if page is not None and (type(page) is not int or page < 1):
             raise ValueError(f"{where}: field 'page': expected a positive integer, got {page!r}")
         check_metadata(row, where)
-        found.append((Path(name).as_posix(), page, row))
+        label = Path(name).as_posix()
+        found.append(('' if label == '.' else label, page, row))
     return found
 
 

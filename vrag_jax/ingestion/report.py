@@ -13,7 +13,7 @@ class IngestReport:
       added, replaced, unchanged, deleted: names of documents.
       failed: (file, reason) of files and pages that could not be read.
       same_content: names of documents that are copies of each other.
-      unknown_metadata: files that metadata names and that are not there.
+      unknown_metadata: files, and pages of files, that metadata names and that are not there.
       pages: all that the index now has.
       pages_read: rendered or copied in this run.
       ocr_pages: of all, those read by OCR.
@@ -52,7 +52,7 @@ class IngestReport:
                          'words finds them: ocr=True reads them')
         lines += _listed([f'cannot be read: {file}: {reason}' for file, reason in self.failed])
         lines += _listed([f'same content: {", ".join(names)}' for names in self.same_content])
-        lines += _listed([f'metadata of a file that is not there: {name}'
+        lines += _listed([f'metadata of what is not there: {name}'
                           for name in self.unknown_metadata])
         return '\n'.join(lines)
 

@@ -65,7 +65,8 @@ class Bm25Retriever:
             raise ValueError(f'{len(texts)} texts for {len(ids)} pages')
         terms = [_terms(text, config) for text in texts]
         if not any(terms):
-            raise ValueError(f'none of the {len(texts)} page texts holds a word')
+            raise ValueError(f'none of the {len(texts)} page texts holds a word; scanned pages '
+                             'have text only with OCR (config.retrieval.ocr=True)')
         # At import it computes with JAX, before processes can be connected to each other.
         import bm25s
 

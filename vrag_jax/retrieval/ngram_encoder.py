@@ -101,7 +101,8 @@ class NgramEncoder:
         idf[-self.config.buckets:][common] = 0
         pages = self._weigh_pages(counts, lengths, idf)
         if not pages.nnz:
-            raise ValueError(f'none of the {len(texts)} page texts holds a word')
+            raise ValueError(f'none of the {len(texts)} page texts holds a word; scanned pages '
+                             'have text only with OCR (config.retrieval.ocr=True)')
         if len(texts) <= self.config.dims:
             basis, mix, rows = pages, _orthonormaliser((pages @ pages.T).toarray()), pages
         else:

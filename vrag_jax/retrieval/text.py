@@ -25,8 +25,8 @@ def page_texts(store: PageStore, reader: OcrReader | None = None,
         text = page.text
         if text is None:
             if reader is None:
-                raise ValueError(f'page {page.page_id!r} has no text in its manifest and no OCR '
-                                 'reader was given')
+                raise ValueError(f'page {page.page_id!r} has no text in its manifest; OCR reads '
+                                 'it with config.retrieval.ocr=True')
             text = reader.read(store.path(page.page_id))
         texts.append(text)
         if progress is not None:
