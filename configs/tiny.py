@@ -62,7 +62,7 @@ def get_config() -> ConfigDict:
         'b2': 0.98, 'weight_decay': 0.01, 'clip_norm': 1.0,
     }
     config.pretrain = ConfigDict({
-        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (800, 2, 0, 20, 10, 16)),
+        'stages': ((200, 16, 48, 0, 0, 0), (250, 8, 0, 34, 18, 0), (800, 2, 0, 24, 6, 16)),
         'save_every': 200,
         'learner': {
             **learner, 'algorithm': 'muon', 'lr': 4e-3, 'warmup_steps': 30,

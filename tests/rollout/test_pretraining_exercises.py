@@ -31,17 +31,27 @@ def test_as_many_of_each_kind_as_asked_for(world, make_exercises):
     assert len(texts) == 20 and all('<answer>' in text[-1] for text in texts[14:])
 
 
-def test_headings_are_all_written_down_or_up_to_the_one_looked_for(world, make_exercises):
-    goals = set()
+def test_headings_are_written_down_and_looked_for(world, make_exercises):
+    goals, whole = set(), 0
     for sequence in make_exercises().sample(random.Random(0), 0, 0, 0, 40, 0):
         text, = learned(world, sequence)
-        goal, listing = re.fullmatch(r'<think>(?: ([^:]*):)?(.*)\.</think>', text).groups()
-        pairs = re.findall(r' (top|bottom) (left|right) ([A-Z])', listing)
-        assert ''.join(f' {v} {h} {x}' for v, h, x in pairs) == listing
-        v, h, heading = pairs[-1]
-        assert goal in (heading, f'{v} {h}') if goal else len(pairs) == 4
-        goals.add(goal)
-    assert None in goals and 'bottom left' in goals and len(goals) > 8
+        thoughts = re.findall('<think>(.*?)</think>', text)
+        assert ''.join(f'<think>{thought}</think>' for thought in thoughts) == text
+        listings = []
+        for thought in thoughts:
+            goal, listing = re.fullmatch(r'(?: ([^:]*):)?(.*)\.', thought).groups()
+            pairs = re.findall(r' (top|bottom) (left|right) ([A-Z])', listing)
+            assert ''.join(f' {v} {h} {x}' for v, h, x in pairs) == listing
+            v, h, heading = pairs[-1]
+            # It ends where the goal comes, and not before.
+            assert goal in (heading, f'{v} {h}') if goal else len(pairs) == 4
+            listings.append(listing)
+            goals.add(goal)
+        assert all(max(listings, key=len).startswith(listing) for listing in listings)
+        sought = thoughts[1:] if len(thoughts) == 4 else thoughts
+        assert len(sought) == len(set(listings[-3:])) == 3
+        whole += len(thoughts) == 4
+    assert 10 <= whole <= 30 and 'bottom left' in goals and len(goals) > 8
 
 
 def test_boxes_that_are_off_are_not_learned_but_all_else_is(world, make_exercises):

@@ -5,8 +5,9 @@ what is learned here is what supervised fine-tuning builds on:
 
 - queries: a question -> the search for its page;
 - numbers and crops: a panel's body, cut loosely -> its values, alone;
-- headings: a page -> its positions and headings in reading order, all of them or up to
-  one that is looked for;
+- headings: a page -> its positions and headings in reading order, then up to one or
+  another that is looked for, each in a thought of its own: comparing what is read with
+  what is looked for takes the most examples, and these share an image;
 - episodes: a whole episode, every turn of it: the search, the headings up to the one
   that is meant, the box, what the crop says, the answer. In some the box is off,
   and is not learned: what is learned is to read whatever a box happens to show.
@@ -51,6 +52,7 @@ class PretrainingExercises:
         boxes must be able to read what it then sees.
       max_length: most tokens of an episode.
       errant: share of episodes whose boxes are off.
+      lookups: most panels of a page that one headings exercise looks for.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class PretrainingExercises:
         margin: float = 2.0,
         max_length: int = 1024,
         errant: float = 0.5,
+        lookups: int = 3,
     ):
         self._world = world
         self._store = store
@@ -74,6 +77,7 @@ class PretrainingExercises:
         self._layouts = layouts
         self._careful = ScriptedExpert(layouts, STYLES['careful'])
         self._errant = errant
+        self._lookups = lookups
         self._margin = margin
         self._max_length = max_length
 
@@ -88,7 +92,7 @@ class PretrainingExercises:
           queries: how many questions whose search is written.
           numbers: how many crops of plain numbers, the easiest to read.
           crops: how many crops of panels of all kinds.
-          headings: how many pages whose headings are transcribed.
+          headings: how many pages whose headings are transcribed and looked for.
           episodes: how many questions whose whole episode is played.
         """
         shown = [self._crop(rng, *rng.choice(self._numbers)) for _ in range(numbers)]
@@ -122,38 +126,39 @@ class PretrainingExercises:
         return dataclasses.replace(sequence, loss_mask=mask)
 
     def _read(
-        self, shown: Sequence[tuple[tuple[Image.Image, Frame], str]]
+        self, shown: Sequence[tuple[tuple[Image.Image, Frame], list[str]]]
     ) -> list[TokenSequence]:
-        """Sequences without a past: an image is observed, its text is written."""
+        """Sequences without a past: an image is observed, thoughts of it are written."""
         processed = self._world.preprocess([image for (image, _), _ in shown])
         chat = self._world.chat
         sequences = []
-        for (view, text), patches in zip(shown, processed, strict=True):
+        for (view, thoughts), patches in zip(shown, processed, strict=True):
             episode = self._world.blank()
             episode.append_observation(chat.observation_ids('', patches.tokens), (*view, patches))
-            episode.append_text(chat.encode(f'<think>{text}</think>'), sampled=True)
+            text = ''.join(f'<think>{thought}</think>' for thought in thoughts)
+            episode.append_text(chat.encode(text), sampled=True)
             sequences.append(episode.finish().sequence())
         return sequences
 
     def _crop(
         self, rng: random.Random, page: PageSpec, panel: PanelSpec
-    ) -> tuple[tuple[Image.Image, Frame], str]:
+    ) -> tuple[tuple[Image.Image, Frame], list[str]]:
         """A loose crop of a body, and what it says."""
         _, frame = self._world.environment.page_view(page.page_id)
         box = self._loose_box(frame, panel.body_box, rng)
         image = self._store.image(page.page_id)
         view = crop_and_zoom(image, frame, box, self._world.environment.config.limits)
-        return view, read_panel(panel)
+        return view, [read_panel(panel)]
 
     def _headings(
         self, rng: random.Random, page: PageSpec
-    ) -> tuple[tuple[Image.Image, Frame], str]:
-        """A page, and all its headings, or a search for one of them or for a position."""
-        text = read_headings(page)
-        if rng.random() < 0.5:
-            panel = rng.choice(page.panels)
-            text = find_panel(page, panel, rng.choice((panel.heading, panel.position)))
-        return self._world.environment.page_view(page.page_id), text
+    ) -> tuple[tuple[Image.Image, Frame], list[str]]:
+        """A page; all its headings, of every other page; searches for some panels of it."""
+        thoughts = [read_headings(page)] if rng.random() < 0.5 else []
+        for panel in rng.sample(page.panels, min(self._lookups, len(page.panels))):
+            goal = panel.position if rng.random() < 0.25 else panel.heading
+            thoughts.append(find_panel(page, panel, goal))
+        return self._world.environment.page_view(page.page_id), thoughts
 
     def _search(self, question: Question) -> TokenSequence:
         """The first turn of an episode."""
