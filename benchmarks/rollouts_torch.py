@@ -127,12 +127,12 @@ class GenerateLoop:
         running = episodes
         while running:
             turns = self._generate(running, temperature, reprocess)
-            texts, ended = [], []
+            texts, stops = [], []
             for episode, tokens in zip(running, turns, strict=True):
                 episode.append_text(tokens, sampled=True)
                 texts.append(self._world.chat.decode(tokens))
-                ended.append(tokens[-1] in self._space.end_ids)
-            self._world.advance(running, texts, ended, self._config.max_length)
+                stops.append('end_of_turn' if tokens[-1] in self._space.end_ids else '')
+            self._world.advance(running, texts, stops, self._config.max_length)
             running = [episode for episode in running if not episode.done]
         return episodes
 

@@ -1,5 +1,8 @@
 """Updates do not depend on micro-batches, devices or where images are encoded."""
 
+import concurrent.futures
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,3 +325,21 @@ def test_averages_do_not_depend_on_micro_batches(
         assert parts[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5)
     # Metrics are means over tokens, whatever the loss is.
     assert whole['kl'] == pytest.approx(sum(m['kl'] * n for m, n in alone) / tokens, rel=1e-4)
+
+
+@pytest.mark.parametrize('call', ['update', 'logprobs'])
+def test_an_error_gives_back_the_lock_of_the_features(
+        make_learner, policy, model_config, sequences, monkeypatch, call):
+    learner, features = make_learner(frozen='^visual/'), make_cache(policy, model_config)
+
+    def fails(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(learner, '_steps', dataclasses.replace(
+        learner._steps, gradients=fails, logprobs=fails))
+    arguments = (sequences,) if call == 'update' else (learner.state.params, sequences)
+    with pytest.raises(MemoryError) as raised:
+        getattr(learner, call)(*arguments, features)
+    # While the traceback is there, which a rollout beside it would wait for.
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        assert raised.tb and pool.submit(features.lock.acquire, timeout=5).result()

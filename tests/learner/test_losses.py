@@ -89,6 +89,11 @@ def test_the_kl_term_by_hand():
     assert float(loss) == pytest.approx(0.01 * kl, abs=1e-7)
 
 
+def test_without_a_kl_term_none_is_reported():
+    _, metrics = grpo((1.0, 1.0), (1.0, 0.0), ref=(9.0, float('nan')), kl_coef=0.0)
+    assert 'kl' not in metrics and math.isfinite(metrics['loss'])
+
+
 def test_the_entropy_bonus_by_hand():
     loss, metrics = grpo((1.0, 1.0), (1.0, 0.0), entropies=row(3.0, 1.0), entropy_coef=0.1)
     assert float(metrics['entropy']) == pytest.approx(2.0)

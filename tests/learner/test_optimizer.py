@@ -147,7 +147,8 @@ def test_muon_turns_a_gradient_into_its_nearest_orthogonal_matrix_layer_by_layer
 
 @pytest.mark.parametrize('values', [
     {'algorithm': 'sgd'}, {'schedule': 'step'}, {'lr': 0.0}, {'clip_norm': 0.0},
-    {'warmup_fraction': 1.0}])
+    {'warmup_fraction': 1.0}, {'warmup_steps': -5}, {'weight_decay': -0.1}, {'b1': 2.0},
+    {'b2': 1.0}, {'eps': 0.0}, {'end_fraction': 1.5}])
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ValueError, match=next(iter(values))):
         OptimizerConfig(**values)

@@ -1,9 +1,12 @@
 """The rules of an episode: what each action shows, what is invalid, when it ends."""
 
+import dataclasses
+
 import pytest
 
 from vrag_jax.perception.actions import ActionKind
 from vrag_jax.retrieval.engine import Hit
+from vrag_jax.rollout.environment import Environment
 
 SEARCH = '<think>x</think><search>{}</search>'
 ANSWER = '<think>x</think><answer>42</answer>'
@@ -25,12 +28,12 @@ def box(*corners, image=''):
     return f'<think>x</think><bbox{image}>[{", ".join(map(str, corners))}]</bbox>'
 
 
-def play(world, question, texts, max_length=10_000):
+def play(world, question, texts, max_length=10_000, stop=''):
     """An episode whose turns are the given texts."""
     episode = world.start(question)
     for text in texts:
         episode.append_text(world.chat.encode(text), sampled=True)
-        world.advance([episode], [text], [False], max_length)
+        world.advance([episode], [text], [stop], max_length)
     return episode
 
 
@@ -76,7 +79,7 @@ def test_a_page_is_shown_whole_at_the_encoders_size(searching, question):
 def test_searches_of_all_episodes_go_out_together(make_world, questions, found):
     world = make_world(found, search_results=7)
     episodes = [world.start(q) for q in questions[:3]]
-    world.advance(episodes, [SEARCH.format('a'), ANSWER, SEARCH.format('b')], [False] * 3, 10_000)
+    world.advance(episodes, [SEARCH.format('a'), ANSWER, SEARCH.format('b')], [''] * 3, 10_000)
     assert found.calls == [(['a', 'b'], 7)]
     assert [e.done for e in episodes] == [False, True, False]
     assert [len(e.images) for e in episodes] == [1, 0, 1]
@@ -106,6 +109,27 @@ def test_the_last_turn_is_asked_for_the_answer(make_world, question, found):
     assert episode.done and len(episode.images) == 2
     trajectory = episode.finish()
     assert trajectory.answer is None and not trajectory.finished and not trajectory.truncated
+
+
+def test_an_episode_is_truncated_if_its_last_turn_is_cut_off_and_gives_no_answer(
+        make_world, question, found):
+    world = make_world(found, max_turns=2)
+    cut = play(world, question, [SEARCH.format('a'), '<think>so'], stop='length')
+    assert cut.done and cut.truncated and cut.turns[-1].action.kind.name == 'INVALID'
+    # What stopped by itself, or in mid-episode, or holds an answer, is not.
+    assert not play(world, question, [SEARCH.format('a'), '<think>so'], stop='action').truncated
+    assert not play(world, question, ['<think>so'], stop='length').truncated
+    assert not play(world, question, ['<think>so', ANSWER], stop='length').truncated
+
+
+def test_a_message_may_hold_braces(make_world, question, found, store):
+    world = make_world(found)
+    messages = dataclasses.replace(
+        world.environment.messages, invalid='{reason}: reply as JSON: {"action": ...}')
+    environment = Environment(store, found, world.environment.config, messages)
+    episode = play(dataclasses.replace(world, environment=environment), question, ['hm'])
+    reason = episode.turns[0].action.reason
+    assert reason and episode.turns[0].observation == reason + ': reply as JSON: {"action": ...}'
 
 
 def test_the_request_for_the_answer_follows_other_texts(make_world, question):

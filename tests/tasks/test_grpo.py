@@ -1,7 +1,10 @@
 """Groups that teach nothing are replaced, some trajectories masked, rollouts run ahead."""
 
+import gc
 import threading
 import types
+import weakref
+from concurrent.futures import CancelledError
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,15 +22,20 @@ SIZE = 3
 QUESTIONS = [Question(uid=f'q{n}', query='?', answer='1') for n in range(12)]
 # Of these questions all trajectories of a group get the same reward.
 FLAT = {'q0', 'q2', 'q3', 'q7'}
+PICTURES: list[weakref.ref] = []
 
 
-def trajectory(question, reward=0.0, finished=True, truncated=False, length=6):
+class Picture:
+    """Is big."""
+
+
+def trajectory(question, reward=0.0, finished=True, truncated=False, length=6, images=()):
     """A trajectory with the last half of its tokens sampled."""
     mask = np.arange(length) >= length // 2
     return Trajectory(
         question=question, prompt='', tokens=np.arange(length, dtype=np.int32), loss_mask=mask,
         position_ids=np.zeros((3, length), np.int32), logprobs=np.where(mask, -1.0, 0.0),
-        image_index=np.full(length, -1, np.int32), images=[], processed=[],
+        image_index=np.full(length, -1, np.int32), images=list(images), processed=[],
         turns=[Turn('', parse_action('<answer>1</answer>'))], answer='1', finished=finished,
         truncated=truncated, retrieved=[], rewards={
             'total': reward, 'answer': reward, 'retrieval': 0.0, 'pattern': 1.0})
@@ -38,10 +46,13 @@ def space(monkeypatch):
     """Returns a function that makes a collector, and the calls that it makes."""
     calls = []
 
-    def run_policy(world, sampler, features, params, questions, sampling, seeds):
+    def run_policy(world, sampler, features, params, questions, sampling, seeds, cancelled):
+        assert not cancelled()
         calls.append((params, [q.uid for q in questions], list(seeds)))
-        return [trajectory(q, 0.5 if q.uid in FLAT else float(n % SIZE == 0))
-                for n, q in enumerate(questions)]
+        pictures = [Picture() for _ in questions]
+        PICTURES.extend(map(weakref.ref, pictures))
+        return [trajectory(q, 0.5 if q.uid in FLAT else float(n % SIZE == 0), images=[picture])
+                for n, (q, picture) in enumerate(zip(questions, pictures, strict=True))]
 
     monkeypatch.setattr(grpo, 'run_policy', run_policy)
     monkeypatch.setattr(grpo, 'score', lambda *_: None)
@@ -73,6 +84,7 @@ def test_without_dynamic_sampling_every_group_stays(space):
 
 def test_groups_without_spread_are_replaced(space):
     collector, calls = space(dynamic_sampling=50)
+    PICTURES.clear()
     rollout = collector.collect({}, 0, QUESTIONS[:4])
     assert len(rollout.groups) == 4 and not FLAT & set(uids(rollout))
     assert uids(rollout)[0] == 'q1'
@@ -82,6 +94,11 @@ def test_groups_without_spread_are_replaced(space):
         assert len(asked) == SIZE * missing
         missing -= len({uid for uid in asked} - FLAT)
     assert missing == 0 and rollout.metrics['rounds'] == len(calls)
+    # No question comes twice in a step, and of those that were dropped no image is kept.
+    asked = [uid for _, call, _ in calls for uid in call[::SIZE]]
+    assert len(set(asked)) == len(asked)
+    gc.collect()
+    assert sum(ref() is not None for ref in PICTURES) == 4 * SIZE < len(PICTURES)
     seeds = [seed for _, _, seeds in calls for seed in seeds]
     assert len(set(seeds)) == len(seeds)
 
@@ -104,6 +121,14 @@ def test_after_the_last_round_it_goes_on_with_what_there_is(space, monkeypatch):
     rollout = collector.collect({}, 0, QUESTIONS[:4])
     assert rollout.groups == [] and len(calls) == 3
     assert rollout.metrics['no_spread'] == 1.0
+
+
+def test_when_every_question_was_asked_it_goes_on_with_what_there_is(space, monkeypatch):
+    monkeypatch.setattr('tests.tasks.test_grpo.FLAT', {q.uid for q in QUESTIONS})
+    collector, calls = space(dynamic_sampling=50)
+    rollout = collector.collect({}, 0, QUESTIONS[:8])
+    # Of twelve questions only four were left.
+    assert rollout.groups == [] and [len(asked) // SIZE for _, asked, _ in calls] == [8, 4]
 
 
 class Learner:
@@ -201,6 +226,8 @@ def test_drift_by_hand():
     ({'advantages': 'best'}, "advantages must be one of .*'leave_one_out'.*got 'best'"),
     ({'old_logprobs': 'yes'}, 'old_logprobs must be one of'),
     ({'dynamic_sampling': -1}, 'dynamic_sampling'),
+    ({'save_every': 0}, 'save_every must be positive, got 0'),
+    ({'steps': -1}, 'steps must not be negative'),
     ({'mini_batches': 2, 'old_logprobs': 'sampler', 'loss': {'importance_cap': 2.0}},
      "importance_cap nothing to correct in mini_batches = 2 updates; take 'learner'"),
     ({'mini_batches': 2, 'overlap': True}, 'overlap needs the ratio to the policy that sampled')])
@@ -228,9 +255,10 @@ def test_a_rollout_ahead_has_the_weights_before_the_update():
             return grpo.Rollout([], {'step': step})
 
     learner = Learner()
+    trainable, frozen = {'a': jnp.float32(1)}, {'b': jnp.float32(2)}
     learner.state = types.SimpleNamespace(
-        trainable={'a': jnp.float32(1)}, frozen={'b': jnp.float32(2)})
-    with grpo.RolloutAhead(Collector()) as ahead:
+        trainable=trainable, frozen=frozen, params=trainable | frozen)
+    with grpo.RolloutAhead(Collector(), lambda params: params) as ahead:
         assert ahead.pop(4) is None
         ahead.start(5, learner, ['question'])
         learner.state.trainable['a'].delete()  # As the update does, which donates it.
@@ -246,7 +274,7 @@ def test_a_rollout_ahead_that_fails_is_heard_of():
         def collect(self, params, step, prompts):
             raise ConnectionError('the judge is gone')
 
-    with (grpo.RolloutAhead(Collector()) as ahead,
+    with (grpo.RolloutAhead(Collector(), lambda params: {}) as ahead,
           pytest.raises(ConnectionError, match='the judge is gone')):
         ahead.start(1, Learner(), [])
         ahead.pop(1)
@@ -263,3 +291,45 @@ def test_image_features_are_forgotten_where_the_vision_tower_changes(space):
     assert forgotten == [True]
 
 
+def test_only_what_the_update_would_take_is_copied_for_a_rollout_ahead():
+    got = []
+
+    class Collector:
+        def collect(self, params, step, prompts):
+            got.append(params)
+            return grpo.Rollout([], {})
+
+    def for_sampling(params):
+        return {**params, 'cast': params['cast'].astype(jnp.bfloat16)}
+
+    trainable = {'cast': jnp.ones(2), 'as it is': jnp.ones(3)}
+    frozen = {'frozen': jnp.ones(4)}
+    learner = types.SimpleNamespace(state=types.SimpleNamespace(
+        trainable=trainable, frozen=frozen, params=trainable | frozen))
+    with grpo.RolloutAhead(Collector(), for_sampling) as ahead:
+        ahead.start(0, learner, [])
+        ahead.pop(0)
+    assert got[0]['cast'].dtype == jnp.bfloat16 and got[0]['frozen'] is frozen['frozen']
+    copy = got[0]['as it is']
+    assert copy.unsafe_buffer_pointer() != trainable['as it is'].unsafe_buffer_pointer()
+
+
+def test_an_error_beside_a_rollout_ahead_gives_it_up(space, monkeypatch):
+    began, noticed = threading.Event(), threading.Event()
+
+    def run_policy(*_, cancelled):
+        began.set()
+        for _ in range(2000):
+            if cancelled():
+                noticed.set()
+                raise CancelledError
+            noticed.wait(0.01)
+
+    collector, _ = space()
+    monkeypatch.setattr(grpo, 'run_policy', run_policy)
+    learner = Learner()
+    with pytest.raises(MemoryError), grpo.RolloutAhead(collector, lambda params: {}) as ahead:
+        ahead.start(0, learner, QUESTIONS[:4])
+        assert began.wait(20)
+        raise MemoryError
+    assert noticed.is_set()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 
 import jax
 import pytest
@@ -13,9 +14,11 @@ from vrag_jax.config import ConfigError, parse
 from vrag_jax.models.config import preset
 from vrag_jax.models.flops import adapter_flops, decoder_flops, training_flops
 from vrag_jax.models.lora import LoraConfig
+from vrag_jax.parallel.sharding import RULES
 from vrag_jax.tasks import compile as compilation
 from vrag_jax.tasks.compile import Compiled, iteration_seconds, record
 from vrag_jax.tasks.plan import plan
+from vrag_jax.tasks.policy import sampling_shapes
 from vrag_jax.tasks.programs import programs
 from vrag_jax.tasks.settings import RunConfig
 
@@ -91,6 +94,31 @@ def test_a_program_holds_the_run_and_its_own_inputs_and_temporaries():
     assert not record(compiled(), CHIPS['v5e'], 9.99)['fits']
     assert not record(compiled(error='no'), CHIPS['v5e'], 99.0)['fits']
     json.dumps(row)
+
+
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_overlap_holds_the_cache_and_the_weights_of_before(dtype):
+    config = tiny.get_config()
+    config.policy.dtype, config.grpo.old_logprobs = dtype, 'sampler'
+    one = jax.devices()[:1]
+    held = {}
+    for config.grpo.overlap in (False, True):
+        parsed = parse(RunConfig, config)
+        planned = plan(parsed, devices=one)
+        by_name = {p.name: p for p in programs(parsed, planned)}
+        held[config.grpo.overlap] = {
+            name: compilation.resident_bytes(parsed, planned, by_name[name])
+            for name in ('decode', 'grpo: gradients')}
+    size = lambda x: math.prod(x.shape) * x.dtype.itemsize  # noqa: E731
+    pool = sum(map(size, jax.tree.leaves(planned.pool)))
+    trained = {path for path in planned.params if not path.startswith('visual/')}
+    placed = sampling_shapes(planned.params, parsed, planned.mesh, RULES)
+    cast = {path for path, x in placed.items() if x.dtype != planned.params[path].dtype}
+    assert bool(cast) == (dtype == 'bfloat16') and trained - cast
+    copied = sum(size(placed[path]) for path in cast)
+    old = sum(size(planned.params[path]) for path in trained - cast)
+    assert held[True]['decode'] - held[False]['decode'] == old
+    assert held[True]['grpo: gradients'] - held[False]['grpo: gradients'] == pool + copied + old
 
 
 def test_bounds_add_up_to_an_iteration():

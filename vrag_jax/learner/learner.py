@@ -1,8 +1,9 @@
 """A learner: packs sequences, accumulates gradients, takes optimiser steps."""
 
+import contextlib
 import dataclasses
 import functools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -167,13 +168,14 @@ class Learner:
                     for s, weight in zip(sequences, weights, strict=True)]
         parts: list[dict[str, jax.Array]] = []
         positions = 0
-        for number, (batch, buffer, micro) in enumerate(self._batches(weighted, features)):
-            key = self._dropout_key(number)
-            self._accumulated, metrics = self._steps.gradients(
-                self.state, self._accumulated, batch, buffer, np.float32(total),
-                np.float32(tokens), key)
-            parts.append(metrics)
-            positions += micro.positions
+        with contextlib.closing(self._batches(weighted, features)) as batches:
+            for number, (batch, buffer, micro) in enumerate(batches):
+                key = self._dropout_key(number)
+                self._accumulated, metrics = self._steps.gradients(
+                    self.state, self._accumulated, batch, buffer, np.float32(total),
+                    np.float32(tokens), key)
+                parts.append(metrics)
+                positions += micro.positions
         self.state, self._accumulated, norm = self._steps.apply(self.state, self._accumulated)
         # Summed on the host: on the device the first step of several micro-batches, however
         # late it comes, would compile the sums.
@@ -227,9 +229,11 @@ class Learner:
           A `[T_i]` float32 array a sequence; 0 on the first token and on tokens
           that are not trained on.
         """
-        # Fetched once all are dispatched: the devices do not wait for the host.
-        parts = [(micro, self._steps.logprobs(params, batch, buffer))
-                 for batch, buffer, micro in self._batches(sequences, features)]
+        # Fetched once all are dispatched: the devices do not wait for the host. Closed, because
+        # of an error the traceback would keep the batches, and they the lock of the features.
+        with contextlib.closing(self._batches(sequences, features)) as batches:
+            parts = [(micro, self._steps.logprobs(params, batch, buffer))
+                     for batch, buffer, micro in batches]
         out: dict[int, np.ndarray] = {}
         for micro, values in parts:
             out |= micro.scatter(jax.device_get(values), sequences)
@@ -237,7 +241,7 @@ class Learner:
 
     def _batches(
         self, sequences: Sequence[TokenSequence], features: Features | None
-    ) -> Iterator[tuple[Batch, jax.Array | None, MicroBatch]]:
+    ) -> Generator[tuple[Batch, jax.Array | None, MicroBatch], None, None]:
         """Yields micro-batches, on the mesh and on the host, and the feature buffer.
 
         Images are looked up a micro-batch at a time, so the buffer need not hold those

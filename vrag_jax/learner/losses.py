@@ -97,7 +97,8 @@ def grpo_loss(
       logprobs: `[R, T]` float32 under the policy that is trained.
       old_logprobs: `[R, T]` float32 under the policy before the mini-batch's rollout
         is first trained on.
-      ref_logprobs: `[R, T]` float32 under the frozen reference.
+      ref_logprobs: `[R, T]` float32 under the frozen reference; not read where
+        `kl_coef` is 0, and there is no metric 'kl' then.
       advantages: `[R, T]` float32.
       weights: `[R, T]` float32, positive on sampled tokens, 0 on observations.
       total: scalar, what the weighted sums are divided by.
@@ -139,13 +140,14 @@ def grpo_loss(
         drift = jnp.abs(current - sampler)
         metrics |= {'drift_mean': mean(drift), 'drift_max': jnp.max(drift),
                     'drift_share': mean((drift > DRIFT).astype(jnp.float32))}
-    policy_loss = average(losses)
-    kl = KL_ESTIMATORS[config.kl](logprobs, ref_logprobs)
-    loss = policy_loss + config.kl_coef * average(kl)
+    loss = policy_loss = average(losses)
+    if config.kl_coef:
+        kl = KL_ESTIMATORS[config.kl](logprobs, ref_logprobs)
+        loss = loss + config.kl_coef * average(kl)
+        metrics['kl'] = mean(kl)
     was_clipped = ratio * advantages > clipped * advantages
     metrics |= {
         'policy_loss': policy_loss,
-        'kl': mean(kl),
         'ratio': mean(ratio),
         'clip_fraction': mean(was_clipped.astype(jnp.float32)),
     }

@@ -62,6 +62,14 @@ class OptimizerConfig:
             raise ValueError('lr and clip_norm must be positive')
         if not 0 <= self.warmup_fraction < 1:
             raise ValueError(f'warmup_fraction must be in [0, 1), got {self.warmup_fraction}')
+        if self.warmup_steps < 0 or self.weight_decay < 0:
+            raise ValueError('warmup_steps and weight_decay must not be negative, got '
+                             f'{self.warmup_steps} and {self.weight_decay}')
+        if not 0 <= self.b1 < 1 or not 0 <= self.b2 < 1 or self.eps <= 0:
+            raise ValueError('b1 and b2 must be in [0, 1) and eps positive, got '
+                             f'{self.b1}, {self.b2} and {self.eps}')
+        if not 0 <= self.end_fraction <= 1:
+            raise ValueError(f'end_fraction must be in [0, 1], got {self.end_fraction}')
 
 
 def learning_rate(config: OptimizerConfig, total_steps: int) -> optax.Schedule:

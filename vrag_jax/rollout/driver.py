@@ -3,6 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Sequence
+from concurrent.futures import CancelledError
 
 from vrag_jax.data.records import Question
 from vrag_jax.models.parameters import Params
@@ -39,7 +40,7 @@ def run_expert(
         texts = [act(episode.question, episode) for episode in running]
         for episode, text in zip(running, texts, strict=True):
             episode.append_text(world.chat.encode(text), sampled=True)
-        world.advance(running, texts, [False] * len(running), max_length)
+        world.advance(running, texts, [''] * len(running), max_length)
         running = [episode for episode in running if not episode.done]
     return [episode.finish() for episode in episodes]
 
@@ -53,6 +54,7 @@ def run_policy(
     sampling: SamplingConfig,
     seeds: Sequence[int],
     opening: Sequence[str] = (),
+    cancelled: Callable[[], bool] = lambda: False,
 ) -> list[Trajectory]:
     """Samples one episode a question, as many at a time as there is room for.
 
@@ -69,12 +71,14 @@ def run_policy(
       seeds: seed of each episode.
       opening: texts of turns that are given to the policy instead of sampled, with
         `{question}`; they are not trained on.
+      cancelled: asked between calls to the sampler whether to give up.
 
     Returns:
       Trajectories in the order of the questions.
 
     Raises:
       ValueError: if a prompt does not fit into the sampler; names the question.
+      CancelledError: if it is to give up.
     """
     max_length = sampler.config.max_length
     episodes = [world.start(question) for question in questions]
@@ -88,7 +92,7 @@ def run_policy(
         texts = [template.format(question=e.question.query) for e in begun]
         for episode, text in zip(begun, texts, strict=True):
             episode.append_text(world.chat.encode(text))
-        world.advance(begun, texts, [False] * len(begun), max_length)
+        world.advance(begun, texts, [''] * len(begun), max_length)
     scheduler = Scheduler(sampler, features, params, sampling)
     seed_of = {id(episode): seed for episode, seed in zip(episodes, seeds, strict=True)}
     started = [episode for episode in episodes if not episode.done]
@@ -98,6 +102,8 @@ def run_policy(
         scheduler.add(group, [seed_of[id(episode)] for episode in group])
     with Observer(world, max_length) as observer:
         while not scheduler.idle or observer.busy:
+            if cancelled():
+                raise CancelledError('the rollout was given up')
             for episode in observer.collect(wait=scheduler.idle):
                 (scheduler.finish if episode.done else scheduler.resume)(episode)
             observer.submit(scheduler.step())

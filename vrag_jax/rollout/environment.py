@@ -157,7 +157,7 @@ class Environment:
 
     def _invalid(self, action: Action, reason: str) -> Observation:
         action = dataclasses.replace(action, kind=ActionKind.INVALID, reason=reason)
-        return Observation(action, text=self.messages.invalid.format(reason=reason))
+        return Observation(action, text=self.messages.invalid.replace('{reason}', reason))
 
     def _search(self, episode: Episode, action: Action, hits) -> Observation:
         seen = set(episode.retrieved)

@@ -45,7 +45,7 @@ class Observer:
         Searches go out as one batch; everything else is shared by the threads.
         """
         decode = self._world.chat.decode
-        ended = [(cast(Episode, episode), decode(turn.tokens.tolist()), turn.stop == 'end_of_turn')
+        ended = [(cast(Episode, episode), decode(turn.tokens.tolist()), turn.stop)
                  for episode, turn in turns]
         searches = [turn for turn in ended if '<search>' in turn[1]]
         others = [turn for turn in ended if '<search>' not in turn[1]]
@@ -54,9 +54,9 @@ class Observer:
         jobs = []
         for part in parts:
             if part:
-                episodes, texts, closed = map(list, zip(*part, strict=True))
+                episodes, texts, stops = map(list, zip(*part, strict=True))
                 jobs.append((episodes, self._pool.submit(
-                    self._world.advance, episodes, texts, closed, self._max_length)))
+                    self._world.advance, episodes, texts, stops, self._max_length)))
         self._calls.append(jobs)
 
     def collect(self, wait: bool) -> list[Episode]:

@@ -64,7 +64,8 @@ class Trajectory:
       turns: what happened, turn by turn.
       answer: text of the answer, None without one.
       finished: whether an answer was given.
-      truncated: whether the episode was cut off by its token limit.
+      truncated: whether its end was cut off: its next observation would not have fitted, or
+        its last turn ran into a limit of tokens without an answer.
       retrieved: page ids in the order in which they were shown.
       rewards: parts of the reward and their sum under 'total'.
     """

@@ -7,7 +7,7 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.perception.actions import parse_action
+from vrag_jax.perception.actions import ActionKind, parse_action
 from vrag_jax.rollout.environment import Environment, Observation
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.rollout.trajectory import Turn
@@ -74,7 +74,7 @@ class World:
         self,
         episodes: Sequence[Episode],
         texts: Sequence[str],
-        ended: Sequence[bool],
+        stops: Sequence[str],
         max_length: int,
     ) -> None:
         """Parses each episode's new turn, carries it out, appends what is observed.
@@ -82,7 +82,7 @@ class World:
         Args:
           episodes: episodes whose sampled tokens have just been appended.
           texts: their texts.
-          ended: whether the policy has itself closed the turn.
+          stops: why they ended, of `sampler.STOP_REASONS`; '' if they were not sampled.
           max_length: most tokens of an episode; one whose observation does not
             leave room for an answer is truncated.
         """
@@ -91,19 +91,19 @@ class World:
         observations = self.environment.step(episodes, actions)
         views = [o.view for o in observations if o.view is not None]
         processed = iter(self.preprocess([image for image, _ in views]))
-        for episode, text, over, observation in zip(
-            episodes, texts, ended, observations, strict=True
+        for episode, text, stop, observation in zip(
+            episodes, texts, stops, observations, strict=True
         ):
             shown = None
             if observation.view is not None:
                 shown = (*observation.view, next(processed))
-            self._record(episode, text, over, observation, shown, max_length)
+            self._record(episode, text, stop, observation, shown, max_length)
 
     def _record(
         self,
         episode: Episode,
         text: str,
-        ended: bool,
+        stop: str,
         observation: Observation,
         shown,
         max_length: int,
@@ -111,12 +111,14 @@ class World:
         ids: Sequence[int] = ()
         if not observation.done:
             tokens = shown[2].tokens if shown else None
-            ids = self.chat.observation_ids(observation.text, tokens, ended=ended)
+            ids = self.chat.observation_ids(observation.text, tokens, ended=stop == 'end_of_turn')
             if len(episode) + len(ids) >= max_length:
                 # No room to go on: nothing of the observation is shown, so the
                 # trajectory still ends with a token that was sampled.
                 episode.truncated = True
                 shown = None
+        elif stop == 'length' and observation.action.kind is not ActionKind.ANSWER:
+            episode.truncated = True
         over = observation.done or episode.truncated
         episode.turns.append(
             Turn(

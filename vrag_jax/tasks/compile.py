@@ -143,7 +143,8 @@ def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
     """Bytes that a chip holds while a program runs, whether or not it is given them.
 
     The policy as it was at first stays as the reference, and what is frozen is shared
-    with it; while it samples, there is a copy of the policy as it lies then.
+    with it; while it samples, there is a copy of the policy as it lies then. With
+    `overlap` it samples beside the learner, with weights that are no longer its own.
     """
     held: list[Any] = [planned.params, planned.features]
     # The sampler's cache is given back before an update.
@@ -154,10 +155,14 @@ def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
         phase = list(planned.phases.values())[-1]
     if phase is not None:
         held += [phase.state.trainable, phase.state.opt_state, phase.gradients]
-    if program.samples:
+    if program.samples or config.grpo.overlap:
         placed = sampling_shapes(planned.params, config, planned.mesh,
                                  with_rules(config.mesh.sampler_rules))
-        held.append(changed(placed, planned.params))
+        copied = changed(placed, planned.params)
+        held.append(copied)
+        if config.grpo.overlap and phase is not None:
+            held.append({path: value for path, value in phase.state.trainable.items()
+                         if path not in copied})
     return device_bytes(held)
 
 

@@ -1,7 +1,8 @@
 """GRPO: roll groups out, score them, update; the next rollout may run beside the update."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -88,7 +89,7 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
                          host_rng(space.config.seed, name, step))
         return metrics | rollout.metrics
 
-    with RolloutAhead(collector) as ahead:
+    with RolloutAhead(collector, space.for_sampling) as ahead:
         run_phase(
             name, learner, directory(space, name), space.config.seed, total, prepare,
             iterate, space.metrics, config.save_every, updates_per_step=config.mini_batches,
@@ -118,13 +119,19 @@ class Collector:
         self._reward = reward
         self._questions = questions
         self._keep_features = keep_features
+        self._cancelled = threading.Event()
+
+    def cancel(self) -> None:
+        """Ends rollouts, under way or to come, with a `CancelledError`."""
+        self._cancelled.set()
 
     def collect(self, params: Params, step: int, prompts: Sequence[Question]) -> Rollout:
         """Rolls out the groups of a step.
 
         With `dynamic_sampling`, groups in which all rewards are equal are dropped, and
-        as many new questions take their place, for so many rounds at most (DAPO, arXiv
-        2503.14476). Which they are depends on seed, step and round alone.
+        as many questions that the step has not had take their place, while there are some
+        and for so many rounds at most (DAPO, arXiv 2503.14476). Which they are depends on
+        the seed, the step and what was dropped.
 
         Args:
           params: the policy's weights.
@@ -137,15 +144,21 @@ class Collector:
         sampled = self._sample(params, step, 0, prompts)
         kept, everything, rounds = sampled, list(sampled), 0
         if self._config.dynamic_sampling:
-            kept = [group for group in sampled if _has_spread(group)]
+            had = {question.uid for question in prompts}
+            kept, everything = _with_spread(sampled), _without_pixels(sampled)
             while len(kept) < len(prompts) and rounds < self._config.dynamic_sampling:
+                left = [question for question in self._questions if question.uid not in had]
+                if not left:
+                    break
                 rounds += 1
                 rng = host_rng(self._space.config.seed, f'{self._name}/round{rounds}', step)
-                new = rng.choice(len(self._questions), len(prompts) - len(kept), replace=False)
-                sampled = self._sample(
-                    params, step, rounds, [self._questions[i] for i in new.tolist()])
-                everything += sampled
-                kept += [group for group in sampled if _has_spread(group)]
+                new = rng.choice(
+                    len(left), min(len(prompts) - len(kept), len(left)), replace=False)
+                asked = [left[i] for i in new.tolist()]
+                had |= {question.uid for question in asked}
+                sampled = self._sample(params, step, rounds, asked)
+                everything += _without_pixels(sampled)
+                kept += _with_spread(sampled)
         self._space.sampler.release()
         metrics = rollout_metrics([t for group in everything for t in group])
         metrics |= {'no_spread': float(np.mean([not _has_spread(g) for g in everything])),
@@ -162,7 +175,7 @@ class Collector:
         own = share(grouped, size)
         played = run_policy(
             self._world, space.sampler, space.features, params, [grouped[i] for i in own],
-            self._config.sampling, [seeds[i] for i in own])
+            self._config.sampling, [seeds[i] for i in own], cancelled=self._cancelled.is_set)
         score(played, self._reward, space.judge)
         if jax.process_count() > 1:
             # The learner needs the patches, and nobody the pictures.
@@ -175,11 +188,17 @@ class RolloutAhead:
     """Rolls out the next iteration in a thread, with the weights before this one's update.
 
     What is trained on is then sampled by a policy that is one iteration older; the loss
-    corrects it by the sampler's log-probs. A context manager.
+    corrects it by the sampler's log-probs. A context manager; when it is left by an
+    error, what is under way is given up.
+
+    Args:
+      collector: does it.
+      for_sampling: lays a policy out for the sampler.
     """
 
-    def __init__(self, collector: Collector):
+    def __init__(self, collector: Collector, for_sampling: Callable[[Params], Params]):
         self._collector = collector
+        self._for_sampling = for_sampling
         self._pool = ThreadPoolExecutor(1, thread_name_prefix='rollout')
         self._under_way: dict[int, Future[Rollout]] = {}
         self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))
@@ -187,14 +206,19 @@ class RolloutAhead:
     def __enter__(self) -> 'RolloutAhead':
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if kind is not None:
+            self._collector.cancel()
         self._pool.shutdown(cancel_futures=True)
 
     def start(self, step: int, learner: Learner, prompts: Sequence[Question]) -> None:
         """Begins the rollout of a step."""
-        # A copy, because the update donates the weights.
-        state = learner.state
-        params = {**self._copy(dict(state.trainable)), **state.frozen}
+        # The update donates the weights: what is not cast or moved for the sampler is copied.
+        trainable = learner.state.trainable
+        params = self._for_sampling(learner.state.params)
+        donated = {path: value for path, value in params.items()
+                   if path in trainable and value is trainable[path]}
+        params = {**params, **self._copy(donated)}
         self._under_way[step] = self._pool.submit(
             self._collector.collect, params, step, prompts)
 
@@ -284,6 +308,15 @@ def drift(learner: Sequence[np.ndarray], sampler: Sequence[np.ndarray],
         np.abs(a - b)[mask > 0] for a, b, mask in zip(learner, sampler, masks, strict=True)])
     return {'drift_mean': float(differences.mean()), 'drift_max': float(differences.max()),
             'drift_share': float((differences > DRIFT).mean())}
+
+
+def _with_spread(groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
+    return [group for group in groups if _has_spread(group)]
+
+
+def _without_pixels(groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
+    """Groups for the metrics: rounds over rounds of images would fill the host's memory."""
+    return [[dataclasses.replace(t, images=[], processed=[]) for t in group] for group in groups]
 
 
 def _has_spread(group: Sequence[Trajectory]) -> bool:

@@ -65,6 +65,10 @@ def run_phase(
                 f'{directory}: this checkpoint belongs to a run with seed '
                 f'{restored.host["seed"]}, not {seed}'
             )
+        before = restored.host.get('updates_per_step', updates_per_step)
+        if before != updates_per_step:
+            raise ValueError(f'{directory}: this checkpoint belongs to a run of {before} updates '
+                             f'a step (grpo.mini_batches), not {updates_per_step}')
         learner.state = restored.state
         on_save()
     first = learner.step // updates_per_step
@@ -86,7 +90,7 @@ def run_phase(
                 ahead = pool.submit(prepare, index + 1)
             metrics.write(index + 1, values)
             if (index + 1) % save_every == 0 or index + 1 == total:
-                save(checkpointer, learner, seed, name, index + 1)
+                save(checkpointer, learner, seed, name, index + 1, updates_per_step)
                 on_save()
     metrics.end()
     checkpointer.close()
@@ -97,7 +101,8 @@ def device_key(seed: int, position: int) -> np.ndarray:
     return np.asarray(jax.random.key_data(jax.random.fold_in(jax.random.key(seed), position)))
 
 
-def save(checkpointer: Checkpointer, learner: Learner, seed: int, name: str, position: int) -> None:
+def save(checkpointer: Checkpointer, learner: Learner, seed: int, name: str, position: int,
+         updates_per_step: int) -> None:
     """Saves the learner with the random state and the position in the data."""
     generator = host_rng(seed, name, position).bit_generator.state
     checkpointer.save(
@@ -107,6 +112,7 @@ def save(checkpointer: Checkpointer, learner: Learner, seed: int, name: str, pos
             'seed': seed,
             'phase': name,
             'data_position': position,
+            'updates_per_step': updates_per_step,
             'host_random_state': generator,
         },
     )

@@ -1,6 +1,8 @@
 """Settings of the training phases: pretraining, SFT, GRPO."""
 
 import dataclasses
+from collections.abc import Sequence
+from typing import Any
 
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
@@ -8,6 +10,16 @@ from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.sampling.distribution import SamplingConfig
 
 OLD_LOGPROBS = ('auto', 'sampler', 'learner')
+
+
+def _check(config: Any, positive: Sequence[str] = (), not_negative: Sequence[str] = ()) -> None:
+    """Raises a ValueError that names the first field that is too small."""
+    for name in positive:
+        if getattr(config, name) <= 0:
+            raise ValueError(f'{name} must be positive, got {getattr(config, name)}')
+    for name in not_negative:
+        if getattr(config, name) < 0:
+            raise ValueError(f'{name} must not be negative, got {getattr(config, name)}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +40,7 @@ class PretrainConfig:
     save_every: int = 200
 
     def __post_init__(self):
+        _check(self, positive=('save_every',))
         for stage in self.stages:
             if min(stage) < 0 or not stage[0] or not sum(stage[1:]):
                 raise ValueError(f'stages: {stage} must have steps and exercises')
@@ -71,6 +84,8 @@ class SftConfig:
     save_every: int = 100
 
     def __post_init__(self):
+        _check(self, positive=('sequences', 'save_every'), not_negative=(
+            'steps', 'epochs', 'trajectories', 'careful', 'loose', 'hasty'))
         total = self.careful + self.loose + self.hasty
         if abs(total - 1) > 1e-6:
             raise ValueError(f'careful + loose + hasty must be 1, got {total}')
@@ -98,8 +113,9 @@ class GrpoConfig:
         recorded, those that the 'learner' works out anew before the first update, or
         'auto', the sampler's if one update follows a rollout, else the learner's.
       dynamic_sampling: most rounds in which groups without spread are replaced.
-      mask_truncated, mask_unfinished: whether trajectories that were cut off, or gave
-        no answer, are left out of the loss (they count in their group's mean).
+      mask_truncated, mask_unfinished: whether trajectories whose end was cut off, or
+        that gave no answer, are left out of the loss (they count in their group's mean).
+        A turn that is cut off in mid-episode is an invalid action, and the next follows.
       overlap: whether the next rollout runs beside the update, with the weights
         before it. A run then does not repeat bit by bit.
       save_every: iterations between checkpoints.
@@ -121,13 +137,13 @@ class GrpoConfig:
     save_every: int = 10
 
     def __post_init__(self):
+        _check(self, positive=('prompts', 'mini_batches', 'save_every'),
+               not_negative=('steps', 'epochs', 'dynamic_sampling'))
         if self.group_size < 2:
             raise ValueError(
                 f'group_size must be at least 2 (a group of one has no advantage), '
                 f'got {self.group_size}'
             )
-        if self.prompts < 1 or self.mini_batches < 1:
-            raise ValueError('prompts and mini_batches must be positive')
         if (self.prompts * self.group_size) % self.mini_batches:
             raise ValueError(
                 f'mini_batches = {self.mini_batches} does not divide prompts * group_size = '
@@ -135,8 +151,6 @@ class GrpoConfig:
             )
         if self.sampling.temperature == 0:
             raise ValueError('sampling.temperature must be positive: greedy groups have no spread')
-        if self.dynamic_sampling < 0:
-            raise ValueError(f'dynamic_sampling must not be negative, got {self.dynamic_sampling}')
         ADVANTAGES.check(self.advantages)
         if self.old_logprobs not in OLD_LOGPROBS:
             raise ValueError(
