@@ -126,7 +126,7 @@ def test_make_does_not_install_twice(tmp_path):
 def test_make_test_lints_checks_types_and_leaves_the_slow_tests_out(tmp_path):
     plan = make('-n', 'test', 'ACCELERATOR=cpu', f'VENV={tmp_path}/venv').stdout
     for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'", 'ruff check', 'mypy',
-                 "pytest -m 'not slow'"):
+                 "pytest -m 'alone and not slow'", "pytest -m 'not alone and not slow' -n 2"):
         assert part in plan
 
 

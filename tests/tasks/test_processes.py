@@ -15,6 +15,8 @@ from tests.tasks.conftest import ROOT, SMALL_LOOP, start
 from tests.tasks.small_loop import STEPS
 from tests.tasks.test_resume import NOT_COMPARED, rows
 
+pytestmark = pytest.mark.alone
+
 # A micro-batch of two rows splits over two devices; what is averaged stays the same.
 ROWS = '--config.pretrain.learner.rows=2'
 HEARTBEAT_S = 5
