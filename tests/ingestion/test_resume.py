@@ -7,14 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from vrag_jax.ingestion import folders
 from vrag_jax.ingestion.folders import PageRecord
 from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.pool import Task, WorkerPool
+from vrag_jax.ingestion.pool import Task, WorkerPool, _Process
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.words import Word
+from vrag_jax.retrieval.pages import PageStore
 
 PROGRAM = '''
 import sys
@@ -116,6 +119,32 @@ def test_pages_without_a_record_are_the_missing_ones(tmp_path):
     put_page(tmp_path / 'key.partial', 1)
     (tmp_path / 'key.partial' / '0003.jpg').write_bytes(b'without a record')
     assert folders.missing_pages(tmp_path / 'key.partial', 3) == [0, 2]
+
+
+def test_pages_of_a_folder_of_images_are_asked_for_with_their_own_files_alone(
+        tmp_path, tree, monkeypatch):
+    source, out = tmp_path / 'in', tmp_path / 'out'
+    source.mkdir()
+    for number in range(1, 41):
+        Image.new('L', (8, 8), 6 * number).save(source / f'{number}.png')
+    (source / '7.png').write_bytes(b'no image')
+    requests = []
+    start = _Process.start
+
+    def noted(self, task):
+        requests.append(task.request)
+        start(self, task)
+
+    monkeypatch.setattr(_Process, 'start', noted)
+    report = ingest([source], out, IngestConfig(workers=2, pages_per_task=3), progress=False)
+    assert report.pages == 39 and [file for file, _ in report.failed] == ['7.png']
+    reads = [request for request in requests if request['task'] == 'read']
+    assert len(reads) == 14
+    assert all(len(request['document']['files']) == len(request['indices']) == len(
+        request['stamps']) <= 3 for request in reads)
+    store = PageStore.open(out / 'pages.jsonl')
+    for page in store:
+        assert np.asarray(store.image(page.page_id)).max() == 6 * page.page
 
 
 @pytest.fixture

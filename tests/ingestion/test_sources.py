@@ -77,6 +77,30 @@ def test_numbers_in_names_sort_by_value():
         '3', '12', 'a1b2', 'a1b10', 'p', 'p02', 'p2', 'p10', 'p²']
 
 
-def test_messages_name_the_file_or_the_folder():
-    assert Document('a', 'pdf', ('/x/a.pdf',), ('a.pdf',)).label == 'a.pdf'
-    assert Document('s', 'images', ('/x/s/1.png',), ('s/1.png',), (1,)).label == 's'
+@pytest.mark.parametrize('name, kind, label, of_metadata, of_messages', [
+    ('a', 'pdf', 'a.pdf', 'a.pdf', 'a.pdf'),
+    ('s', 'images', 's/1.png', 's', 's'),
+    ('s/1', 'images', 's/1.png', 's', 's/1.png'),
+    ('photos', 'images', '1.png', '', 'photos'),
+    ('s/r', 'images', 's/r_1.png', 's', 's/r')])
+def test_metadata_and_messages_name_the_file_or_the_folder(
+        name, kind, label, of_metadata, of_messages):
+    document = Document(name, kind, (f'/x/{label}',), (label,), (1,) if kind == 'images' else ())
+    assert (document.label, document.title) == (of_metadata, of_messages)
+
+
+def test_a_file_that_lies_in_two_sources_goes_in_once(tmp_path, monkeypatch):
+    touch(tmp_path, 'in/a.pdf', 'in/b.png', 'other/a.pdf')
+    monkeypatch.chdir(tmp_path)
+    sources = [tmp_path / 'in', Path('in/a.pdf'), Path('in')]
+    assert found(None, 'file', sources=sources) == (
+        {'a': ('pdf', ('a.pdf',), ()), 'b': ('images', ('b.png',), (1,))}, [])
+    assert found(None, sources=[*sources, Path('other/a.pdf')])[1] == [
+        ('a.pdf', "the document name 'a' is taken by a.pdf")]
+
+
+def test_a_part_of_images_has_their_files_and_a_pdf_has_one():
+    images = Document('s', 'images', ('/1', '/2', '/5'), ('1', '2', '5'), (1, 2, 5))
+    assert images.part([2, 0]) == Document('s', 'images', ('/5', '/1'), ('5', '1'), (5, 1))
+    pdf = Document('a', 'pdf', ('/a.pdf',), ('a.pdf',))
+    assert pdf.part([3]) == pdf

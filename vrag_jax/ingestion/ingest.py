@@ -118,9 +118,9 @@ class _Run:
         self._old = directories.read_entries(directory)
         self._entries: dict[str, Entry] = {}
         self._todo: dict[str, tuple[Document, dict[str, Any]]] = {}
+        self._titles: dict[str, str] = {}
         self._kept: set[str] = set()
         self._labels: set[str] = set()
-        self._names: set[str] = set()
         self._pages_read = 0
         self._failures: list[tuple[str, str]] = []
 
@@ -136,7 +136,7 @@ class _Run:
 
     def inspect(self, documents: Sequence[Document], pool: WorkerPool) -> None:
         """Finds out which documents have to be read."""
-        self._names = {document.name for document in documents}
+        self._titles = {document.name: document.title for document in documents}
         self._labels = {x for d in documents for x in (d.label, *d.labels)}
         tasks = iter(documents)
 
@@ -154,7 +154,7 @@ class _Run:
         for document in documents:
             reply = found[document.name]
             if 'error' in reply:
-                self._fail(document.name, document.label, reply['error'])
+                self._fail(document.name, reply['error'])
                 continue
             key = folders.content_key(reply['sha256'], self._config.rendering())
             labels = document.labels if document.kind == 'images' else ()
@@ -183,9 +183,12 @@ class _Run:
                 for chunk in chunks:
                     if key not in failed:
                         yield Task({
-                            'task': 'read', 'document': dataclasses.asdict(document),
-                            'folder': str(self._folders / (key + partial)), 'indices': chunk,
-                            'stamps': reply['stamps']}, (key, len(chunk)))
+                            'task': 'read', 'indices': chunk,
+                            'document': dataclasses.asdict(document.part(chunk)),
+                            'folder': str(self._folders / (key + partial)),
+                            'stamps': [reply['stamps'][i] for i in chunk]
+                                      if document.kind == 'images' else reply['stamps'],
+                        }, (key, len(chunk)))
 
         chunks = reading()
 
@@ -212,13 +215,13 @@ class _Run:
                     bar.update(count)
         for name, entry in list(self._entries.items()):
             if entry.folder in failed:
-                self._fail(name, entry.file, failed[entry.folder])
+                self._fail(name, failed[entry.folder])
 
     def write(self, metadata: Metadata, problems: Sequence[tuple[str, str]], started: float
               ) -> IngestReport:
         """Switches to the new pages, removes what belongs to none, and reports."""
         if not self._config.delete_missing:
-            for name in sorted(set(self._old) - self._names):
+            for name in sorted(set(self._old) - set(self._titles)):
                 self._entries[name] = self._old[name]
                 self._kept.add(name)
         pages: list[Page] = []
@@ -275,13 +278,13 @@ class _Run:
                     return name
         return None
 
-    def _fail(self, name: str, file: str, reason: str) -> None:
+    def _fail(self, name: str, reason: str) -> None:
         self._entries.pop(name, None)
         if name in self._old:
             self._entries[name] = self._old[name]
             self._kept.add(name)
             reason += ' (its pages of before are kept)'
-        self._failures.append((file or name, reason))  # The images of a source have no folder.
+        self._failures.append((self._titles[name], reason))
 
     def _bar(self, total: int, what: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=f'reading {what}', unit=unit, smoothing=0.05,

@@ -32,8 +32,23 @@ class Document:
 
     @property
     def label(self) -> str:
-        """What a message calls it: its file, or the folder of its images."""
+        """What metadata calls it: its file, or the folder of its images."""
         return self.labels[0] if self.kind != 'images' else os.path.dirname(self.labels[0])
+
+    @property
+    def title(self) -> str:
+        """What a message calls it: its file; its name, if it is made of files by their names."""
+        of_file = self.kind != 'images' or _stem(self.labels[0]) == self.name
+        return self.labels[0] if of_file else self.name
+
+    def part(self, indices: Sequence[int]) -> 'Document':
+        """Returns a document of some of its pages' files: a file alone has them all."""
+        if self.kind != 'images':
+            return self
+        return dataclasses.replace(
+            self, files=tuple(self.files[index] for index in indices),
+            labels=tuple(self.labels[index] for index in indices),
+            numbers=tuple(self.numbers[index] for index in indices))
 
 
 def find_documents(sources: Sequence[Path], images: str, exclude: Path
@@ -89,10 +104,10 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
     by_name: dict[str, Document] = {}
     for document in found:
         other = by_name.setdefault(document.name, document)
-        if other is not document:
-            problems.append((document.label or document.name,
-                             f'the document name {document.name!r} is taken by '
-                             f'{other.label or other.name}'))
+        # What lies in two sources, such as a folder and a file of it, goes in once.
+        if other is not document and _real(other) != _real(document):
+            problems.append((document.title, f'the document name {document.name!r} is taken by '
+                                             f'{other.title}'))
     return [by_name[name] for name in sorted(by_name)], sorted(problems)
 
 
@@ -141,6 +156,10 @@ def _group(pictures: Sequence[tuple[Path, str]], images: str, top: str
             name, 'images', tuple(str(pages[n][0]) for n in numbers),
             tuple(pages[n][1] for n in numbers), numbers))
     return documents, problems
+
+
+def _real(document: Document) -> list[str]:
+    return [os.path.realpath(file) for file in document.files]
 
 
 def _stem(label: str) -> str:

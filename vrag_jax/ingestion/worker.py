@@ -51,15 +51,22 @@ class Worker:
 
     def read(self, document: Document, folder: str, indices: list[int],
              stamps: list[list[int]]) -> dict[str, Any]:
-        """Reads pages, by index from 0, into a folder named by what `inspect` has seen."""
+        """Reads pages into a folder named by what `inspect` has seen.
+
+        Args:
+          document: of images only those of these pages (`Document.part`).
+          folder: where to.
+          indices: of the pages in the whole document, from 0.
+          stamps: of the document's files when they were inspected.
+        """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
-        for index in indices:
-            file = index if document.kind == 'images' else 0
-            number = document.numbers[index] if document.numbers else index + 1
+        for place, index in enumerate(indices):
+            file = place if document.kind == 'images' else 0
+            number = document.numbers[place] if document.numbers else index + 1
             words: list[Word] = []
             try:
-                record, words = self._page(document, index, number, target)
+                record, words = self._page(document, file, index, number, target)
             except ValueError as error:
                 record = folders.PageRecord(number, index, error=str(error))
             _check_stamps([_stamp(document.files[file])], [stamps[file]], target)
@@ -74,7 +81,7 @@ class Worker:
         folders.finish(Path(folder), pages, renderer)
         return {}
 
-    def _page(self, document: Document, index: int, number: int, folder: Path
+    def _page(self, document: Document, place: int, index: int, number: int, folder: Path
               ) -> tuple[folders.PageRecord, list[Word]]:
         config, target = self._config, folder / f'{index + 1:04}'
         text = ''
@@ -86,9 +93,8 @@ class Worker:
             file = images.encode_image(image, target, config.image_format, config.quality)
         else:
             frame = index if document.kind == 'frames' else 0
-            source = document.files[0 if document.kind == 'frames' else index]
             file, size = images.store_image(
-                Path(source), frame, target, config.image_format, config.quality,
+                Path(document.files[place]), frame, target, config.image_format, config.quality,
                 config.max_pixels)
         known, by_ocr = len(text) >= config.ocr_below, False
         if not known and config.ocr:
