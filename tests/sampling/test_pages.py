@@ -3,6 +3,7 @@
 from collections import Counter
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -20,7 +21,12 @@ def test_by_hand():
     sequence.length = 6
     assert table.reserve(sequence, 2) and len(sequence.pages) == 2
     assert not table.reserve(sequence, 31) and len(sequence.pages) == 2
-    copy, other = table.fork(sequence, 2)
+    with pytest.raises(ValueError, match='7 tokens of a sequence that has 6'):
+        table.fork(sequence, 1, 7)
+    [short] = table.fork(sequence, 1, 4)
+    assert short.pages == [0] and short.length == 4 and table.free(1) == 7
+    table.release(short)
+    copy, other = table.fork(sequence, 2, 6)
     # The first page is shared, the second, half full, is not.
     assert copy.pages == [0, 2] and other.pages == [0, 3] and copy.length == 6
     table.release(sequence)
@@ -43,7 +49,7 @@ def test_no_page_is_lost_or_written_by_two(steps):
             if action == 'grow' and table.reserve(sequence, count):
                 sequence.length += count
             elif action == 'fork':
-                alive += table.fork(sequence, count % 3) or []
+                alive += table.fork(sequence, count % 3, sequence.length * count // 14) or []
             elif action == 'release':
                 table.release(sequence)
                 alive.remove(sequence)

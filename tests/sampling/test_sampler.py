@@ -172,7 +172,7 @@ def test_copies_of_a_sequence_share_its_prompt(sampler, policy, chunks, buffer, 
     for name in (0, 1, 3):  # 39, 12 and 4 tokens are cached: partly filled pages.
         made = begin(sampler, policy[1], {name: chunks[name]}, buffer)
         before, taken = sampler.tokens_prefilled, sampler.table.free(0)
-        (copies,) = sampler.fork([made[name]], [3])
+        (copies,) = sampler.fork([made[name]], [3], [made[name].length])
         assert sampler.tokens_prefilled == before
         assert taken - sampler.table.free(0) == 3  # The last page of each, and no more.
         alike = [made[name], *copies]
@@ -183,6 +183,18 @@ def test_copies_of_a_sequence_share_its_prompt(sampler, policy, chunks, buffer, 
         assert_same_turns({name: last}, {name: want[name]})
         alone = sample(sampler, policy[1], {7: chunks[name]}, buffer, DRAWN)
         assert_same_turns({7: other}, alone)
+
+
+def test_a_copy_of_a_beginning_is_not_changed_by_what_follows(
+        sampler, policy, chunks, buffer, want):
+    made = begin(sampler, policy[1], {0: chunks[0]}, buffer)
+    prompt = made[0].length
+    sampler.decode(policy[1], [request(sampler, made[0], chunks[0], 0)], DRAWN)
+    assert made[0].length > prompt  # Its last page now holds more than the prompt.
+    ((copy,),) = sampler.fork([made[0]], [1], [prompt])
+    sampler.table.release(made[0])
+    (got,) = sampler.decode(policy[1], [request(sampler, copy, chunks[0], 0)], DRAWN)
+    assert_same_turns({0: got}, {0: want[0]})
 
 
 def test_a_cache_in_bfloat16_is_close(make_sampler, policy, chunks, buffer):
@@ -278,7 +290,7 @@ def test_nothing_compiles_after_the_warm_up(make_sampler, policy, chunks, buffer
     assert_same_turns(sample(new, policy[1], chunks, buffer, DRAWN), want)
     few = {name: chunks[name] for name in (1, 3)}
     assert_same_turns(sample(new, policy[1], few, buffer, DRAWN), {n: want[n] for n in few})
-    new.fork([CachedSequence(0)], [2])
+    new.fork([CachedSequence(0)], [2], [0])
     assert compilations() == before
 
 

@@ -2,9 +2,12 @@
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 
+from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.scheduler import Scheduler
@@ -159,6 +162,44 @@ def test_a_group_larger_than_the_cache_comes_in_parts(make_sampler, policy, cach
     want, _ = play(make_sampler(slots=12), policy[1], groups)
     got, _ = play(make_sampler(slots=12, cache_tokens=cache_tokens), policy[1], groups, away=1)
     assert_same(got, want)
+
+
+@pytest.mark.parametrize('length', [15, 16, 17])
+def test_the_rest_of_a_group_takes_the_prompt_from_those_that_are_there(
+        make_sampler, policy, length):
+    prompt = (prompts()[0] * 9)[:length]
+    sizes = dict(slots=8, page_size=4, decode_tokens=4, max_new_tokens=8)
+    large, small = make_sampler(**sizes), make_sampler(cache_tokens=64, **sizes)
+    want, whole = play(large, policy[1], [(prompt, 8)], turns=2)
+    got, parts = play(small, policy[1], [(prompt, 8)], away=1, turns=2)
+    assert_same(got, want)
+    assert whole.preemptions == 0
+    least = length - 1
+    assert large.tokens_prefilled >= least
+    # Only what a stream that lost its place had beyond the prompt is taken in again.
+    longest = max(map(len, got)) - length
+    assert small.tokens_prefilled <= large.tokens_prefilled + parts.preemptions * longest
+    assert small.table.free(0) == small.table.pages
+
+
+def test_a_shard_without_room_does_not_stop_those_that_wait_for_another(make_sampler, policy):
+    """The shard with the fewest at work is full of a stream that is away."""
+    mesh = make_mesh({'data': 2, 'sequence': 2, 'tensor': 2})
+    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    sampler = make_sampler(mesh=mesh, slots=4, page_size=8, cache_tokens=128, decode_tokens=2,
+                           max_new_tokens=8)
+    assert sampler.shards == 2 and sampler.table.pages == 8
+    scheduler = Scheduler(sampler, None, params, DRAWN)
+    large, small, waiting = (Text([9] * length) for length in (57, 9, 16))
+    for seed, stream in enumerate((large, small)):
+        scheduler.add([stream], [seed])
+    table = sampler.table
+    while not (over := scheduler.step()) or over[0][0] is not large:
+        assert not over, 'the other stream must be under way'
+    scheduler.add([waiting], [3])
+    before = len(waiting)
+    scheduler.step()
+    assert len(waiting) > before, (table.free(0), table.free(1))
 
 
 def test_streams_without_a_token_in_the_cache_decode(make_sampler, policy, next_log_probs):

@@ -56,22 +56,30 @@ class PageTable:
             sequence.pages.append(self._take(sequence.shard))
         return True
 
-    def fork(self, sequence: CachedSequence, count: int) -> list[CachedSequence] | None:
-        """Returns sequences that begin with all that is cached of this one.
+    def fork(self, sequence: CachedSequence, count: int, length: int
+             ) -> list[CachedSequence] | None:
+        """Returns sequences that begin with the first tokens of this one.
 
-        Whole pages are shared. One that is partly filled is not: each copy gets a page
-        of its own, into which the caller copies it.
+        Pages that these fill are shared. One that they fill in part is not: each copy gets
+        a page of its own, into which the caller copies it.
+
+        Args:
+          sequence: what to copy.
+          count: how many copies.
+          length: tokens of it, at most as many as are cached.
 
         Returns:
-          `count` new sequences, or None, and no page taken, where too few are free.
+          The new sequences, or None, and no page taken, where too few are free.
         """
-        whole, rest = divmod(sequence.length, self.page_size)
+        if length > sequence.length:
+            raise ValueError(f'{length} tokens of a sequence that has {sequence.length} cached')
+        whole, rest = divmod(length, self.page_size)
         shard = sequence.shard
         if rest and len(self._free[shard]) < count:
             return None
         copies = []
         for _ in range(count):
-            copy = CachedSequence(shard, sequence.pages[:whole], sequence.length)
+            copy = CachedSequence(shard, sequence.pages[:whole], length)
             self._users[shard, copy.pages] += 1
             if rest:
                 copy.pages.append(self._take(shard))

@@ -272,22 +272,23 @@ class Sampler:
         self._pool = self._programs.prefill(params, self._pool, new, features)
 
     def fork(
-        self, sequences: Sequence[CachedSequence], counts: Sequence[int]
+        self, sequences: Sequence[CachedSequence], counts: Sequence[int], lengths: Sequence[int]
     ) -> list[list[CachedSequence] | None]:
-        """Copies sequences.
+        """Copies the beginnings of sequences.
 
         Args:
           sequences: what to copy.
           counts: how many copies of each.
+          lengths: tokens of each that its copies begin with.
 
         Returns:
-          The copies of each, which share its whole pages; None where too little is
-          free for all of them.
+          The copies of each, which share the pages that these tokens fill; None where
+          too little is free for all of them.
         """
         made: list[list[CachedSequence] | None] = []
         pairs = []
-        for sequence, count in zip(sequences, counts, strict=True):
-            copies = self.table.fork(sequence, count)
+        for sequence, count, length in zip(sequences, counts, lengths, strict=True):
+            copies = self.table.fork(sequence, count, length)
             made.append(copies)
             pairs += [(sequence, copy) for copy in copies or ()]
         if pairs:
@@ -295,13 +296,13 @@ class Sampler:
         return made
 
     def _copy(self, pairs: Sequence[tuple[CachedSequence, CachedSequence]]) -> None:
-        """Copies the partly filled page of each first sequence to the second's."""
+        """Copies the page that each second sequence fills in part from the first's."""
         width = self.config.slots
         for start in range(0, max(1, len(pairs)), width):
             source = np.zeros((self.shards, width), np.int32)
             destination = np.full((self.shards, width), self.table.pages, np.int32)
             for n, (original, copy) in enumerate(pairs[start : start + width]):
-                whole, rest = divmod(original.length, self.config.page_size)
+                whole, rest = divmod(copy.length, self.config.page_size)
                 if rest:
                     source[original.shard, n] = original.pages[whole]
                     destination[original.shard, n] = copy.pages[whole]

@@ -49,12 +49,20 @@ class _State(enum.Enum):
 
 @dataclasses.dataclass(eq=False)
 class _Job:
-    """A stream on its way; `order` is its rank: older ones come first everywhere."""
+    """A stream on its way.
+
+    Attributes:
+      order: its rank: older ones come first everywhere.
+      group: number of its group.
+      prompt: tokens that all streams of the group begin with.
+    """
 
     stream: Stream
     seed: int
     order: int
     automaton: int
+    group: int
+    prompt: int
     state: _State = _State.WAITING
     sequence: CachedSequence | None = None
     tokens: list[np.ndarray] = dataclasses.field(default_factory=list)
@@ -65,11 +73,19 @@ class _Job:
         return sum(map(len, self.tokens))
 
 
+@dataclasses.dataclass(frozen=True)
+class _Admission:
+    """Jobs of a group that come in; `source` holds their prompt already, if it is not None."""
+
+    members: list[_Job]
+    source: _Job | None
+
+
 class Scheduler:
     """Drives streams through the sampler, as many at a time as cache and slots allow.
 
-    Streams of a group begin with the same tokens, which are taken in once. A stream
-    whose turn is over gives up its slot at once, but keeps its part of the cache.
+    Streams of a group begin with the same tokens, which are taken in once, as long as one
+    of them keeps its part of the cache. A stream whose turn is over gives up its slot at once, but keeps its part of the cache.
     When the cache is full new streams wait; when those that are under way outgrow it,
     the youngest loses its part, waits, and is taken in anew. What is drawn depends on
     neither: only on a stream's tokens and its seed.
@@ -90,7 +106,7 @@ class Scheduler:
         self._sampling = sampling
         self._waiting: deque[list[_Job]] = deque()
         self._jobs: dict[int, _Job] = {}
-        self._count = 0
+        self._count = self._groups = 0
         self._starved = False
         self.preemptions = 0
         sampler.reset()
@@ -114,9 +130,11 @@ class Scheduler:
             raise ValueError('the streams of a group must begin with the same tokens')
         group = []
         for stream, seed in zip(streams, seeds, strict=True):
-            group.append(_Job(stream, seed, self._count, self._sampler.initial))
+            group.append(_Job(stream, seed, self._count, self._sampler.initial, self._groups,
+                              len(first)))
             self._jobs[id(stream)] = group[-1]
             self._count += 1
+        self._groups += 1
         self._waiting.append(group)
 
     def resume(self, stream: Stream) -> None:
@@ -182,66 +200,79 @@ class Scheduler:
         return [job for job in self._jobs.values()
                 if job.sequence is not None and job.sequence.shard == shard]
 
-    def _admit(self) -> list[list[_Job]]:
+    def _admit(self) -> list[_Admission]:
         """Gives waiting groups room, oldest first, until the slots are filled.
 
         Returns:
-          The groups that have come in; the first of each is resident.
+          Who has come in; the first of a group that is taken in anew is resident.
         """
-        table = self._sampler.table
+        table, page_size = self._sampler.table, self._config.page_size
         shards = range(self._sampler.shards)
         residents = [self._resident(shard) for shard in shards]
         ready = [sum(job.state is _State.READY for job in jobs) for jobs in residents]
         ahead = min(self._config.max_new_tokens, self._config.recent_tokens)
         promised = [0] * len(shards)
-        admitted: list[list[_Job]] = []
+        admitted: list[_Admission] = []
         while self._waiting:
             group = self._waiting[0]
-            shard = min(shards, key=lambda s: (ready[s], len(residents[s])))
-            if ready[shard] >= self._sampler.slots_per_shard:
+            # The last token of a stream is cached when the next one is drawn.
+            tokens, prompt = len(group[0].stream), group[0].prompt - 1
+            for shard in sorted(shards, key=lambda s: (ready[s], len(residents[s]))):
+                source = next((job for job in residents[shard] if job.group == group[0].group
+                               and job.sequence and job.sequence.length >= prompt > 0), None)
+                # Whole pages are shared; what follows is each member's own.
+                shared = (prompt if source or len(group) > 1 else 0) // page_size
+                own = table.needed(min(tokens + ahead, self._config.max_length)) - shared
+                common = 0 if source else shared
+                fitting = (table.free(shard) - promised[shard] - common) // max(1, own)
+                if ready[shard] < self._sampler.slots_per_shard and (
+                        fitting >= 1 or not residents[shard]):
+                    break
+            else:
                 break
-            # Whole pages of the prompt are shared; what follows is each member's own.
-            tokens = len(group[0].stream)
-            shared = tokens // self._config.page_size
-            own = table.needed(min(tokens + ahead, self._config.max_length)) - shared
-            fitting = (table.free(shard) - promised[shard] - shared) // max(1, own)
-            if fitting < 1 and residents[shard]:
-                break
-            fitting = max(1, fitting)
             # A group that does not fit as a whole comes in parts.
-            members, rest = group[:fitting], group[fitting:]
+            members, rest = group[:max(1, fitting)], group[max(1, fitting):]
             self._waiting.popleft()
             if rest:
                 self._waiting.appendleft(rest)
-            members[0].sequence = CachedSequence(shard)
-            members[0].state = _State.READY
-            admitted.append(members)
+            if source is None:
+                members[0].sequence = CachedSequence(shard)
+                members[0].state = _State.READY
+            admitted.append(_Admission(members, source))
             # Pages are taken when tokens are; until then they are spoken for.
-            promised[shard] += shared + len(members) * own
+            promised[shard] += common + len(members) * own
             residents[shard] += members
             ready[shard] += len(members)
         return admitted
 
-    def _share(self, groups: Sequence[Sequence[_Job]]) -> None:
-        """Takes in the common prompt of each group once, for all its members."""
-        groups = [members for members in groups if len(members) > 1]
+    def _share(self, admitted: Sequence[_Admission]) -> None:
+        """Gives each group its prompt, which is taken in once for all its members."""
+        # Copies of what is there come first: taking in others may cost a source its place.
+        self._copy([(each.source, each.members) for each in admitted if each.source])
+        groups = [each.members for each in admitted
+                  if not each.source and len(each.members) > 1]
         self._feed([members[0] for members in groups])
-        led = [(leader.sequence, members) for members in groups
-               if (leader := members[0]).sequence is not None]
+        self._copy([(members[0], members[1:]) for members in groups])
+
+    def _copy(self, groups: Sequence[tuple[_Job, Sequence[_Job]]]) -> None:
+        """Gives jobs the prompt that another of their group has in the cache."""
+        led = [(source.sequence, source.prompt - 1, jobs) for source, jobs in groups
+               if source.sequence is not None]
         forks = dict(zip(
-            (id(members) for _, members in led),
-            self._sampler.fork([sequence for sequence, _ in led],
-                               [len(members) - 1 for _, members in led]), strict=True))
-        for members in groups:
-            others, copies = members[1:], forks.get(id(members))
+            (id(jobs) for _, _, jobs in led),
+            self._sampler.fork([sequence for sequence, _, _ in led],
+                               [len(jobs) for _, _, jobs in led],
+                               [length for _, length, _ in led]), strict=True))
+        for _, jobs in groups:
+            copies = forks.get(id(jobs))
             if copies is None:
                 # Not even the copies' first pages are free: each takes in the prompt
                 # when its turn comes.
-                for member in reversed(others):
-                    self._wait(member)
+                for job in reversed(jobs):
+                    self._wait(job)
                 continue
-            for member, copy in zip(others, copies, strict=True):
-                member.sequence, member.state = copy, _State.READY
+            for job, copy in zip(jobs, copies, strict=True):
+                job.sequence, job.state = copy, _State.READY
 
     def _wait(self, job: _Job) -> None:
         job.state = _State.WAITING
