@@ -22,7 +22,9 @@ def main() -> None:
         questions = grouped_questions(space, prompts, group_size)
         seeds = [episode_seed('benchmark', seed, i) for i in range(len(questions))]
         if not keep_features:
-            space.features.clear()  # As if the policy's vision tower had changed.
+            # As if the policy's vision tower had changed, and the pages were others.
+            space.features.clear()
+            space.preprocess.clear()
         seconds, trajectories = paired.timed(lambda: run_policy(
             world, space.sampler, space.features, params, questions,
             SamplingConfig(temperature), seeds))

@@ -1,6 +1,8 @@
 """The rules of an episode: what each action shows, what is invalid, when it ends."""
 
 import dataclasses
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -195,6 +197,41 @@ def test_without_the_crop_action_boxes_are_invalid(make_world, question, found):
     world = make_world(found, allow_crop=False)
     episode = play(world, question, [SEARCH.format('a'), box(10, 20, 60, 70)])
     assert_invalid(episode.turns[1], 'zooming is not available')
+
+
+def test_a_page_that_many_ask_for_is_opened_once(searching, store, found):
+    opened, go = [], threading.Event()
+
+    class Slow:
+        def image(self, page_id):
+            opened.append(page_id)
+            assert go.wait(20)
+            return store.image(page_id)
+
+    environment = Environment(Slow(), found, searching.environment.config)
+    with ThreadPoolExecutor(4) as pool:
+        views = [pool.submit(environment.page_view, store.ids[0]) for _ in range(4)]
+        while not opened:
+            pass
+        go.set()
+        first, *others = [view.result(20) for view in views]
+    assert opened == [store.ids[0]] and all(view is first for view in others)
+
+
+def test_a_page_that_could_not_be_opened_is_tried_again(searching, store, found):
+    class Failing:
+        calls = 0
+
+        def image(self, page_id):
+            self.calls += 1
+            if self.calls == 1:
+                raise OSError('the disk is gone')
+            return store.image(page_id)
+
+    environment = Environment(Failing(), found, searching.environment.config)
+    with pytest.raises(OSError, match='the disk is gone'):
+        environment.page_view(store.ids[0])
+    assert environment.page_view(store.ids[0])[1].page_id == store.ids[0]
 
 
 def test_rules_may_be_changed_over_the_same_pages(searching):

@@ -85,6 +85,40 @@ def test_searches_of_a_call_go_out_together(make_world, gate, questions):
     assert turns[2][0].done and not turns[0][0].done
 
 
+def test_what_searches_have_found_is_shared_by_the_threads(make_world, questions):
+    """Two episodes' pages are processed at the same time, or the barrier breaks."""
+    world = make_world()
+    meeting = threading.Barrier(2, timeout=20)
+
+    def preprocess(images):
+        meeting.wait()
+        return world.preprocess(images)
+
+    slow = dataclasses.replace(
+        world, preprocess=preprocess, observing=ObservingConfig(threads=2))
+    turns = [ended(world, q, SEARCH.format(q.query)) for q in questions[:4]]
+    with Observer(slow, 320) as watcher:
+        watcher.submit(turns)
+        assert len(watcher.collect(wait=True)) == 4
+    alone = [ended(world, q, SEARCH.format(q.query)) for q in questions[:4]]
+    with Observer(world, 320) as watcher:
+        watcher.submit(alone)
+        watcher.collect(wait=True)
+    for (one, _), (other, _) in zip(turns, alone, strict=True):
+        assert one.retrieved == other.retrieved != []
+        np.testing.assert_array_equal(one.tail(0)[0], other.tail(0)[0])
+
+
+def test_what_goes_wrong_after_a_search_is_raised(make_world, questions):
+    def broken(images):
+        raise MemoryError('too large') if images else AssertionError
+
+    world = dataclasses.replace(make_world(), preprocess=broken)
+    with Observer(world, 320) as watcher, pytest.raises(MemoryError, match='too large'):
+        watcher.submit([ended(world, q, SEARCH.format(q.query)) for q in questions[:6]])
+        watcher.collect(wait=True)
+
+
 def test_what_goes_wrong_in_a_thread_is_raised(make_world, questions):
     class Broken:
         def search(self, queries, k):

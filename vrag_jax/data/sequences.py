@@ -2,8 +2,11 @@
 
 import dataclasses
 import hashlib
+import threading
+from collections import OrderedDict
 from collections.abc import Mapping
 from collections.abc import Sequence as Seq
+from concurrent.futures import Future
 
 import numpy as np
 from PIL import Image
@@ -29,14 +32,23 @@ class ProcessedImage:
 class ImagePreprocessor:
     """Turns PIL images of encoder size into patches with the HF image processor.
 
+    Episodes of a group look at the same pages, often at the same time; patches are made once
+    and shared, as long as they are kept. Safe to call from several threads.
+
     Args:
       processor: a `transformers` image processor of the Qwen2-VL family.
       merge_size: patches a side that one token covers.
+      cache_bytes: patches that are kept, those used last; 0 for none.
     """
 
-    def __init__(self, processor, merge_size: int):
+    def __init__(self, processor, merge_size: int, cache_bytes: int = 0):
         self._processor = processor
         self._merge_area = merge_size**2
+        self._cache_bytes = cache_bytes
+        self._kept: OrderedDict[str, ProcessedImage] = OrderedDict()
+        self._kept_bytes = 0
+        self._under_way: dict[str, Future[ProcessedImage]] = {}
+        self._lock = threading.Lock()
 
     def __call__(self, images: Seq[Image.Image]) -> list[ProcessedImage]:
         """Processes images whose sides are already multiples of the patch factor.
@@ -45,20 +57,65 @@ class ImagePreprocessor:
           images: RGB images, each at the size at which the encoder shall see it.
 
         Returns:
-          One `ProcessedImage` an image, in order.
+          One `ProcessedImage` an image, in order; not to be written to.
         """
-        if not images:
-            return []
+        keys = [image_key(image) for image in images]
+        found: dict[str, ProcessedImage] = {}
+        own: dict[str, Image.Image] = {}
+        others: dict[str, Future[ProcessedImage]] = {}
+        with self._lock:
+            for key, image in zip(keys, images, strict=True):
+                if key in self._kept:
+                    self._kept.move_to_end(key)
+                    found[key] = self._kept[key]
+                elif key in self._under_way and key not in own:
+                    others[key] = self._under_way[key]
+                elif key not in own:
+                    own[key] = image
+                    self._under_way[key] = Future()
+        if own:
+            found.update(self._make(own))
+        # Its own are done first, so no two threads wait for each other.
+        found.update((key, future.result()) for key, future in others.items())
+        return [found[key] for key in keys]
+
+    def clear(self) -> None:
+        """Forgets the patches that are kept."""
+        with self._lock:
+            self._kept.clear()
+            self._kept_bytes = 0
+
+    def _make(self, images: Mapping[str, Image.Image]) -> dict[str, ProcessedImage]:
+        """Processes images, keeps them, and hands them to those who wait for them."""
+        try:
+            made = self._process(images)
+        except BaseException as error:
+            with self._lock:
+                for key in images:
+                    self._under_way.pop(key).set_exception(error)
+            raise
+        with self._lock:
+            for image in made:
+                self._under_way.pop(image.key).set_result(image)
+                self._kept[image.key] = image
+                self._kept_bytes += image.pixel_values.nbytes
+            while self._kept_bytes > self._cache_bytes:
+                _, oldest = self._kept.popitem(last=False)
+                self._kept_bytes -= oldest.pixel_values.nbytes
+        return {image.key: image for image in made}
+
+    def _process(self, images: Mapping[str, Image.Image]) -> list[ProcessedImage]:
         # The sizes were chosen by perception, so the processor must not resize:
         # the boxes' frames would no longer be those of the image that is encoded.
-        output = self._processor(images=list(images), do_resize=False, return_tensors='np')
+        output = self._processor(
+            images=list(images.values()), do_resize=False, return_tensors='np')
         grids = [(int(t), int(h), int(w)) for t, h, w in output['image_grid_thw']]
         ends = np.cumsum([t * h * w for t, h, w in grids])
         values = np.split(np.asarray(output['pixel_values'], np.float32), ends[:-1])
-        return [
-            ProcessedImage(image_key(image), pixels, grid, len(pixels) // self._merge_area)
-            for image, pixels, grid in zip(images, values, grids, strict=True)
-        ]
+        if len(values) > 1:  # A part of an array would hold the whole in memory.
+            values = [part.copy() for part in values]
+        return [ProcessedImage(key, pixels, grid, len(pixels) // self._merge_area)
+                for key, pixels, grid in zip(images, values, grids, strict=True)]
 
 
 def image_key(image: Image.Image) -> str:

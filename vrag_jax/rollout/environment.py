@@ -4,15 +4,20 @@ import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
+from concurrent.futures import Future
 
 from PIL import Image
 
 from vrag_jax.perception.actions import Action, ActionKind
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import PixelLimits, check_box, crop_and_zoom, show_page
+from vrag_jax.retrieval.engine import Hit
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.rollout.episode import Episode
+
+Hits = Sequence[Hit]
+"""What a search has found, best first."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +117,7 @@ class Environment:
         self.messages = messages
         self._store = store
         self._engine = engine
-        self._shown: OrderedDict[str, tuple[Image.Image, Frame]] = OrderedDict()
+        self._shown: OrderedDict[str, Future[tuple[Image.Image, Frame]]] = OrderedDict()
         self._lock = threading.Lock()
 
     def with_config(self, **changes) -> 'Environment':
@@ -120,31 +125,29 @@ class Environment:
         config = dataclasses.replace(self.config, **changes)
         return Environment(self._store, self._engine, config, self.messages)
 
-    def step(self, episodes: Sequence[Episode], actions: Sequence[Action]) -> list[Observation]:
-        """Carries out one action an episode; all searches go out as one batch.
-
-        Args:
-          episodes: the episodes, before the turn of this action is recorded.
-          actions: their actions.
+    def search(self, actions: Sequence[Action]) -> list[Hits | None]:
+        """Searches for all actions that ask for it, as one batch.
 
         Returns:
-          One observation an episode.
+          The hits of each action, best first; None for one that is no search.
         """
         queries = [a.text for a in actions if a.kind is ActionKind.SEARCH]
         found = iter(self._engine.search(queries, self.config.search_results) if queries else [])
-        return [
-            self._observe(
-                episode, action, next(found) if action.kind is ActionKind.SEARCH else None
-            )
-            for episode, action in zip(episodes, actions, strict=True)
-        ]
+        return [next(found) if a.kind is ActionKind.SEARCH else None for a in actions]
 
-    def _observe(self, episode: Episode, action: Action, hits) -> Observation:
+    def observe(self, episode: Episode, action: Action, hits: Hits | None) -> Observation:
+        """Carries out an action.
+
+        Args:
+          episode: before the turn of this action is recorded.
+          action: what to do.
+          hits: of a search, from `search`; None for other actions.
+        """
         if action.kind is ActionKind.ANSWER:
             return Observation(action, done=True)
         if len(episode.turns) + 1 >= self.config.max_turns:
             return Observation(action, done=True)
-        if action.kind is ActionKind.SEARCH:
+        if hits is not None:
             observation = self._search(episode, action, hits)
         elif action.kind is ActionKind.BBOX:
             observation = self._crop(episode, action)
@@ -159,7 +162,7 @@ class Environment:
         action = dataclasses.replace(action, kind=ActionKind.INVALID, reason=reason)
         return Observation(action, text=self.messages.invalid.replace('{reason}', reason))
 
-    def _search(self, episode: Episode, action: Action, hits) -> Observation:
+    def _search(self, episode: Episode, action: Action, hits: Hits) -> Observation:
         seen = set(episode.retrieved)
         fresh = next((hit.page_id for hit in hits if hit.page_id not in seen), None)
         if fresh is None:
@@ -184,12 +187,20 @@ class Environment:
     def page_view(self, page_id: str) -> tuple[Image.Image, Frame]:
         """Returns a page at the size at which it is shown; recent ones are kept."""
         with self._lock:
-            if page_id in self._shown:
+            shown = self._shown.get(page_id)
+            if asked := shown is None:
+                # Those who ask for it meanwhile wait for this one.
+                shown = self._shown[page_id] = Future()
+                while len(self._shown) > max(1, self.config.page_cache):
+                    self._shown.popitem(last=False)
+            else:
                 self._shown.move_to_end(page_id)
-                return self._shown[page_id]
-        view = show_page(self._store.image(page_id), page_id, self.config.limits)
-        with self._lock:
-            self._shown[page_id] = view
-            while len(self._shown) > self.config.page_cache:
-                self._shown.popitem(last=False)
-        return view
+        if asked:
+            try:
+                page = self._store.image(page_id)
+                shown.set_result(show_page(page, page_id, self.config.limits))
+            except BaseException as error:
+                with self._lock:
+                    self._shown.pop(page_id, None)
+                shown.set_exception(error)
+        return shown.result()

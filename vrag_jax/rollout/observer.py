@@ -4,11 +4,24 @@ import concurrent.futures
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import cast
+from typing import NamedTuple, cast
 
+from vrag_jax.rollout.environment import Hits
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.rollout.world import World
 from vrag_jax.sampling.scheduler import SampledTurn, Stream
+
+
+class _Ended(NamedTuple):
+    """A turn that has been sampled: whose, its text, why it stopped."""
+
+    episode: Episode
+    text: str
+    stop: str
+
+
+Job = tuple[list[_Ended], Future]
+"""Turns that a thread carries out one after the other, and when they are done."""
 
 
 class Observer:
@@ -25,8 +38,8 @@ class Observer:
         self._config = world.observing
         self._pool = ThreadPoolExecutor(
             world.observing.threads, thread_name_prefix='observe')
-        # Jobs of each call to decode, oldest first: episodes and their future.
-        self._calls: deque[list[tuple[list[Episode], Future]]] = deque()
+        # Jobs of each call to decode, oldest first.
+        self._calls: deque[list[Job]] = deque()
 
     def __enter__(self) -> 'Observer':
         return self
@@ -42,22 +55,52 @@ class Observer:
     def submit(self, turns: Sequence[tuple[Stream, SampledTurn]]) -> None:
         """Starts to carry out the turns that a call to decode has ended.
 
-        Searches go out as one batch; everything else is shared by the threads.
+        Searches go out as one batch; everything else is shared by the threads, and so is
+        what the searches have found.
         """
         decode = self._world.chat.decode
-        ended = [(cast(Episode, episode), decode(turn.tokens.tolist()), turn.stop)
+        ended = [_Ended(cast(Episode, episode), decode(turn.tokens.tolist()), turn.stop)
                  for episode, turn in turns]
-        searches = [turn for turn in ended if '<search>' in turn[1]]
-        others = [turn for turn in ended if '<search>' not in turn[1]]
-        size = -(-len(others) // self._config.threads)
-        parts = [searches] + [others[i : i + size] for i in range(0, len(others), size or 1)]
-        jobs = []
-        for part in parts:
-            if part:
-                episodes, texts, stops = map(list, zip(*part, strict=True))
-                jobs.append((episodes, self._pool.submit(
-                    self._world.advance, episodes, texts, stops, self._max_length)))
+        searches = self._parts([turn for turn in ended if '<search>' in turn.text])
+        others = self._parts([turn for turn in ended if '<search>' not in turn.text])
+        jobs: list[Job] = [(part, Future()) for part in searches]
+        if jobs:
+            self._pool.submit(self._search, list(jobs))
+        jobs += [(part, self._pool.submit(self._advance, part)) for part in others]
         self._calls.append(jobs)
+
+    def _parts(self, turns: Sequence[_Ended]) -> list[list[_Ended]]:
+        """Splits turns into as many parts as there are threads."""
+        size = max(1, -(-len(turns) // self._config.threads))
+        return [list(turns[i : i + size]) for i in range(0, len(turns), size)]
+
+    def _advance(self, part: Sequence[_Ended], hits: Sequence[Hits | None] | None = None
+                 ) -> None:
+        self._world.advance([turn.episode for turn in part], [turn.text for turn in part],
+                            [turn.stop for turn in part], self._max_length, hits)
+
+    def _search(self, jobs: Sequence[Job]) -> None:
+        """Asks for all at once; then each part goes on in a thread."""
+        waiting = deque(jobs)
+        try:
+            found = iter(self._world.search([turn.text for part, _ in jobs for turn in part]))
+            while waiting:
+                part, future = waiting[0]
+                self._pool.submit(
+                    self._carry_on, part, [next(found) for _ in part], future)
+                waiting.popleft()
+        except BaseException as error:  # Also that no more threads are to be had.
+            for _, future in waiting:
+                future.set_exception(error)
+
+    def _carry_on(self, part: Sequence[_Ended], hits: Sequence[Hits | None], future: Future
+                  ) -> None:
+        try:
+            self._advance(part, hits)
+        except BaseException as error:
+            future.set_exception(error)
+        else:
+            future.set_result(None)
 
     def collect(self, wait: bool) -> list[Episode]:
         """Returns episodes whose observations are appended, or that are over.
@@ -69,9 +112,9 @@ class Observer:
             # Those of the last call may take as long as the next call takes.
             ready: list[Episode] = []
             while len(self._calls) > 1 or (wait and self._calls and not ready):
-                for episodes, future in self._calls.popleft():
+                for part, future in self._calls.popleft():
                     future.result()
-                    ready += episodes
+                    ready += [turn.episode for turn in part]
             return ready
         jobs = [job for call in self._calls for job in call]
         self._calls.clear()
@@ -79,10 +122,10 @@ class Observer:
             concurrent.futures.wait(
                 [future for _, future in jobs], return_when=concurrent.futures.FIRST_COMPLETED)
         ready = []
-        for episodes, future in jobs:
+        for part, future in jobs:
             if future.done():
                 future.result()
-                ready += episodes
+                ready += [turn.episode for turn in part]
             else:
-                self._calls.append([(episodes, future)])
+                self._calls.append([(part, future)])
         return ready

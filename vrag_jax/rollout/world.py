@@ -7,8 +7,8 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.models.config import ModelConfig
-from vrag_jax.perception.actions import ActionKind, parse_action
-from vrag_jax.rollout.environment import Environment, Observation
+from vrag_jax.perception.actions import Action, ActionKind, parse_action
+from vrag_jax.rollout.environment import Environment, Hits, Observation
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.rollout.trajectory import Turn
 
@@ -22,14 +22,20 @@ class ObservingConfig:
       in_order: whether a call to decode waits for the observations of the call before
         the last. Episodes then meet in the same calls in every run, and a run repeats
         bit by bit; without it none waits for a slow search of another.
+      patch_cache_bytes: patches of images that are kept in the host's memory, those used
+        last, so that episodes that look at the same page share them.
     """
 
     threads: int = 4
     in_order: bool = True
+    patch_cache_bytes: int = 1 << 30
 
     def __post_init__(self):
         if self.threads < 1:
             raise ValueError(f'threads must be positive, got {self.threads}')
+        if self.patch_cache_bytes < 0:
+            raise ValueError(
+                f'patch_cache_bytes must not be negative, got {self.patch_cache_bytes}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +76,28 @@ class World:
             self.model_config.vision.spatial_merge_size,
         )
 
+    def search(self, texts: Sequence[str]) -> list[Hits | None]:
+        """Searches for what turns ask, as one batch.
+
+        Args:
+          texts: of the turns.
+
+        Returns:
+          The hits of each; None for a turn that is no search.
+        """
+        return self.environment.search(self._actions(texts))
+
+    def _actions(self, texts: Sequence[str]) -> list[Action]:
+        allow_index = self.environment.config.allow_image_index
+        return [parse_action(text, allow_index) for text in texts]
+
     def advance(
         self,
         episodes: Sequence[Episode],
         texts: Sequence[str],
         stops: Sequence[str],
         max_length: int,
+        hits: Sequence[Hits | None] | None = None,
     ) -> None:
         """Parses each episode's new turn, carries it out, appends what is observed.
 
@@ -85,10 +107,14 @@ class World:
           stops: why they ended, of `sampler.STOP_REASONS`; '' if they were not sampled.
           max_length: most tokens of an episode; one whose observation does not
             leave room for an answer is truncated.
+          hits: what `search` has found for the texts; None if it is still to be asked.
         """
-        allow_index = self.environment.config.allow_image_index
-        actions = [parse_action(text, allow_index) for text in texts]
-        observations = self.environment.step(episodes, actions)
+        actions = self._actions(texts)
+        if hits is None:
+            hits = self.environment.search(actions)
+        observations = [
+            self.environment.observe(episode, action, found)
+            for episode, action, found in zip(episodes, actions, hits, strict=True)]
         views = [o.view for o in observations if o.view is not None]
         processed = iter(self.preprocess([image for image, _ in views]))
         for episode, text, stop, observation in zip(

@@ -85,10 +85,10 @@ class Scheduler:
     """Drives streams through the sampler, as many at a time as cache and slots allow.
 
     Streams of a group begin with the same tokens, which are taken in once, as long as one
-    of them keeps its part of the cache. A stream whose turn is over gives up its slot at once, but keeps its part of the cache.
-    When the cache is full new streams wait; when those that are under way outgrow it,
-    the youngest loses its part, waits, and is taken in anew. What is drawn depends on
-    neither: only on a stream's tokens and its seed.
+    of them keeps its part of the cache. A stream whose turn is over gives up its slot at
+    once, but keeps its part of the cache. When the cache is full new streams wait; when
+    those that are under way outgrow it, the youngest loses its part, waits, and is taken
+    in anew. What is drawn depends on neither: only on a stream's tokens and its seed.
 
     Args:
       sampler: is reset first, and belongs to the scheduler until all is done.

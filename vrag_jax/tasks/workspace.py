@@ -143,7 +143,8 @@ class Workspace:
     @functools.cached_property
     def preprocess(self) -> ImagePreprocessor:
         return ImagePreprocessor(
-            self.image_processor, self.model_config.vision.spatial_merge_size)
+            self.image_processor, self.model_config.vision.spatial_merge_size,
+            self.config.observing.patch_cache_bytes)
 
     def world(self, allow_crop: bool = True) -> World:
         """Returns the world of the episodes, with or without the crop action."""
