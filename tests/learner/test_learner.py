@@ -44,13 +44,13 @@ MESHES = {'data': {'data': 8}, 'fsdp and tensor': {'fsdp': 4, 'tensor': 2},
 @pytest.fixture(scope='module')
 def make_learner(policy, model_config):
     """Returns a function that makes a learner on one device, or on a mesh."""
-    def make(shape=None, policy=policy, **settings):
+    def make(shape=None, policy=policy, seed=0, **settings):
         graphdef, params = policy
         mesh = make_mesh(shape) if shape else make_mesh({}, devices=jax.devices()[:1])
         placed = jax.device_put(params, tree_shardings(params, mesh))
         loss = grpo(GrpoLossConfig(kl_coef=0.1, entropy_coef=0.01))
         return Learner(graphdef, placed, model_config, LearnerConfig(**SETTINGS | settings),
-                       loss, 10, mesh)
+                       loss, 10, mesh, seed=seed)
 
     return make
 
@@ -208,6 +208,16 @@ def test_adapters_learn_and_the_base_stays_to_the_bit(adapter_updates, adapted):
     assert all(is_adapter(path) for path in learner.state.opt_state[1][0].mu)
 
 
+def test_without_a_seed_nothing_is_dropped(
+        make_learner, policy, model_config, adapted, adapter_updates, sequences):
+    plain = Qwen2_5_VL(model_config, rngs=nnx.Rngs(0))
+    add_adapters(plain, LoraConfig(rank=2), nnx.Rngs(5))
+    want = make_learner(policy=(flat_params(plain)[0], adapted[1])).update(sequences)['grad_norm']
+    got = make_learner(policy=adapted, seed=None).update(sequences)['grad_norm']
+    assert got == pytest.approx(want, rel=1e-5)
+    assert adapter_updates[1][0]['grad_norm'] != pytest.approx(want, rel=1e-3)
+
+
 @pytest.mark.parametrize('shape', [MESHES['data'], MESHES['fsdp, sequence and tensor']])
 def test_eight_devices_train_adapters_as_one_does(
         make_learner, adapted, adapter_updates, sequences, shape):
@@ -318,11 +328,15 @@ def test_averages_do_not_depend_on_micro_batches(
              if s.loss_mask[1:].sum()]
     tokens = sum(n for _, n in alone)
     weight = {'token': lambda n: n / tokens, 'sequence': lambda n: 1 / len(alone),
-              'constant': lambda n: 1 / len(alone)}[averaging]
+              'constant': lambda n: 1 / len(sequences)}[averaging]
     assert whole['loss'] == pytest.approx(
         sum(weight(n) * float(m['loss']) for m, n in alone), rel=1e-4)
     for name in ('loss', 'kl', 'ratio', 'clip_fraction', 'entropy'):
         assert parts[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5)
+    # Sequences that are left out of the loss count where the length is constant.
+    some = learner().update(sequences, left_out=3)
+    share = len(sequences) / (len(sequences) + 3) if averaging == 'constant' else 1.0
+    assert some['loss'] == pytest.approx(whole['loss'] * share, rel=1e-4)
     # Metrics are means over tokens, whatever the loss is.
     assert whole['kl'] == pytest.approx(sum(m['kl'] * n for m, n in alone) / tokens, rel=1e-4)
 

@@ -66,7 +66,7 @@ def test_advantages(name, want):
 
 
 @pytest.mark.parametrize(('name', 'weights', 'total'), [
-    ('token', [1, 1, 1], 6), ('sequence', [1 / 4, 1 / 2, 1], 2), ('constant', [1, 1, 1], 200)])
+    ('token', [1, 1, 1], 6), ('sequence', [1 / 4, 1 / 2, 1], 2), ('constant', [1, 1, 1], 300)])
 def test_averaging(name, weights, total):
     # The last sequence has no trained token.
     got = AVERAGING[name](np.array([4, 2, 0]), 100)

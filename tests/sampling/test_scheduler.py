@@ -108,7 +108,8 @@ def assert_same(streams, want):
 
 @pytest.mark.parametrize('changes', [
     {}, {'slots': 2}, {'slots': 1}, {'slots': 3, 'fewer_slots': (1,)}, {'decode_tokens': 2},
-    {'refill': 1.0}, {'slots': 16, 'page_size': 3}], ids=str)
+    {'refill': 1.0}, {'slots': 16, 'page_size': 3},
+    {'slots': 3, 'draft_tokens': 3, 'draft_ngram': 1}], ids=str)
 @pytest.mark.parametrize('away', [0, 2])
 def test_streams_get_what_they_get_alone(make_sampler, policy, want, changes, away):
     sampler = make_sampler(**changes)

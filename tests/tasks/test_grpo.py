@@ -145,7 +145,7 @@ class Learner:
         self.scored.append(params)
         return [self._logprobs * s.loss_mask for s in sequences]
 
-    def update(self, sequences, features):
+    def update(self, sequences, features, left_out):
         self.updates.append(sequences)
         return {'loss': float(len(self.updates)), 'tokens': 10.0, 'drift_mean': 0.5,
                 'drift_max': 1.0}
@@ -230,7 +230,8 @@ def test_drift_by_hand():
     ({'steps': -1}, 'steps must not be negative'),
     ({'mini_batches': 2, 'old_logprobs': 'sampler', 'loss': {'importance_cap': 2.0}},
      "importance_cap nothing to correct in mini_batches = 2 updates; take 'learner'"),
-    ({'mini_batches': 2, 'overlap': True}, 'overlap needs the ratio to the policy that sampled')])
+    ({'mini_batches': 2, 'overlap': True}, 'overlap needs the ratio to the policy that sampled'),
+    ({'overlap': True, 'save_every': 1}, 'overlap needs save_every > 1')])
 def test_what_cannot_be_meant_is_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         config(**fields)

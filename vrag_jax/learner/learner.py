@@ -99,7 +99,7 @@ class Learner:
       temperature: divides the logits, as in sampling.
       mesh: the devices.
       rules: mesh axes of each logical axis.
-      seed: of the adapters' dropout.
+      seed: of the adapters' dropout; None drops nothing.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Learner:
         mesh: Mesh,
         temperature: float = 1.0,
         rules: Rules = RULES,
-        seed: int = 0,
+        seed: int | None = 0,
     ):
         self.config = config
         self._model_config = model_config
@@ -143,7 +143,8 @@ class Learner:
         return not any(path.startswith('visual/') for path in self.state.trainable)
 
     def update(
-        self, sequences: Sequence[TokenSequence], features: Features | None = None
+        self, sequences: Sequence[TokenSequence], features: Features | None = None,
+        left_out: int = 0,
     ) -> dict[str, float]:
         """Takes one optimiser step on a mini-batch.
 
@@ -151,6 +152,8 @@ class Learner:
           sequences: the mini-batch; the loss says how it is averaged over them.
           features: image features, where the vision tower is frozen; None runs
             it inside the step.
+          left_out: sequences of the mini-batch of which no token is trained on, and which
+            are not among `sequences`; some ways of averaging count them.
 
         Returns:
           Metrics of the loss, 'grad_norm', 'tokens' (trained tokens) and 'padding'
@@ -163,9 +166,9 @@ class Learner:
         tokens = float(lengths.sum())
         if tokens == 0:
             raise ValueError('no token of this mini-batch is trained on')
-        weights, total = self._averaging(lengths)
+        weights, total = self._averaging(np.append(lengths, np.zeros(left_out)))
         weighted = [s if weight == 1 else dataclasses.replace(s, loss_mask=s.loss_mask * weight)
-                    for s, weight in zip(sequences, weights, strict=True)]
+                    for s, weight in zip(sequences, weights[:len(sequences)], strict=True)]
         parts: list[dict[str, jax.Array]] = []
         positions = 0
         with contextlib.closing(self._batches(weighted, features)) as batches:

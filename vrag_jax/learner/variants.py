@@ -59,7 +59,8 @@ RATIOS = Registry('ratio')
 # `(rewards [groups, group_size]) -> [groups, group_size]` float32.
 ADVANTAGES = Registry('advantages')
 # `(lengths [N], constant) -> (weights [N], total)`: the loss is the sum over trained
-# tokens of their sequence's weight times their loss, divided by the total.
+# tokens of their sequence's weight times their loss, divided by the total. A sequence that
+# is left out of the loss has length 0.
 AVERAGING = Registry('averaging')
 
 
@@ -182,6 +183,7 @@ def sequence_mean(lengths: np.ndarray, constant: int) -> tuple[np.ndarray, float
 
 @AVERAGING.add('constant')
 def constant_mean(lengths: np.ndarray, constant: int) -> tuple[np.ndarray, float]:
-    """The sum over tokens divided by a constant length, averaged over sequences: a token
-    counts the same in every mini-batch (Dr. GRPO, arXiv 2503.20783)."""
-    return np.ones(len(lengths), np.float32), float((lengths > 0).sum() * constant)
+    """The sum over tokens divided by a constant length, averaged over sequences, also those
+    that are left out: a token counts the same in every mini-batch of as many sequences (Dr.
+    GRPO, arXiv 2503.20783)."""
+    return np.ones(len(lengths), np.float32), float(len(lengths) * constant)

@@ -43,7 +43,8 @@ class LoraConfig:
     Attributes:
       rank: of the adapters; 0 is none, and every parameter is trained.
       alpha: the adapter's output is multiplied by `alpha / rank`.
-      dropout: share of an adapter's inputs that are dropped in updates.
+      dropout: share of an adapter's inputs that are dropped in updates of SFT; GRPO, which
+        compares log-probs with those of the sampler, drops nothing.
       targets: which linear layers have one.
     """
 

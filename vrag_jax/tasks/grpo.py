@@ -60,8 +60,10 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
     questions = space.corpus.questions['train']
     total = total_steps(config.steps, config.epochs, config.prompts, len(questions))
     loss = steps.grpo(config.loss, old_is_current=config.old_is_current)
+    # The ratio is one of policies: with dropout it would be that of what is dropped, too.
     learner = make_learner(space, params, space.config.learner, loss,
-                           total * config.mini_batches, config.sampling.temperature)
+                           total * config.mini_batches, config.sampling.temperature,
+                           dropout=False)
     features = space.learner_features if learner.vision_is_frozen else None
     space.clear_features()
     collector = Collector(space, name, world, reward, questions, learner.vision_is_frozen)
@@ -252,7 +254,7 @@ def update(learner: Learner, reference: Params, rollout: Rollout, config: GrpoCo
         if not batch:
             learner.skip()
             continue
-        values = learner.update(batch, features)
+        values = learner.update(batch, features, left_out=len(part) - len(batch))
         for key, value in values.items():
             if key.startswith('drift_'):
                 # Later mini-batches have other weights than the sampler had.

@@ -164,6 +164,9 @@ class GrpoConfig:
             raise ValueError(
                 "overlap needs the ratio to the policy that sampled: old_logprobs = 'sampler', "
                 'or a positive loss.importance_cap')
+        if self.overlap and self.save_every == 1:
+            raise ValueError('overlap needs save_every > 1: no rollout is under way when a '
+                             'checkpoint is written')
 
     @property
     def old_source(self) -> str:

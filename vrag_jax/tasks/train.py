@@ -161,7 +161,7 @@ def total_steps(steps: int, epochs: int, size: int, count: int) -> int:
 
 
 def make_learner(space: Workspace, params: Params, config: LearnerConfig, loss: steps.Loss,
-                 total: int, temperature: float = 1.0) -> Learner:
+                 total: int, temperature: float = 1.0, dropout: bool = True) -> Learner:
     """Returns a phase's learner.
 
     Args:
@@ -171,9 +171,11 @@ def make_learner(space: Workspace, params: Params, config: LearnerConfig, loss: 
       loss: what is minimised.
       total: optimiser steps of the phase.
       temperature: at which the trajectories are sampled.
+      dropout: whether adapters drop inputs, as `lora.dropout` says.
     """
     return Learner(space.graphdef, params, space.model_config, config, loss, max(1, total),
-                   space.mesh, temperature, space.learner_rules, space.config.seed)
+                   space.mesh, temperature, space.learner_rules,
+                   space.config.seed if dropout else None)
 
 
 def directory(space: Workspace, name: str) -> Path:
