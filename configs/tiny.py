@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.seed = 0
     config.instruction = '{question}'
     config.feature_rows = 65536
-    config.feature_windows = (8, 32)
+    config.feature_windows = (4, 8, 16, 32)
     config.feature_span = 4
 
     config.distributed = ConfigDict({
