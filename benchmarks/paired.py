@@ -30,6 +30,9 @@ ROOT = Path(__file__).resolve().parents[1]
 # A run takes the fields of its request, and returns its seconds and what is checked.
 Run = Callable[..., tuple[float, Any]]
 
+# Whose versions a record tells.
+PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scann')
+
 # Names the file descriptor for a worker's replies: libraries print to the standard output.
 _REPLIES = 'VRAG_JAX_BENCHMARK_REPLIES'
 
@@ -223,7 +226,10 @@ def commit() -> str:
         return done.stdout.strip() if done.returncode == 0 else ''
 
     head = git('rev-parse', 'HEAD')
-    return head + '+' * bool(git('status', '--porcelain', '--untracked-files=no'))
+    # What is measured is appended to a file that is part of it.
+    changed = git('status', '--porcelain', '--untracked-files=no', '--',
+                  ':(exclude)benchmarks/results.jsonl')
+    return head + '+' * bool(changed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -233,7 +239,7 @@ class Conditions:
     Attributes:
       benchmark: its name.
       workers: their facts are told by name; none where nothing is timed in pairs.
-      threads: of each side.
+      threads: of each side; 0 where processes are not bound.
       cores: to which all processes are bound.
     """
 
@@ -245,13 +251,14 @@ class Conditions:
     def record(self, figure: str, unit: str, **values: Any) -> dict[str, Any]:
         """Returns the record of a figure: its values, then the conditions."""
         now = datetime.datetime.now(datetime.UTC)
-        pair = {
-            'workers': {worker.name: worker.facts for worker in self.workers},
-            'threads': self.threads, 'cores': list(self.cores),
-            'malloc': os.environ.get('GLIBC_TUNABLES', '')} if self.workers else {}
+        # Workers tell their own versions; they may run under other Pythons.
+        told = {'workers': {worker.name: worker.facts for worker in self.workers}
+                } if self.workers else {'versions': versions(*PACKAGES)}
+        bound = {'threads': self.threads, 'cores': list(self.cores)} if self.threads else {}
         return {
-            'benchmark': self.benchmark, 'figure': figure, 'unit': unit, **values, **pair,
-            'machine': platform.machine(), 'vrag_jax': commit(), 'command': command(),
+            'benchmark': self.benchmark, 'figure': figure, 'unit': unit, **values, **told, **bound,
+            'malloc': os.environ.get('GLIBC_TUNABLES', ''), 'machine': platform.machine(),
+            'vrag_jax': commit(), 'command': command(),
             'date': now.isoformat(timespec='seconds')}
 
 

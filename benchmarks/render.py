@@ -28,8 +28,8 @@ TITLES = {
     'retrieval_quality': 'Quality of page search',
 }
 # What is said of how a record was taken, and not of what was found.
-CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'threads', 'cores', 'malloc', 'machine',
-              'vrag_jax', 'command', 'date'}
+CONDITIONS = {'benchmark', 'figure', 'unit', 'workers', 'versions', 'threads', 'cores', 'malloc',
+              'machine', 'vrag_jax', 'command', 'date'}
 
 
 def load(lines: Sequence[str]) -> dict[str, list[dict[str, Any]]]:
@@ -57,23 +57,34 @@ def render(records: Mapping[str, Sequence[Mapping[str, Any]]], notes: str = '') 
         if not rows:
             continue
         parts.append(f'## {TITLES.get(benchmark, benchmark)}\n')
-        parts.append(_conditions(rows[-1]) + '\n')
-        paired_rows = [row for row in rows if 'ratio' in row and isinstance(row.get('ours'), dict)
-                       and 'median' in row['ours']]
-        if paired_rows:
-            parts.append('| figure | ours, s | theirs, s | ours, per s | ratio |\n'
-                         '|---|---|---|---|---|')
-            parts += [f'| {row["figure"]} | {_time(row["ours"])} | {_time(row["theirs"])} '
-                      f'| {row["ours"]["rate"]:,.1f} {row["unit"].removesuffix("/s")} '
-                      f'| **{row["ratio"]:.2f}** ({row["ratio_min"]:.2f} to '
-                      f'{row["ratio_max"]:.2f}) |' for row in paired_rows]
-            parts.append('')
-        others = [row for row in rows if row not in paired_rows]
-        if others:
-            parts.append('| figure | found |\n|---|---|')
-            parts += [f'| {row["figure"]} | {_values(row)} |' for row in others]
-            parts.append('')
+        # Figures of one section may come from several commands.
+        by_conditions: dict[str, list[Mapping[str, Any]]] = {}
+        for row in rows:
+            by_conditions.setdefault(_conditions(row), []).append(row)
+        for conditions, taken in by_conditions.items():
+            parts += [conditions + '\n', *_tables(taken)]
     return '\n'.join(part for part in parts if part is not None)
+
+
+def _tables(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Tables of the figures that were taken under the same conditions."""
+    parts = []
+    paired_rows = [row for row in rows if 'ratio' in row and isinstance(row.get('ours'), dict)
+                   and 'median' in row['ours']]
+    if paired_rows:
+        parts.append('| figure | ours, s | theirs, s | ours, per s | ratio |\n'
+                     '|---|---|---|---|---|')
+        parts += [f'| {row["figure"]} | {_time(row["ours"])} | {_time(row["theirs"])} '
+                  f'| {row["ours"]["rate"]:,.1f} {row["unit"].removesuffix("/s")} '
+                  f'| **{row["ratio"]:.2f}** ({row["ratio_min"]:.2f} to '
+                  f'{row["ratio_max"]:.2f}) |' for row in paired_rows]
+        parts.append('')
+    others = [row for row in rows if row not in paired_rows]
+    if others:
+        parts.append('| figure | found |\n|---|---|')
+        parts += [f'| {row["figure"]} | {_values(row)} |' for row in others]
+        parts.append('')
+    return parts
 
 
 def _time(side: Mapping[str, float]) -> str:
@@ -93,7 +104,10 @@ def _fields(values: Mapping[str, Any]) -> list[str]:
     for name, value in values.items():
         if isinstance(value, list):
             if value and isinstance(value[0], dict) and 'setting' in value[0]:
-                out.append(', '.join(f'{p["setting"]}: {p["median"]:.3g} s' for p in value))
+                out.append(', '.join(
+                    f'{p["setting"]}: {p["median"]:.3g} s' + (
+                        f' ({p["trajectories_per_s"]:,.1f} trajectories/s)'
+                        if 'trajectories_per_s' in p else '') for p in value))
             elif value:
                 out.append(f'{name.replace("_", " ")} {len(value)}')
         elif isinstance(value, dict):
@@ -112,12 +126,15 @@ def _short(value: Any) -> str:
 
 
 def _conditions(row: Mapping[str, Any]) -> str:
-    """One paragraph: date, commit, versions, cores, command."""
-    versions = {name: version for worker in row.get('workers', {}).values()
-                for name, version in worker.items() if isinstance(version, str)}
+    """One paragraph: date, commit ('+': changed since), versions, cores, command."""
+    versions = dict(row.get('versions', {}))
+    for worker in row.get('workers', {}).values():
+        versions |= {name: version for name, version in worker.items()
+                     if isinstance(version, str)}
     told = ', '.join(f'{name} {version}' for name, version in versions.items())
     threads = f', {row["threads"]} CPU cores a side' if row.get('threads') else ''
-    return (f'{row["date"][:10]}, vrag_jax {row["vrag_jax"][:10]}{threads}'
+    commit = row['vrag_jax'][:10] + '+' * row['vrag_jax'].endswith('+')
+    return (f'{row["date"][:10]}, vrag_jax {commit}{threads}'
             f'{", " + told if told else ""}.\n\n    {row["command"]}')
 
 

@@ -28,6 +28,8 @@ SHORT = (
     '--config.sft.trajectories=100', '--config.grpo.steps=2')
 CACHE = {'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
          'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '0'}
+FIGURES = {'to_first_update': 'from the command to the first update',
+           'to_first_grpo_update': 'from the last SFT update to the first of GRPO'}
 TIME_LIMIT = 600.0  # Seconds.
 
 
@@ -98,8 +100,8 @@ def main(_: list[str]) -> None:
             taken['no cache'].append(run({}))
             taken['full cache'].append(run(with_cache))
     for name, times in taken.items():
-        for key in ('to_first_update', 'to_first_grpo_update'):
-            emit(f'{name}, {key.replace("_", " ")}', 's', **paired.spread([r[key] for r in times]),
+        for key in FIGURES:
+            emit(f'{name}, {FIGURES[key]}', 's', **paired.spread([r[key] for r in times]),
                  compilations=times[0]['compilations'])
     late, iterations = late_compilations(
         read_rows(Path(WORKDIR.value) / 'metrics.jsonl'), 'grpo', after=3)

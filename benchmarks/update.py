@@ -8,6 +8,7 @@ reference, and each side has got there by itself: losses agree only if the updat
 """
 
 import json
+import statistics
 import sys
 import tempfile
 from pathlib import Path
@@ -30,14 +31,19 @@ _MICRO_BATCHES = flags.DEFINE_multi_integer(
     'micro_batch', [8, 16, 40], "Rows of a micro-batch that are tried for torch's side.",
     lower_bound=1)
 
-TOLERANCE = 1e-4  # Of the losses.
+TOLERANCE = 1e-4  # Of each value, by itself or by `LEAST`, whichever is larger.
+LEAST = 1e-3
 CHECKED = ('loss', 'policy_loss', 'kl', 'ratio', 'entropy', 'grad_norm')
 
 
 def agreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any]:
-    """Returns both sides' values, their differences, and whether the losses are equal."""
+    """Returns both sides' values, their differences, and whether all are equal.
+
+    The tolerance is relative: a loss of 1e-4 would be equal to none.
+    """
     return {
-        'equal': abs(ours['loss'] - theirs['loss']) <= TOLERANCE, 'tolerance': TOLERANCE,
+        'equal': all(abs(ours[name] - theirs[name]) <= TOLERANCE * max(abs(theirs[name]), LEAST)
+                     for name in CHECKED), 'tolerance': TOLERANCE,
         'ours': {name: ours[name] for name in CHECKED},
         'theirs': {name: theirs[name] for name in CHECKED},
         'difference': {name: abs(ours[name] - theirs[name]) for name in CHECKED}}
@@ -77,6 +83,12 @@ def measure(ours: paired.Worker, theirs: paired.Worker, cores: list[int]) -> Non
         "update, ours has image features from the rollout and the sampler's old log-probs":
             {'keep_features': True, 'old': 'sampler'},
     }
+    replies = paired.in_turn(
+        {'ours': paired.Lane(ours, 'parts'), 'theirs': paired.Lane(theirs, 'parts')},
+        paired.REPEATS.value)
+    emit('where the time goes', 's', **{
+        name: {part: statistics.median(reply.check[part] for reply in lane)
+               for part in lane[0].check} for name, lane in replies.items()})
     trajectories = ours.facts['groups']['trajectories']
     for figure, fields in figures.items():
         replies = paired.in_turn(

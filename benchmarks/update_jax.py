@@ -76,6 +76,31 @@ class Updates:
         seconds, metrics = paired.timed(lambda: self._finished(old))
         return seconds, metrics
 
+    def parts(self) -> tuple[float, dict[str, float]]:
+        """Seconds of each part of an update, one after the other and waited for."""
+        learner, features, seconds = self._learner, self._features, {}
+
+        def part(name, function):
+            seconds[name], result = paired.timed(lambda: jax.block_until_ready(function()))
+            return result
+
+        learner.state = self._copy(self._start)
+        features.clear()
+        images = {image.key: image for s in self.sequences for image in s.images}
+
+        def encode():
+            features.rows_of(self._reference, images.values())
+            return features.buffer
+
+        part('images', encode)
+        ref = part('reference log-probs', lambda: learner.logprobs(
+            self._reference, self.sequences, features))
+        old = part('old log-probs', lambda: learner.logprobs(
+            learner.state.params, self.sequences, features))
+        given = groups.with_values(self.sequences, ref_logprobs=ref, old_logprobs=old)
+        part('loss, gradients, AdamW', lambda: (learner.update(given, features), learner.state))
+        return sum(seconds.values()), seconds
+
     def _finished(self, old: str) -> dict[str, float]:
         metrics = self._step(old)
         jax.block_until_ready(self._learner.state)
@@ -95,7 +120,7 @@ def main() -> None:
              'platform': jax.default_backend(), 'dtype': space.config.policy.dtype,
              'rows': layout.rows, 'length': layout.length,
              'groups': groups.facts(updates.sequences)}
-    paired.serve({'update': updates.update}, facts)
+    paired.serve({'update': updates.update, 'parts': updates.parts}, facts)
 
 
 if __name__ == '__main__':

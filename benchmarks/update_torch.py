@@ -11,7 +11,8 @@ import dataclasses
 import itertools
 import json
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,60 @@ class Updates:
         self._optimizer.load_state_dict(copy.deepcopy(moments))
         return paired.timed(lambda: self._step(old))
 
+    def parts(self) -> tuple[float, dict[str, float]]:
+        """Seconds of each part of an update; those of images are in none of the others."""
+        weights, moments, self._steps = self._start
+        self._model.load_state_dict(weights)
+        self._optimizer.load_state_dict(copy.deepcopy(moments))
+        images = 0.0
+        begun: list[float] = []
+
+        def begin(*_: Any) -> None:
+            begun.append(time.perf_counter())
+
+        def end(*_: Any) -> None:
+            nonlocal images
+            images += time.perf_counter() - begun.pop()
+
+        seconds: dict[str, float] = {}
+
+        def part(name: str, function: Callable[[], Any]) -> Any:
+            before = images
+            whole, result = paired.timed(function)
+            seconds[name] = whole - (images - before)
+            return result
+
+        towers = [model.model.visual for model in (self._reference, self._model)]
+        hooks = [hook for tower in towers for hook in (
+            tower.register_forward_pre_hook(begin), tower.register_forward_hook(end))]
+        try:
+            ref = part('reference log-probs', lambda: self._scored(self._reference))
+            old = part('old log-probs', lambda: self._scored(self._model))
+            part('loss, gradients, AdamW', lambda: self._optimise(ref, old))
+        finally:
+            for hook in hooks:
+                hook.remove()
+        return sum(seconds.values()) + images, {'images': images, **seconds}
+
     def padding(self) -> float:
         """Share of the positions that hold no token."""
         positions = sum(rows.inputs['input_ids'].numel() for rows in self._batches)
         return 1 - sum(map(len, self._sequences)) / positions
 
     def _step(self, old: str) -> dict[str, float]:
+        ref = self._scored(self._reference)
+        given = (self._scored(self._model) if old == 'learner'
+                 else [rows.sampler for rows in self._batches])
+        return self._optimise(ref, given)
+
+    def _scored(self, model: Qwen2_5_VLForConditionalGeneration) -> list[torch.Tensor]:
+        """Log-probs of the sampled tokens of each micro-batch."""
         with torch.inference_mode():
-            ref = [self._logprobs(self._reference, rows)[0] for rows in self._batches]
-            given = ([self._logprobs(self._model, rows)[0] for rows in self._batches]
-                     if old == 'learner' else [rows.sampler for rows in self._batches])
+            return [self._logprobs(model, rows)[0] for rows in self._batches]
+
+    def _optimise(self, ref: Sequence[torch.Tensor], given: Sequence[torch.Tensor]
+                  ) -> dict[str, float]:
+        """Loss, backward pass and optimiser step, from reference and old log-probs."""
         loss, total = self._config.grpo.loss, sum(len(rows.targets) for rows in self._batches)
         sums = dict.fromkeys(('loss', 'policy_loss', 'kl', 'entropy', 'ratio'), 0.0)
         for rows, old_logprobs, ref_logprobs in zip(self._batches, given, ref, strict=True):
@@ -216,7 +261,7 @@ def main() -> None:
     facts = {**paired.versions('torch', 'transformers', 'numpy'), 'threads': threads,
              'micro_batch': micro_batch, 'padding': updates.padding(), 'attention': 'sdpa',
              'dtype': 'float32', 'groups': groups.facts(sequences)}
-    paired.serve({'update': updates.update}, facts)
+    paired.serve({'update': updates.update, 'parts': updates.parts}, facts)
 
 
 if __name__ == '__main__':

@@ -7,6 +7,7 @@ import pytest
 from benchmarks.render import load, render
 from benchmarks.scaling import Point, exponent, plot
 from benchmarks.startup import first_updates, late_compilations
+from benchmarks.update import CHECKED, agreement
 
 
 def row(phase, time, compilations):
@@ -25,6 +26,13 @@ def test_first_updates_by_hand():
 def test_late_compilations_by_hand():
     assert late_compilations(ROWS, 'grpo', after=1) == (3, 4)
     assert late_compilations(ROWS, 'grpo', after=3) == (2, 4)
+
+
+@pytest.mark.parametrize(('loss', 'equal'), [
+    (7.4e-5, True), (7.4e-5 + 9e-8, True), (7.4e-5 + 2e-7, False), (0.0, False)])
+def test_losses_are_equal_by_their_own_size(loss, equal):
+    values = dict.fromkeys(CHECKED, 0.5)
+    assert agreement(values | {'loss': loss}, values | {'loss': 7.4e-5})['equal'] is equal
 
 
 @pytest.mark.parametrize('power', [0.5, 1.0, 2.0])
@@ -61,6 +69,13 @@ def test_results_are_told_with_their_conditions():
              'no_faster_than_work': True, 'points': [
                  {'setting': 1, 'median': 0.5, 'min': 0.4, 'max': 0.6}], **CONDITIONS}
     page = render(load([json.dumps(r) for r in (old, new, other)]), 'A note.')
+    later = old | {'figure': 'temperature 1', 'vrag_jax': 'fedcba9876543210+',
+                   'command': 'python -m benchmarks.x --repeats=3'}
+    both = render(load([json.dumps(r) for r in (old, later)]))
+    # Each figure stands under the command that it was taken with.
+    first, second = both.index('--repeats=5'), both.index('--repeats=3')
+    assert first < both.index('| greedy |') < second < both.index('| temperature 1 |')
+    assert 'vrag_jax fedcba9876+, 2 CPU cores' in both
     assert page.startswith('# Results\n\nA note.\n')
     assert '| greedy | 2 (1.9 to 2.1) | 6 (5.9 to 6.1) | 50.0 trajectories | **3.00** ' in page
     assert '2026-11-25, vrag_jax 0123456789, 2 CPU cores a side, jax 0.10.2, torch 2.13.0.' in page
