@@ -35,6 +35,7 @@ class PageRecord:
       sha256: of the image file.
       text: of the page; None if it has no text layer and no OCR was made.
       by_ocr: whether the text was read by OCR.
+      ocr_error: why the OCR could not read it; '' if it could, or was not asked.
       error: why the page could not be read; '' if it could.
     """
 
@@ -46,6 +47,7 @@ class PageRecord:
     sha256: str = ''
     text: str | None = None
     by_ocr: bool = False
+    ocr_error: str = ''
     error: str = ''
 
 
@@ -112,7 +114,8 @@ def finish(folder: Path, count: int, renderer: str) -> None:
             sync(path)
     sync(folder)
     name = folder.name.removesuffix(PARTIAL).removesuffix(OCR)
-    final = folder.with_name(name + OCR * any(page.by_ocr for page in pages))
+    asked = any(page.by_ocr or page.ocr_error for page in pages)
+    final = folder.with_name(name + OCR * asked)
     if final.exists():  # Two documents of one content.
         shutil.rmtree(folder)
     else:

@@ -235,10 +235,13 @@ class _Run:
             records = folders.read_document(self._folders / folder)
             for record in records:
                 label = entry.labels[record.index] if entry.labels else entry.file
+                where = label if entry.labels else f'{label}, page {record.page}'
                 if record.error:
-                    where = label if entry.labels else f'{label}, page {record.page}'
                     self._failures.append((where, record.error))
                     continue
+                if record.ocr_error:
+                    self._failures.append(
+                        (where, f'{record.ocr_error} (its image is kept, without its text)'))
                 pages.append(Page(
                     f'{name}_{record.page}', name, record.page,
                     f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
@@ -292,7 +295,7 @@ class _Run:
 
 
 def _is_unread(record: folders.PageRecord, config: IngestConfig) -> bool:
-    return (not record.error and not record.by_ocr
+    return (not record.error and not record.by_ocr and not record.ocr_error
             and len(record.text or '') < config.ocr_below)
 
 
