@@ -44,8 +44,7 @@ def test_a_strip_that_the_ocr_cannot_read_is_kept_with_its_document(tmp_path, tr
         Image.new('L', size, 255 - i).save(source / f'{i}.png')
     config = dataclasses.replace(CONFIG, ocr=True)
     report = ingest([source], out, config, progress=False)
-    assert report.failed == (('3.png', 'OCR fails: ResizeImgError (its image is kept, without '
-                                       'its text)'),)
+    assert report.failed == (('3.png', 'OCR fails: ResizeImgError (the page is kept)'),)
     assert (report.pages, report.ocr_pages, report.pages_without_text) == (3, 2, 0)
     assert PageStore.open(out / 'pages.jsonl').image('strips_3').size == (12_000, 40)
     before = tree(out)
@@ -99,3 +98,61 @@ def test_what_is_of_the_run_is_not_noted_as_a_bad_page(
     monkeypatch.setattr(images, 'store_image', failing(error))
     assert read(Worker(CONFIG), scan, tmp_path / 'key.partial') == reply
     assert folders.missing_pages(tmp_path / 'key.partial', 3) == [1, 2]
+
+
+def test_an_image_of_other_bytes_is_found_where_digests_are_compared(scan, tmp_path, tree):
+    out, verify = tmp_path / 'out', dataclasses.replace(CONFIG, verify=True)
+    ingest([tmp_path / 'scan'], out, CONFIG, progress=False)
+    before = tree(out)
+    file = PageStore.open(out / 'pages.jsonl').path('scan_2')
+    content = bytearray(file.read_bytes())
+    content[-20] ^= 1
+    file.write_bytes(content)
+    assert ingest([tmp_path / 'scan'], out, CONFIG, progress=False).pages_read == 0
+    assert ingest([tmp_path / 'scan'], out, verify, progress=False).pages_read == 3
+    assert tree(out) == before
+    assert ingest([tmp_path / 'scan'], out, verify, progress=False).pages_read == 0
+
+
+def test_sizes_that_were_not_noted_are_not_compared(scan, tmp_path, tree):
+    out = tmp_path / 'out'
+    ingest([tmp_path / 'scan'], out, CONFIG, progress=False)
+    [file] = (out / 'documents').glob('*/document.json')
+    content = json.loads(file.read_text())
+    for page in content['pages']:
+        assert page.pop('file_bytes') == (file.parent / page['file']).stat().st_size
+    file.write_text(json.dumps(content))
+    assert ingest([tmp_path / 'scan'], out, CONFIG, progress=False).pages_read == 0
+
+
+@pytest.mark.parametrize('delete', [True, False])
+def test_documents_of_a_folder_that_cannot_be_listed_stay(
+        make_pdf, tmp_path, monkeypatch, tree, delete):
+    source, out = tmp_path / 'in', tmp_path / 'out'
+    for name in ('a.pdf', 'b/c.pdf', 'b/d/e.pdf', 'bb.pdf'):
+        make_pdf(name, f'the text of {name}')
+    (source / 'b' / '1.png').write_bytes(b'no image')
+    config = dataclasses.replace(CONFIG, delete_missing=delete)
+    ingest([source], out, config, progress=False)
+    before = (out / 'pages.jsonl').read_bytes()
+    real = type(source).iterdir
+
+    def denied(path):
+        if path == source / 'b':
+            raise PermissionError(13, 'Permission denied', str(path))
+        return real(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(source), 'iterdir', denied)
+        (source / 'bb.pdf').unlink()
+        report = ingest([source], out, config, progress=False)
+        assert report.failed == (('b', 'cannot be listed: Permission denied'),)
+        assert report.deleted == ('bb',) * delete
+        assert report.unchanged == ('a', 'b/c', 'b/d/e', 'bb')[:3 if delete else 4]
+        (source / 'a.pdf').unlink()
+        with pytest.raises(FileNotFoundError, match='no PDF or image there; b: cannot be listed'):
+            ingest([source], out, config, progress=False)
+    for name in ('a.pdf', 'bb.pdf'):
+        make_pdf(name, f'the text of {name}')
+    ingest([source], out, config, progress=False)
+    assert (out / 'pages.jsonl').read_bytes() == before

@@ -112,7 +112,7 @@ class Worker:
                 if len(read) > len(text):
                     text, words = read, [Word(*box) for box in boxes]
         return folders.PageRecord(
-            number, index, file.name, *size, folders.file_digest(file),
+            number, index, file.name, *size, folders.file_digest(file), file.stat().st_size,
             text if known or by_ocr or text else None, by_ocr, ocr_error), words
 
     def _open(self, file: str) -> Pdf:
@@ -195,6 +195,7 @@ def main() -> None:
     config = IngestConfig(**json.loads(sys.stdin.readline()))
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_watch, args=(lines,), daemon=True).start()
+    images.allow_large_images()
     worker = Worker(config)
     tasks: dict[str, Callable[..., dict[str, Any]]] = {
         'inspect': worker.inspect, 'read': worker.read, 'finish': worker.finish}
