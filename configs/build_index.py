@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.data = ConfigDict({'source': 'files', 'manifest': '', 'eval_questions': ''})
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})  # Of embedders.
     config.retrieval = ConfigDict({
-        'sources': '',  # Files and folders, separated by commas.
+        'sources': '',  # Files and folders, separated by commas; or a tuple of them.
         'ocr': False,
         # 'ngram', 'bm25' and names of embedders; several are fused by reciprocal rank.
         'retrievers': ('ngram',),
@@ -30,6 +30,8 @@ def get_config() -> ConfigDict:
             # A folder of images is a document; or 'file', or 'numbered' (report_3.png).
             'images': 'folder',
             'ocr_below': 20, 'metadata': '', 'delete_missing': True, 'most_deleted': 0.5,
+            # True compares the stored images with their SHA-256, not with their size alone.
+            'verify': False,
             'workers': 0, 'pages_per_task': 4, 'timeout_s': 600.0,
         },
     })

@@ -31,6 +31,7 @@ class Outer:
     shares: Mapping[str, float] = dataclasses.field(default_factory=dict)
     optional: Inner | None = None
     named: Mapping[str, Inner] = dataclasses.field(default_factory=dict)
+    paths: str | tuple[str, ...] = ''
 
 
 def test_what_is_missing_takes_the_default():
@@ -46,6 +47,12 @@ def test_every_kind_of_field(wrap):
     assert parse(Outer, wrap(values)) == Outer(
         3, 'x', True, Inner(0.5, (0.8, 0.9)), (1, 2), ((1, 'a'), (2, 'b')), 7, {'a': 0.5},
         Inner(2.0))
+
+
+@pytest.mark.parametrize('paths', ['a,b', ('a,b', 'c'), ()])
+def test_a_field_of_two_kinds_takes_both(paths):
+    assert parse(Outer, {'steps': 1, 'paths': paths}).paths == paths
+    assert parse(Outer, ml_collections.ConfigDict({'steps': 1, 'paths': paths})).paths == paths
 
 
 def test_whole_numbers_are_floats_where_floats_are_asked_for():
@@ -91,6 +98,10 @@ def test_none_is_only_for_optional_fields():
     ({'steps': 1, 'lengths': 12}, r'^config\.lengths: expected a tuple, got 12'),
     ({'steps': 1, 'lengths': (1, 'b')}, r"^config\.lengths\[1\]: expected int, got 'b'"),
     ({'steps': 1, 'pairs': ((1, 'a'), (2, 3))}, r'^config\.pairs\[1\]\[1\]: expected str, got 3'),
+    ({'steps': 1, 'paths': 3},
+     r'^config\.paths: expected str, got 3; or config\.paths: expected a tuple, got 3$'),
+    ({'steps': 1, 'paths': ('a', 3)}, r'config\.paths\[1\]: expected str, got 3$'),
+    ({'steps': 1, 'paths': None}, r'^config\.paths: must not be None'),
     ({'steps': 1, 'shares': {'a': 'b'}}, r"^config\.shares\.a: expected float, got 'b'"),
     ({'steps': 1, 'shares': 3}, r'^config\.shares: expected a section, got 3'),
     ({'steps': 1, 'inner': {'lr': -1.0}}, r'^config\.inner: lr must be positive, got -1'),

@@ -26,7 +26,7 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
 
     Args:
       cls: a dataclass whose field types are bool, int, float, str, tuples of
-        these, optional ones, mappings, or dataclasses.
+        these, optional ones, one or the other of these, mappings, or dataclasses.
       values: a `ConfigDict` or dict.
       path: name of `values` in messages.
 
@@ -105,7 +105,15 @@ def _convert(hint: Any, value: Any, path: str) -> Any:
             if len(options) == len(typing.get_args(hint)):
                 raise ConfigError(f'{path}: must not be None')
             return None
-        return _convert(options[0], value, path)
+        errors = []
+        for option in options:
+            try:
+                return _convert(option, value, path)
+            except ConfigError as error:
+                errors.append(error)
+        if len(errors) == 1:
+            raise errors[0]
+        raise ConfigError('; or '.join(map(str, errors)))
     is_mapping = origin is not None and issubclass(origin, Mapping)
     if dataclasses.is_dataclass(hint) or is_mapping:
         if not isinstance(value, Mapping) and not hasattr(value, 'to_dict'):

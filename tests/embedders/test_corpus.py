@@ -215,11 +215,26 @@ def test_several_vectors_of_a_single_vector_embedder_are_refused(store, tmp_path
         embed_corpus(embedder, store, TEXTS, tmp_path / 'out')
 
 
-def test_equal_vectors_of_different_pages_are_refused(store, tmp_path):
+def test_one_vector_for_all_pages_is_refused(store, tmp_path):
     stuck = WordEmbedder().embed_queries(['stuck'])[0]
-    with pytest.raises(EmbeddingError, match="pages 'p0' and 'p1' differ"):
+    with pytest.raises(ValueError, match="12 or more of 23 pages .* 'p0' and 'p1'"):
         embed_corpus(WordEmbedder(wrong=lambda page, rows: stuck), store, TEXTS,
                      tmp_path / 'out')
+    assert not (tmp_path / 'out' / 'manifest.json').exists()
+
+
+def test_a_few_pages_of_equal_vectors_are_a_warning(store, tmp_path, caplog):
+    blank = WordEmbedder().embed_queries(['blank'])[0]
+    embedder = WordEmbedder(
+        wrong=lambda page, rows: blank if page.page_id in ('p3', 'p5', 'p9') else rows)
+    vectors = embed_corpus(embedder, store, TEXTS, tmp_path / 'out')
+    assert len(vectors) == 23
+    [record] = caplog.records
+    assert record.getMessage() == (
+        'these pages differ, but words has the same vectors for them: p3, p5, p9')
+    caplog.clear()
+    embed_corpus(embedder, store, TEXTS, tmp_path / 'out')  # It was said.
+    assert not caplog.records
 
 
 def test_pages_that_look_the_same_to_the_model_may_have_equal_vectors(tmp_path):

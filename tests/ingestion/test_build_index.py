@@ -105,6 +105,19 @@ def test_an_embedder_is_loaded_and_its_vectors_are_kept(source, tmp_path, capsys
     assert 'embedded' not in capsys.readouterr().out
 
 
+def test_a_name_with_a_comma_is_given_in_a_tuple(make_pdf, source, tmp_path, capsys):
+    file = make_pdf('../Acme, Inc.pdf', 'storks and herons are birds')
+    work = tmp_path / 'work'
+    with pytest.raises(ConfigError, match=r'sources: .*/Acme does not exist'):
+        check(config_of(source, sources=str(file)))
+    config = config_of(source, sources=(str(source), str(file)))
+    check(config)
+    build_index.run(config, work)
+    assert '3 added' in capsys.readouterr().out and search(work, 'herons') == ['Acme, Inc_1']
+    with pytest.raises(ConfigError, match="sources: expected paths, got ''"):
+        config_of(source, sources=('', str(file)))
+
+
 def test_scans_alone_are_refused_with_advice(tmp_path, capsys):
     for i in range(2):
         Image.fromarray(np.full((9, 9), i, np.uint8)).save(tmp_path / f'{i}.png')

@@ -1,10 +1,17 @@
 """Images of pages: upright, opaque, bounded, and untouched where nothing has to be done."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
+from vrag_jax.ingestion import images
 from vrag_jax.ingestion.images import count_frames, limit_pixels, store_image
+from vrag_jax.ingestion.ingest import ingest
+from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.retrieval.pages import PageStore, load_image, scan_folder
 
 
 def gradient(size, mode='RGB'):
@@ -103,3 +110,63 @@ def test_a_broken_image_is_refused(tmp_path):
     with pytest.raises(ValueError, match='cannot be read as an image'):
         store(tmp_path / 'a.jpg', tmp_path, frame=1)
     assert not list(tmp_path.glob('page*'))
+
+
+def claim(file, width, height):
+    """Writes a PNG that is nothing but a header."""
+    header = b'IHDR' + struct.pack('>IIBBBBB', width, height, 1, 0, 0, 0, 0)
+    data = b'IDAT'
+    file.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(
+        struct.pack('>I', len(chunk) - 4) + chunk + struct.pack('>I', zlib.crc32(chunk))
+        for chunk in (header, data)))
+
+
+def test_scans_of_large_sheets_go_in_and_no_more_than_a_gigapixel(tmp_path):
+    source = tmp_path / 'in'
+    source.mkdir()
+    plan = Image.new('1', (16_000, 12_000), 1)
+    plan.paste(0, (0, 0, 8000, 12_000))
+    plan.save(source / 'plan.png')
+    Image.new('1', (13_000, 14_000)).save(source / 'sheet.tif', compression='group4')
+    claim(source / 'bomb.png', 40_000, 30_000)
+    config = IngestConfig(max_pixels=120_000, workers=1, images='file')
+    report = ingest([source], tmp_path / 'out', config, progress=False)
+    [(file, reason)] = report.failed
+    assert file == 'bomb.png' and 'limit of 1000000000 pixels' in reason
+    pages = PageStore.open(tmp_path / 'out' / 'pages.jsonl')
+    assert {name: pages.image(name).size for name in pages.ids} == {
+        'plan_1': (400, 300), 'sheet_1': (333, 359)}
+    assert [pages.image('plan_1').getpixel((x, 150))[0] for x in (10, 390)] == [0, 255]
+
+
+def test_every_frame_is_held_to_the_limit(tmp_path, monkeypatch):
+    frames = [Image.new('L', (10, 10)), Image.new('L', (10, 11))]
+    frames[0].save(tmp_path / 'a.tif', save_all=True, append_images=frames[1:])
+    monkeypatch.setattr(images, 'MAX_PIXELS', 100)
+    store(tmp_path / 'a.tif', tmp_path)
+    with pytest.raises(ValueError, match='its 10 x 11 pixels are more than 100'):
+        store(tmp_path / 'a.tif', tmp_path, frame=1)
+
+
+def test_a_page_that_cannot_be_written_is_no_broken_image(tmp_path):
+    gradient((40, 30)).save(tmp_path / 'a.png')
+    with pytest.raises(FileNotFoundError):
+        store(tmp_path / 'a.png', tmp_path / 'nowhere')
+
+
+def test_a_large_jpeg_is_not_decoded_as_a_whole(tmp_path, monkeypatch):
+    upright, seen = images.upright_rgb, []
+    monkeypatch.setattr(images, 'upright_rgb',
+                        lambda image, most: seen.append(image.size) or upright(image, most))
+    gradient((800, 600)).save(tmp_path / 'a.jpg')
+    _, found = store(tmp_path / 'a.jpg', tmp_path, max_pixels=30_000)
+    assert seen == [(200, 150)] and found.size == (200, 150)
+    expected = gradient((800, 600)).resize((200, 150), Image.Resampling.BOX)
+    assert np.abs(np.asarray(found, float) - np.asarray(expected, float)).mean() < 2
+
+
+def test_what_pillow_takes_for_a_bomb_is_named_where_pages_are_opened(tmp_path):
+    claim(tmp_path / 'a.png', 20_000, 10_000)
+    for read in (lambda: load_image(tmp_path / 'a.png'), lambda: scan_folder(tmp_path)):
+        with pytest.raises(ValueError, match=r'a\.png: cannot be read as an image: .* limit'):
+            read()

@@ -225,7 +225,7 @@ def test_a_kill_between_the_lists_loses_no_page_of_others(make_pdf, sources, tmp
     assert pages_of(out).image('a_1').size == (200, 100)
 
 
-@pytest.mark.parametrize('damage', ['image', 'list'])
+@pytest.mark.parametrize('damage', ['image', 'bytes', 'list'])
 def test_a_document_of_which_something_is_missing_is_read_again(sources, tmp_path, tree, damage):
     out = tmp_path / 'out'
     ingest([sources], out, CONFIG, progress=False)
@@ -233,6 +233,8 @@ def test_a_document_of_which_something_is_missing_is_read_again(sources, tmp_pat
     file = out / pages_of(out)['b_1'].file
     if damage == 'image':
         file.unlink()
+    elif damage == 'bytes':
+        file.write_bytes(file.read_bytes()[:100])
     else:
         (file.parent / 'document.json').write_text('{"pages": [')
     (out / 'pages.jsonl.77.partial').write_text('of a run that was killed')

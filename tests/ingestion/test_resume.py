@@ -63,8 +63,8 @@ def test_killed_again_and_again_it_ends_with_the_same_files(make_pdf, tmp_path, 
 def put_page(folder, index, image=b'image'):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f'{index + 1:04}.jpg').write_bytes(image)
-    folders.write_page(folder, PageRecord(index + 1, index, f'{index + 1:04}.jpg', 3, 2, 'x',
-                                          'text'), [Word('text', (0, 0, 1, 1))])
+    record = PageRecord(index + 1, index, f'{index + 1:04}.jpg', 3, 2, 'x', len(image), 'text')
+    folders.write_page(folder, record, [Word('text', (0, 0, 1, 1))])
 
 
 def test_a_folder_becomes_final_after_a_kill_between_any_two_of_its_steps(

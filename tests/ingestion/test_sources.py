@@ -14,8 +14,20 @@ def touch(folder, *names):
         (folder / name).touch()
 
 
+def deny(monkeypatch, method, folder):
+    """Lets a method of `Path` fail for a folder: tests may run as one who may do all."""
+    real = getattr(Path, method)
+
+    def denying(path):
+        if path == folder:
+            raise PermissionError(13, 'Permission denied', str(path))
+        return real(path)
+
+    monkeypatch.setattr(Path, method, denying)
+
+
 def found(folder, images='folder', exclude=Path('/nowhere'), sources=None):
-    documents, problems = find_documents(sources or [folder], images, exclude)
+    documents, problems, _ = find_documents(sources or [folder], images, exclude)
     return {d.name: (d.kind, d.labels, d.numbers) for d in documents}, problems
 
 
@@ -69,6 +81,22 @@ def test_links_that_lead_back_end_and_names_that_are_no_text_are_told(tmp_path):
     documents, problems = found(tmp_path / 'a')
     assert set(documents) == {'x', 'link/y'}
     assert problems == [('?.pdf', 'its name is not UTF-8')]
+
+
+@pytest.mark.parametrize('method', ['iterdir', 'is_dir'])
+def test_a_folder_that_cannot_be_listed_costs_no_other(tmp_path, monkeypatch, method):
+    touch(tmp_path, 'a/x.pdf', 'a/b/y.pdf', 'c/z.pdf')
+    deny(monkeypatch, method, tmp_path / 'a' / 'b')
+    documents, problems, unlisted = find_documents([tmp_path], 'folder', Path('/nowhere'))
+    assert [document.name for document in documents] == ['a/x', 'c/z']
+    assert problems == [('a/b', 'cannot be listed: Permission denied')] and unlisted == ['a/b']
+
+
+def test_a_source_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
+    touch(tmp_path, 'a/x.pdf', 'c/z.pdf')
+    deny(monkeypatch, 'iterdir', tmp_path / 'a')
+    with pytest.raises(PermissionError, match='/a'):
+        find_documents([tmp_path / 'c', tmp_path / 'a'], 'folder', Path('/nowhere'))
 
 
 def test_numbers_in_names_sort_by_value():

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vrag_jax.retrieval.checks import check_vectors
+from vrag_jax.retrieval.checks import SharedVectors, check_vectors, tell_groups
 
 IDS = ('a', 'b', 'c', 'd')
 
@@ -38,10 +38,43 @@ def test_signs_of_zero_are_no_difference():
 
 def test_an_embedder_that_gives_all_pages_one_vector_is_refused():
     same = np.ones((4, 8), np.float32)
-    with pytest.raises(ValueError, match="3 of 4 pages .* e.g. 'a' and 'b'"):
+    with pytest.raises(ValueError, match="3 or more of 4 pages .* e.g. 'a' and 'b'"):
         check_vectors(same, IDS, IDS, 8)
     assert check_vectors(same, IDS, IDS, 8, most_shared=1.0) == [IDS]
     assert check_vectors(same, IDS, ('x',) * 4, 8) == []
+
+
+def test_what_was_embedded_is_looked_at_only_where_vectors_are_shared():
+    rows, looked = vectors(), []
+
+    def content(name, told):
+        return lambda: looked.append(name) or told
+
+    shared = SharedVectors(8)
+    for name, row, told in (('a', 0, 'x'), ('b', 1, 'y'), ('c', 2, 'z'), ('d', 3, 'w')):
+        shared.add(name, rows[row:row + 1], content(name, told))
+    assert shared.groups() == [] and looked == []
+    shared.add('e', rows[1:2], content('e', 'y'))  # What the embedder sees of b, too.
+    shared.add('f', rows[1:2], content('f', 'v'))
+    shared.add('g', rows[:1], content('g', 'u'))
+    shared.add('h', rows[2:3], content('h', 't'))
+    assert looked == ['b', 'e', 'f', 'a', 'g', 'c', 'h']
+    assert shared.groups() == [('a', 'g'), ('b', 'f'), ('c', 'h')]  # 3 of 7.
+
+
+def test_many_pages_that_look_the_same_do_not_hide_that_the_others_have_their_vectors():
+    shared = SharedVectors(10)
+    for number in range(8):
+        shared.add(f'blank{number}', np.ones((1, 8)), lambda: 'blank')
+    shared.add('x', np.ones((1, 8)), lambda: 'x')
+    with pytest.raises(ValueError, match="2 or more of 3 pages .* 'blank0' and 'x'"):
+        shared.add('y', np.ones((1, 8)), lambda: 'y')
+
+
+def test_groups_are_listed_up_to_a_length():
+    assert tell_groups([('a', 'b'), ('c', 'd')]) == 'a, b; c, d'
+    many = tell_groups([tuple(map(str, range(12)))] * 13)
+    assert many.count('9 and 2 more pages; ') == 10 and many.endswith('; and 3 more groups')
 
 
 @pytest.mark.parametrize('change, message', [

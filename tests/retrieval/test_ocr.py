@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from vrag_jax.retrieval.ocr import OcrReader, _line_words
+from vrag_jax.retrieval.ocr import OcrError, OcrReader, _line_words
 
 
 def test_a_real_page_is_read_and_kept(shared_dir, tmp_path):
@@ -75,3 +75,25 @@ def test_without_the_package_the_extra_is_named(make_store, monkeypatch):
     monkeypatch.setitem(sys.modules, 'rapidocr', None)
     with pytest.raises(ImportError, match=r'\[ocr\]'):
         OcrReader(None).read(make_store([None]).path('p1'))
+
+
+def test_an_image_over_which_the_ocr_fails_leaves_the_others(tmp_path):
+    pytest.importorskip('rapidocr', reason="needs the extra 'ocr'")
+    reader = OcrReader(tmp_path / 'texts')
+    Image.new('L', (1, 3000), 255).save(tmp_path / 'strip.png')
+    Image.new('L', (90, 90), 255).save(tmp_path / 'blank.png')
+    for read in (reader.read, reader.read_words):
+        with pytest.raises(OcrError, match='OCR fails: ResizeImgError$'):
+            read(tmp_path / 'strip.png')
+    assert reader.read(tmp_path / 'blank.png') == ''
+    assert len(list((tmp_path / 'texts').iterdir())) == 1
+
+
+def test_an_ocr_that_reads_nothing_at_all_is_not_an_error_of_the_image(make_store):
+    def broken(*_, **__):
+        raise RuntimeError('no model')
+
+    reader = OcrReader(None)
+    reader._engine = broken
+    with pytest.raises(ImportError, match=r'reads no image at all \(RuntimeError: no model\)'):
+        reader.read(make_store([None]).path('p1'))

@@ -3,6 +3,7 @@
 import pytest
 from PIL import Image
 
+from vrag_jax.retrieval.ocr import OcrError
 from vrag_jax.retrieval.text import page_texts, pdf_texts
 
 
@@ -24,6 +25,17 @@ def test_only_pages_without_known_text_are_read(make_store):
     assert texts == ['known', 'text of 2.png', '']
     assert reader.files == ['2.png']
     assert progress == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_a_page_over_which_the_ocr_fails_stays_without_text(make_store, caplog):
+    class FailingReader(NameReader):
+        def read(self, file):
+            if file.name == '1.png':
+                raise OcrError('OCR fails: too narrow')
+            return super().read(file)
+
+    assert page_texts(make_store([None, None]), FailingReader()) == ['', 'text of 2.png']
+    assert "page 'p1' stays without text: OCR fails: too narrow" in caplog.text
 
 
 def test_without_a_reader_an_unknown_text_is_an_error(make_store):

@@ -17,6 +17,7 @@ import numpy as np
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import exchange, share
 from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.checks import SharedVectors, tell_groups
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.page_vectors import DTYPES, PageVectors, write_page_vectors
 from vrag_jax.retrieval.pages import PageStore
@@ -78,8 +79,9 @@ def embed_corpus(
       The vectors of all pages, in the store's order, memory-mapped.
 
     Raises:
-      ValueError: if there is no page, or not one text a page.
-      EmbeddingError: for NaN, zeros, wrong dimensions, or equal vectors of different pages.
+      ValueError: if there is no page, or not one text a page; if more than half of the pages
+        that differ have the vectors of another one. Fewer are a warning that names them.
+      EmbeddingError: for NaN, zeros or wrong dimensions.
     """
     if len(texts) != len(store) or not len(store):
         raise ValueError(f'{len(texts)} texts for {len(store)} pages')
@@ -135,41 +137,18 @@ def check_page_vectors(embedder: Embedder, page: PageContent, vectors: np.ndarra
         raise EmbeddingError(f'page {page.page_id!r}: a vector of length {worst:.3g}, expected 1')
 
 
-class DifferenceCheck:
-    """Finds pages that differ, but have equal vectors.
-
-    An embedder that does not look at its input, or looks at the same one again and again,
-    gives every page the same vectors. Pages that the model cannot tell apart, such as
-    blank ones, are no error.
-    """
-
-    def __init__(self, embedder: Embedder):
-        self._embedder = embedder
-        self._seen: dict[bytes, PageContent] = {}
-
-    def add(self, page: PageContent, vectors: np.ndarray) -> None:
-        """Raises an `EmbeddingError` that names two pages, if it is so."""
-        digest = hashlib.sha256(np.ascontiguousarray(vectors).view(np.uint8).data).digest()
-        other = self._seen.setdefault(digest, page)
-        if other is page:
-            return
-        if self._embedder.input_digest(page) != self._embedder.input_digest(other):
-            raise EmbeddingError(f'pages {other.page_id!r} and {page.page_id!r} differ, but have '
-                                 'equal vectors')
-
-
 class _Vectors:
     """Vectors by key: of the last run, or in a shard, of which one is in memory."""
 
     def __init__(self, known: Mapping[str, np.ndarray], shards: Mapping[Path, Sequence[str]]):
-        self._known = known
+        self.known = known
         self._shards = shards
         self._file_of = {key: file for file, keys in shards.items() for key in keys}
         self._open: tuple[Path | None, Mapping[str, np.ndarray]] = None, {}
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key in self._known:
-            return self._known[key]
+        if key in self.known:
+            return self.known[key]
         file = self._file_of[key]
         if self._open[0] != file:
             read = _read_shard(file, self._shards[file])
@@ -216,13 +195,22 @@ def _join(
 ) -> None:
     """Writes the vectors of all pages, a page at a time, and removes the shards."""
     def checked() -> Iterator[np.ndarray]:
-        check, seen = DifferenceCheck(embedder), set()
+        seen: set[str] = set()
+        new: set[str] = set()
+        shared = SharedVectors(len(set(keys)))
         for page, key in zip(pages, keys, strict=True):
             rows = vectors[key]
             if key not in seen:
-                check.add(page, rows)
+                shared.add(page.page_id, rows, functools.partial(embedder.input_digest, page))
                 seen.add(key)
+                if key not in vectors.known:
+                    new.add(page.page_id)
             yield rows
+        # Of those of the last run it was said then.
+        groups = [group for group in shared.groups() if not new.isdisjoint(group)]
+        if groups:
+            _LOG.warning('these pages differ, but %s has the same vectors for them: %s',
+                         embedder.kind, tell_groups(groups))
 
     write_page_vectors(directory, checked(), [page.page_id for page in pages], keys, embedder.dims,
                        embedder.fingerprint, dtype)

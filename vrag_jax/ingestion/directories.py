@@ -53,6 +53,10 @@ class Entry:
     folder: str
     labels: tuple[str, ...] = ()
 
+    def is_in(self, folder: str) -> bool:
+        """Whether its file, or the folder of its images, is in a folder of its source."""
+        return f'{self.file}/'.startswith(f'{folder}/')
+
 
 def switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
             failures: Sequence[tuple[str, str]] | None = None) -> None:

@@ -33,8 +33,10 @@ class PageRecord:
       file: of its image, in the document's folder; '' if the page could not be read.
       width, height: pixels of the image.
       sha256: of the image file.
+      file_bytes: of the image file; 0 if they were not noted, as by earlier versions.
       text: of the page; None if it has no text layer and no OCR was made.
       by_ocr: whether the text was read by OCR.
+      ocr_error: why the OCR could not read it; '' if it could, or was not asked.
       error: why the page could not be read; '' if it could.
     """
 
@@ -44,8 +46,10 @@ class PageRecord:
     width: int = 0
     height: int = 0
     sha256: str = ''
+    file_bytes: int = 0
     text: str | None = None
     by_ocr: bool = False
+    ocr_error: str = ''
     error: str = ''
 
 
@@ -112,7 +116,8 @@ def finish(folder: Path, count: int, renderer: str) -> None:
             sync(path)
     sync(folder)
     name = folder.name.removesuffix(PARTIAL).removesuffix(OCR)
-    final = folder.with_name(name + OCR * any(page.by_ocr for page in pages))
+    asked = any(page.by_ocr or page.ocr_error for page in pages)
+    final = folder.with_name(name + OCR * asked)
     if final.exists():  # Two documents of one content.
         shutil.rmtree(folder)
     else:
@@ -126,14 +131,25 @@ def read_document(folder: Path) -> list[PageRecord]:
     return [PageRecord(**page) for page in content['pages']]
 
 
-def whole_document(folder: Path) -> list[PageRecord] | None:
-    """Returns the pages of a document; None if its list is damaged or an image is missing."""
+def whole_document(folder: Path, verify: bool = False) -> list[PageRecord] | None:
+    """Returns the pages of a document; None if its list or an image is damaged or missing.
+
+    Args:
+      folder: of the document.
+      verify: whether images are known by their SHA-256, too, not by their size alone.
+    """
     try:
         pages = read_document(folder)
     except (ValueError, KeyError, TypeError):
         return None
-    there = set(os.listdir(folder))
-    return pages if all(page.file in there for page in pages if page.file) else None
+    with os.scandir(folder) as files:
+        sizes = {file.name: file.stat().st_size for file in files}
+    for page in pages:
+        if page.file and (
+                page.file not in sizes or page.file_bytes not in (0, sizes[page.file])
+                or verify and file_digest(folder / page.file) != page.sha256):
+            return None
+    return pages
 
 
 def _record_name(index: int) -> str:

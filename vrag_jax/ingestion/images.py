@@ -3,6 +3,7 @@
 import math
 import os
 import struct
+import warnings
 import zlib
 from pathlib import Path
 
@@ -12,10 +13,18 @@ _PILLOW_FORMATS = {'jpeg': 'JPEG', 'webp': 'WEBP', 'png': 'PNG'}
 _SUFFIXES = {'jpeg': '.jpg', 'webp': '.webp', 'png': '.png'}
 _KEPT_SUFFIXES = {'JPEG': '.jpg', 'WEBP': '.webp', 'PNG': '.png'}
 _MAX_SIDE = 16_383  # Of WebP, the least of all formats.
+MAX_PIXELS = 1_000_000_000  # Of an image file; some KB of PNG may claim to be any number.
 # What Pillow raises for files that are broken in one way or another.
 _UNREADABLE = (OSError, SyntaxError, EOFError, ValueError, TypeError, KeyError, IndexError,
                OverflowError, ArithmeticError, AttributeError, struct.error, zlib.error,
                Image.DecompressionBombError)
+
+
+def allow_large_images() -> None:
+    """Lets this process open images of up to `MAX_PIXELS`, where Pillow refuses a fifth of it."""
+    # Pillow warns of more than its limit, and refuses more than twice as much.
+    Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+    warnings.simplefilter('ignore', Image.DecompressionBombWarning)
 
 
 def count_frames(file: Path) -> int:
@@ -37,7 +46,7 @@ def store_image(file: Path, frame: int, target: Path, image_format: str, quality
 
     A file that is upright, opaque, of one frame and not too large is copied byte for byte
     if it is a JPEG, PNG or WebP; anything else is turned by its EXIF orientation, laid on
-    white and encoded anew.
+    white, scaled down and encoded anew.
 
     Args:
       file: the image file.
@@ -49,21 +58,30 @@ def store_image(file: Path, frame: int, target: Path, image_format: str, quality
       The file written, and its width and height.
 
     Raises:
-      ValueError: if it cannot be read.
+      ValueError: if it cannot be read, or has more than `MAX_PIXELS`.
+      OSError: if the image of the page cannot be written.
     """
     try:
         with Image.open(file) as image:
             image.seek(frame)
+            if image.width * image.height > MAX_PIXELS:
+                raise ValueError(f'its {image.width} x {image.height} pixels are more than '
+                                 f'{MAX_PIXELS}')
             if _can_be_kept(image, max_pixels):
                 image.load()  # A truncated file is found now.
-                written = target.with_name(target.name + _KEPT_SUFFIXES[image.format or ''])
-                _replace(written, file.read_bytes())
-                return written, image.size
-            upright = upright_rgb(image)
+                suffix, content = _KEPT_SUFFIXES[image.format or ''], file.read_bytes()
+                size, upright = image.size, None
+            else:
+                # A JPEG can be decoded at a half, a quarter or an eighth of its sides.
+                image.draft(None, _limited(image.size, max_pixels))
+                upright = upright_rgb(image, max_pixels)
     except _UNREADABLE as error:
         raise ValueError(f'cannot be read as an image: {error}') from error
-    limited = limit_pixels(upright, max_pixels)
-    return encode_image(limited, target, image_format, quality), limited.size
+    if upright is not None:
+        return encode_image(upright, target, image_format, quality), upright.size
+    written = target.with_name(target.name + suffix)
+    _replace(written, content)
+    return written, size
 
 
 def encode_image(image: Image.Image, target: Path, image_format: str, quality: int) -> Path:
@@ -86,19 +104,38 @@ def encode_image(image: Image.Image, target: Path, image_format: str, quality: i
     return file
 
 
-def upright_rgb(image: Image.Image) -> Image.Image:
-    """Returns a picture turned by its EXIF orientation, on white, as 8-bit RGB."""
-    turned = ImageOps.exif_transpose(image)
+def upright_rgb(image: Image.Image, max_pixels: int) -> Image.Image:
+    """Returns a picture turned by its EXIF orientation, on white, as 8-bit RGB.
+
+    It is scaled down to `max_pixels` as early as its mode allows it: what is made of it on the
+    way is small.
+
+    Args:
+      image: is turned in place.
+      max_pixels: see `limit_pixels`.
+    """
+    ImageOps.exif_transpose(image, in_place=True)
+    turned = image
     if turned.mode == 'F':
         raise ValueError('its pixels are floating-point numbers, of unknown range')
     if turned.mode.startswith('I'):
         # 16-bit scans: `convert` would cut off, not scale, what is above 255.
-        turned = turned.convert('F').point(lambda value: value * (1 / 257) + 0).convert('L')
+        turned = limit_pixels(turned.convert('F'), max_pixels)
+        turned = turned.point(lambda value: value * (1 / 257) + 0).convert('L')
+    elif turned.mode == '1':
+        turned = turned.convert('L')
     if turned.has_transparency_data:
-        layer = turned.convert('RGBA')
+        layer = limit_pixels(_as(turned, 'RGBA'), max_pixels)
         turned = Image.new('RGBA', layer.size, 'white')
         turned.alpha_composite(layer)
-    return turned.convert('RGB')
+    elif turned.mode != 'L':
+        turned = _as(turned, 'RGB')
+    return limit_pixels(turned, max_pixels).convert('RGB')
+
+
+def _as(image: Image.Image, mode: str) -> Image.Image:
+    """Returns the image in a mode; `convert` would copy one that is in it already."""
+    return image if image.mode == mode else image.convert(mode)
 
 
 def limit_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
@@ -107,13 +144,20 @@ def limit_pixels(image: Image.Image, max_pixels: int) -> Image.Image:
     Returns:
       The image itself if it is small enough.
     """
-    width, height = image.size
+    size = _limited(image.size, max_pixels)
+    if size == image.size:
+        return image
+    return image.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
+
+
+def _limited(size: tuple[int, int], max_pixels: int) -> tuple[int, int]:
+    width, height = size
     scale = min(math.sqrt(max_pixels / (width * height)), _MAX_SIDE / max(width, height))
     if scale >= 1:
-        return image
+        return size
     # A side of less than a pixel becomes one; the other is then bounded by itself.
     width, height = (min(max(1, int(side * scale)), max_pixels) for side in (width, height))
-    return image.resize((width, height), Image.Resampling.LANCZOS, reducing_gap=3.0)
+    return width, height
 
 
 def _can_be_kept(image: Image.Image, max_pixels: int) -> bool:

@@ -9,7 +9,7 @@ import collections
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +31,9 @@ def ingest(sources: Sequence[Path], directory: Path,
     """Makes the pages of a directory those of the sources, reading only what has changed.
 
     Documents that are new or whose content has changed are read; those that are in no source
-    any more are deleted (`IngestConfig.delete_missing`); a file that cannot be read is
-    reported, and if an earlier version of it was ingested, that one stays. May be killed at
-    any point and called again.
+    any more are deleted (`IngestConfig.delete_missing`); a file that cannot be read, or a
+    folder that cannot be listed, is reported, and what was ingested of it before stays. May be
+    killed at any point and called again.
 
     Args:
       sources: PDF and image files, and folders of them.
@@ -57,15 +57,17 @@ def ingest(sources: Sequence[Path], directory: Path,
     """
     started = time.monotonic()
     sources, directory = [Path(source) for source in sources], Path(directory)
-    documents, problems = find_documents(sources, config.images, directory)
+    documents, problems, unlisted = find_documents(sources, config.images, directory)
     if not documents:
-        raise FileNotFoundError(f'sources {[str(s) for s in sources]}: no PDF or image there')
+        raise FileNotFoundError('; '.join([
+            f'sources {[str(s) for s in sources]}: no PDF or image there',
+            *(f'{label}: {reason}' for label, reason in problems)]))
     metadata = read_metadata(config.metadata, sources)
     directory.mkdir(parents=True, exist_ok=True)
     with directories.locked(directory) as lock:
         directories.check_settings(directory, config)
         directories.remove_partial(directory)
-        run = _Run(directory, config, progress)
+        run = _Run(directory, config, progress, unlisted)
         run.check_deletions(documents)
         with WorkerPool(config, (lock,)) as pool:
             run.inspect(documents, pool)
@@ -110,11 +112,13 @@ def delete_documents(directory: Path, names: Sequence[str]) -> None:
 class _Run:
     """An ingestion at work."""
 
-    def __init__(self, directory: Path, config: IngestConfig, progress: bool):
+    def __init__(self, directory: Path, config: IngestConfig, progress: bool,
+                 unlisted: Sequence[str]):
         self._directory = directory
         self._folders = directory / directories.FOLDERS
         self._config = config
         self._progress = progress
+        self._unlisted = unlisted  # Folders: what is there is not known.
         self._old = directories.read_entries(directory)
         self._entries: dict[str, Entry] = {}
         self._todo: dict[str, tuple[Document, dict[str, Any]]] = {}
@@ -126,13 +130,18 @@ class _Run:
 
     def check_deletions(self, documents: Sequence[Document]) -> None:
         """Raises a ValueError if more documents would be deleted than may be."""
-        gone = sorted(set(self._old) - {document.name for document in documents})
+        gone = self._gone({document.name for document in documents})
         most = self._config.most_deleted * len(self._old)
         if self._config.delete_missing and len(gone) > most:
             raise ValueError(
                 f'{self._directory}: {len(gone)} of its {len(self._old)} documents are in no '
                 f'source, e.g. {gone[0]!r}. Are these the right sources? To delete them raise '
                 'most_deleted, to keep them set delete_missing=False')
+
+    def _gone(self, names: Collection[str]) -> list[str]:
+        """Names of the old documents that are not among these, nor where nobody can look."""
+        return sorted(name for name, entry in self._old.items() if name not in names
+                      and not any(entry.is_in(folder) for folder in self._unlisted))
 
     def inspect(self, documents: Sequence[Document], pool: WorkerPool) -> None:
         """Finds out which documents have to be read."""
@@ -160,7 +169,7 @@ class _Run:
             labels = document.labels if document.kind == 'images' else ()
             self._entries[document.name] = Entry(
                 document.name, document.label, reply['sha256'], key, labels)
-            if self._complete(key) is None:
+            if self._complete(key, verify=self._config.verify) is None:
                 # Of documents of the same content one is read.
                 self._todo.setdefault(key, (document, reply))
 
@@ -220,10 +229,10 @@ class _Run:
     def write(self, metadata: Metadata, problems: Sequence[tuple[str, str]], started: float
               ) -> IngestReport:
         """Switches to the new pages, removes what belongs to none, and reports."""
-        if not self._config.delete_missing:
-            for name in sorted(set(self._old) - set(self._titles)):
-                self._entries[name] = self._old[name]
-                self._kept.add(name)
+        deleted = self._gone(self._titles) if self._config.delete_missing else ()
+        for name in {*self._old} - {*self._titles} - {*deleted}:
+            self._entries[name] = self._old[name]
+            self._kept.add(name)
         pages: list[Page] = []
         ocr = unread = 0
         entries = []
@@ -235,10 +244,12 @@ class _Run:
             records = folders.read_document(self._folders / folder)
             for record in records:
                 label = entry.labels[record.index] if entry.labels else entry.file
+                where = label if entry.labels else f'{label}, page {record.page}'
                 if record.error:
-                    where = label if entry.labels else f'{label}, page {record.page}'
                     self._failures.append((where, record.error))
                     continue
+                if record.ocr_error:
+                    self._failures.append((where, f'{record.ocr_error} (the page is kept)'))
                 pages.append(Page(
                     f'{name}_{record.page}', name, record.page,
                     f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
@@ -256,20 +267,21 @@ class _Run:
             unknown_metadata=tuple(metadata.unknown(self._labels)),
             seconds=time.monotonic() - started))
 
-    def _complete(self, key: str, kept: bool = False) -> str | None:
+    def _complete(self, key: str, kept: bool = False, verify: bool = False) -> str | None:
         """Returns the name of the finished folder of a content, None if there is none.
 
-        A folder that is damaged, or of which an image is missing, is removed.
+        A folder of which the list or an image is damaged or missing is removed.
 
         Args:
           key: of the content.
           kept: whether one without OCR will do, because the file is not there to be read.
+          verify: see `folders.whole_document`.
         """
         for name in (key + folders.OCR, key):
             if (self._folders / name / folders.DOCUMENT).is_file():
                 if kept:
                     return name
-                pages = folders.whole_document(self._folders / name)
+                pages = folders.whole_document(self._folders / name, verify)
                 if pages is None:
                     shutil.rmtree(self._folders / name)
                     continue
@@ -292,7 +304,7 @@ class _Run:
 
 
 def _is_unread(record: folders.PageRecord, config: IngestConfig) -> bool:
-    return (not record.error and not record.by_ocr
+    return (not record.error and not record.by_ocr and not record.ocr_error
             and len(record.text or '') < config.ocr_below)
 
 

@@ -30,6 +30,8 @@ class IngestConfig:
       delete_missing: whether documents that are in no source any more are deleted.
       most_deleted: fraction of the documents that one ingestion may delete; more is an error,
         before anything is done: the wrong sources may have been given.
+      verify: whether the stored images are compared with their SHA-256 before anything is read,
+        not with their size alone; reads them all.
       workers: processes; 0 is one a core.
       pages_per_task: pages that a process works on before it asks for more.
       timeout_s: seconds for a task, after which its document counts as unreadable.
@@ -45,6 +47,7 @@ class IngestConfig:
     metadata: str = ''
     delete_missing: bool = True
     most_deleted: float = 0.5
+    verify: bool = False
     workers: int = 0
     pages_per_task: int = 4
     timeout_s: float = 600.0

@@ -52,7 +52,7 @@ class Document:
 
 
 def find_documents(sources: Sequence[Path], images: str, exclude: Path
-                   ) -> tuple[list[Document], list[tuple[str, str]]]:
+                   ) -> tuple[list[Document], list[tuple[str, str]], list[str]]:
     """Lists the documents of files and folders, ordered by name.
 
     Args:
@@ -62,18 +62,27 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
       exclude: folder that is passed over, though it be inside of a source.
 
     Returns:
-      The documents, and (file, reason) of files that cannot be one.
+      The documents; (file, reason) of files that cannot be one, and of folders that cannot be
+      listed; labels of these folders.
 
     Raises:
       FileNotFoundError: if a source does not exist.
+      OSError: if a source is a folder that cannot be listed.
       ValueError: if a source is a file that is neither a PDF nor an image.
     """
     found: list[Document] = []
     problems: list[tuple[str, str]] = []
+    unlisted: list[str] = []
     for source in map(Path, sources):
         if source.is_dir():
-            files = list(_walk(source, {exclude.resolve()}))
+            closed: list[tuple[Path, OSError]] = []
+            files = list(_walk(source, {exclude.resolve()}, closed))
             top = source.resolve().name
+            for folder, error in closed:
+                if folder == source:
+                    raise error
+                unlisted.append(_printable(folder.relative_to(source).as_posix()))
+                problems.append((unlisted[-1], f'cannot be listed: {error.strerror or error}'))
         elif not source.exists():
             raise FileNotFoundError(f'source {source}: no such file or folder')
         elif source.suffix.lower() in (PDF_SUFFIX, *IMAGE_SUFFIXES):
@@ -84,11 +93,10 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
         labels = {}
         for file in files:
             label = file.relative_to(source).as_posix()
-            if label == label.encode('utf-8', 'replace').decode():
+            if label == _printable(label):
                 labels[file] = label
             else:
-                problems.append((label.encode('utf-8', 'replace').decode(),
-                                 'its name is not UTF-8'))
+                problems.append((_printable(label), 'its name is not UTF-8'))
         pictures = []
         for file, label in labels.items():
             suffix = file.suffix.lower()
@@ -108,18 +116,31 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path
         if other is not document and _real(other) != _real(document):
             problems.append((document.title, f'the document name {document.name!r} is taken by '
                                              f'{other.title}'))
-    return [by_name[name] for name in sorted(by_name)], sorted(problems)
+    return [by_name[name] for name in sorted(by_name)], sorted(problems), unlisted
 
 
-def _walk(folder: Path, passed: set[Path]) -> Iterable[Path]:
-    """Yields PDFs and images in the natural order of their paths; no folder twice."""
+def _walk(folder: Path, passed: set[Path], closed: list[tuple[Path, OSError]]) -> Iterable[Path]:
+    """Yields PDFs and images in the natural order of their paths; no folder twice.
+
+    Folders that cannot be listed are appended to `closed`, with the reason.
+    """
     passed.add(folder.resolve())
-    for path in sorted(folder.iterdir(), key=lambda p: natural_key(p.name)):
+    try:
+        paths = sorted(folder.iterdir(), key=lambda p: natural_key(p.name))
+    except OSError as error:
+        closed.append((folder, error))
+        return
+    for path in paths:
         if path.name.startswith('.'):
             continue
-        if path.is_dir():
+        try:
+            is_folder = path.is_dir()
+        except OSError as error:  # What it is cannot be asked where one may list, but not enter.
+            closed.append((path, error))
+            continue
+        if is_folder:
             if path.resolve() not in passed:  # A link may lead back to where it is.
-                yield from _walk(path, passed)
+                yield from _walk(path, passed, closed)
         elif path.suffix.lower() in (PDF_SUFFIX, *IMAGE_SUFFIXES):
             yield path
 
@@ -156,6 +177,11 @@ def _group(pictures: Sequence[tuple[Path, str]], images: str, top: str
             name, 'images', tuple(str(pages[n][0]) for n in numbers),
             tuple(pages[n][1] for n in numbers), numbers))
     return documents, problems
+
+
+def _printable(label: str) -> str:
+    """Returns a label with '?' for what is not UTF-8."""
+    return label.encode('utf-8', 'replace').decode()
 
 
 def _real(document: Document) -> list[str]:

@@ -22,7 +22,10 @@ from vrag_jax.ingestion.pdf import Pdf, version
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.sources import Document
 from vrag_jax.ingestion.words import Word
-from vrag_jax.retrieval.ocr import OcrReader
+from vrag_jax.retrieval.ocr import OcrError, OcrReader
+
+# They are not of a page: it is not noted as one that cannot be read, but tried another time.
+_OF_THE_RUN = (ImportError, OSError, MemoryError)
 
 
 class Worker:
@@ -67,8 +70,10 @@ class Worker:
             words: list[Word] = []
             try:
                 record, words = self._page(document, file, index, number, target)
-            except ValueError as error:
-                record = folders.PageRecord(number, index, error=str(error))
+            except _OF_THE_RUN:
+                raise
+            except Exception as error:
+                record = folders.PageRecord(number, index, error=_reason(error))
             _check_stamps([_stamp(document.files[file])], [stamps[file]], target)
             folders.write_page(target, record, words)
         return {}
@@ -96,15 +101,19 @@ class Worker:
             file, size = images.store_image(
                 Path(document.files[place]), frame, target, config.image_format, config.quality,
                 config.max_pixels)
-        known, by_ocr = len(text) >= config.ocr_below, False
+        known, by_ocr, ocr_error = len(text) >= config.ocr_below, False, ''
         if not known and config.ocr:
-            read, boxes = self._ocr.read_words(file)
-            by_ocr = True
-            if len(read) > len(text):
-                text, words = read, [Word(*box) for box in boxes]
+            try:
+                read, boxes = self._ocr.read_words(file)
+            except OcrError as error:
+                ocr_error = str(error)
+            else:
+                by_ocr = True
+                if len(read) > len(text):
+                    text, words = read, [Word(*box) for box in boxes]
         return folders.PageRecord(
-            number, index, file.name, *size, folders.file_digest(file),
-            text if known or by_ocr or text else None, by_ocr), words
+            number, index, file.name, *size, folders.file_digest(file), file.stat().st_size,
+            text if known or by_ocr or text else None, by_ocr, ocr_error), words
 
     def _open(self, file: str) -> Pdf:
         if self._pdf is None or self._pdf[0] != file:
@@ -160,10 +169,15 @@ def answer(tasks: Mapping[str, Callable[..., dict[str, Any]]], line: str) -> dic
         return tasks[fields.pop('task')](Document(**document), **fields)
     except ImportError as error:
         return {'fatal': str(error)}
-    except (ValueError, OSError, MemoryError) as error:
-        return {'error': str(error) or type(error).__name__}
-    except Exception as error:  # Of a library, over a broken file: the others go in.
-        return {'error': f'{type(error).__name__}: {error}'}
+    except Exception as error:  # The other documents go in.
+        return {'error': _reason(error)}
+
+
+def _reason(error: Exception) -> str:
+    """What is said of a file or page; an error of another kind is a library's, and is named."""
+    if isinstance(error, (ValueError, OSError, MemoryError)) and str(error):
+        return str(error)
+    return f'{type(error).__name__}: {error}'.removesuffix(': ')
 
 
 def _watch(lines: 'queue.SimpleQueue[str]') -> None:
@@ -181,6 +195,7 @@ def main() -> None:
     config = IngestConfig(**json.loads(sys.stdin.readline()))
     lines: queue.SimpleQueue[str] = queue.SimpleQueue()
     threading.Thread(target=_watch, args=(lines,), daemon=True).start()
+    images.allow_large_images()
     worker = Worker(config)
     tasks: dict[str, Callable[..., dict[str, Any]]] = {
         'inspect': worker.inspect, 'read': worker.read, 'finish': worker.finish}

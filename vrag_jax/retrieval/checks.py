@@ -1,11 +1,87 @@
 """Checks of page vectors before they are indexed: shape, finite numbers, sameness."""
 
+import functools
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 _DECIMALS = 4  # Numbers that agree to so many are the same: embedders compute in bfloat16.
+_LISTED = 10  # Groups in a message, and ids of a group.
+
+
+class SharedVectors:
+    """Finds pages that differ, but have the same vectors: no search can tell them apart.
+
+    A few such pages, blank ones for instance, are nothing to worry about. An embedder that does
+    not look at its input, or looks at the same one again and again, makes many.
+
+    Args:
+      total: pages that will be added; at most so many are different.
+      most: fraction of the different pages that may have the vectors of another one before
+        them; more is an error.
+    """
+
+    def __init__(self, total: int, most: float = 0.5):
+        self._total = total  # Of different pages, as far as is known.
+        self._most = most
+        self._first: dict[bytes, tuple[str, Callable[[], str]]] = {}
+        # By their vectors, ids of the pages that share them, by what was embedded of these.
+        self._groups: dict[bytes, dict[str, str]] = {}
+        self._count = 0
+
+    def add(self, page_id: str, rows: np.ndarray, content: Callable[[], str]) -> None:
+        """Adds a page.
+
+        Args:
+          page_id: of the page.
+          rows: [T, dims] of the page.
+          content: returns what they were made from, or a digest of it; pages of the same
+            content rightly have the same vectors. Is called only where vectors are shared.
+
+        Raises:
+          ValueError: if there are too many already, whatever comes; it names two pages.
+        """
+        # Adding 0 makes -0.0 0.0, which has other bytes.
+        rounded = np.asarray(rows, np.float32).round(_DECIMALS) + np.float32(0)
+        vectors = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
+        first_id, first_content = self._first.setdefault(vectors, (page_id, content))
+        if first_id == page_id:
+            return
+        if vectors not in self._groups:
+            self._groups[vectors] = {first_content(): first_id}
+        if self._groups[vectors].setdefault(content(), page_id) == page_id:
+            self._count += 1
+        else:
+            self._total -= 1
+        self._check()
+
+    def groups(self) -> list[tuple[str, ...]]:
+        """Returns the ids of pages that share their vectors, a group a vector, in order.
+
+        Raises:
+          ValueError: if there are too many; it names two pages.
+        """
+        self._check()
+        return [tuple(self._groups[vectors].values()) for vectors in self._first
+                if len(self._groups.get(vectors, ())) > 1]
+
+    def _check(self) -> None:
+        if self._count > self._most * self._total:
+            one, other, *_ = next(
+                group for group in self._groups.values() if len(group) > 1).values()
+            raise ValueError(f'{self._count} or more of {self._total} pages of different content '
+                             f'have the vectors of another one, e.g. {one!r} and {other!r}')
+
+
+def tell_groups(groups: Sequence[Sequence[str]]) -> str:
+    """Returns groups of page ids as a message lists them: the first, and how many more."""
+    told = [', '.join(group[:_LISTED]) + (f' and {len(group) - _LISTED} more pages'
+                                          if len(group) > _LISTED else '')
+            for group in groups[:_LISTED]]
+    if len(groups) > _LISTED:
+        told.append(f'and {len(groups) - _LISTED} more groups')
+    return '; '.join(told)
 
 
 def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[str], dims: int,
@@ -39,8 +115,10 @@ def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[st
         offsets = np.arange(len(ids) + 1)
     if len(offsets) != len(ids) + 1 or offsets[0] != 0 or offsets[-1] != len(vectors):
         raise ValueError(f'vectors: {len(vectors)} rows are not those of {len(ids)} pages')
-    first: dict[bytes, str] = {}  # The first page of each content.
-    pages: dict[bytes, list[str]] = {}  # Such pages by their vectors.
+    first: dict[str, str] = {}  # The first page of each content.
+    for page_id, content in zip(ids, contents, strict=True):
+        first.setdefault(content, page_id)
+    shared = SharedVectors(len(first), most_shared)
     for page_id, content, start, stop in zip(ids, contents, offsets[:-1], offsets[1:],
                                              strict=True):
         rows = np.asarray(vectors[start:stop], np.float32)
@@ -48,14 +126,6 @@ def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[st
             raise ValueError(f'page {page_id!r} has no vector')
         if not np.isfinite(rows).all():
             raise ValueError(f'the vectors of page {page_id!r} are not finite')
-        digest = hashlib.blake2b(content.encode('utf-8', 'surrogatepass')).digest()
-        if first.setdefault(digest, page_id) == page_id:
-            # Adding 0 makes -0.0 0.0, which has other bytes.
-            rounded = rows.round(_DECIMALS) + np.float32(0)
-            pages.setdefault(hashlib.blake2b(rounded.tobytes()).digest(), []).append(page_id)
-    shared = [tuple(group) for group in pages.values() if len(group) > 1]
-    count = sum(len(group) - 1 for group in shared)
-    if count > most_shared * len(first):
-        raise ValueError(f'{count} of {len(first)} pages of different content have the vectors of '
-                         f'another one, e.g. {shared[0][0]!r} and {shared[0][1]!r}')
-    return shared
+        if first[content] == page_id:
+            shared.add(page_id, rows, functools.partial(str, content))
+    return shared.groups()

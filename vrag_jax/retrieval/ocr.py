@@ -9,11 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 
 from vrag_jax.retrieval.pages import load_image
 
 # A word and its box (x1, y1, x2, y2) in pixels, right and lower edge excluded.
 OcrWord = tuple[str, tuple[int, int, int, int]]
+
+
+class OcrError(ValueError):
+    """An image that the OCR cannot read, such as a narrow strip; it can read others."""
 
 
 class OcrReader:
@@ -35,8 +40,10 @@ class OcrReader:
         """Returns the text of an image: one line a text line, in reading order.
 
         Raises:
-          ImportError: if the extra `ocr` is not installed and the text is not cached.
+          ImportError: if the extra `ocr` is not installed, or reads no image at all, and the
+            text is not cached.
           FileNotFoundError, ValueError: if the image cannot be read.
+          OcrError: if the OCR fails over this image.
         """
         if self._cache_dir is None:
             return self._lines(file, words=False)[0]
@@ -56,8 +63,9 @@ class OcrReader:
         """Returns the text as `read` does, and its words with their boxes; nothing is kept.
 
         Raises:
-          ImportError: if the extra `ocr` is not installed.
+          ImportError: if the extra `ocr` is not installed, or reads no image at all.
           FileNotFoundError, ValueError: if the image cannot be read.
+          OcrError: if the OCR fails over this image.
         """
         return self._lines(file, words=True)
 
@@ -66,14 +74,36 @@ class OcrReader:
             self._engine = _create_engine(self._threads)
         # RapidOCR takes arrays as BGR, the channel order of OpenCV.
         pixels = np.ascontiguousarray(np.asarray(load_image(file))[:, :, ::-1])
-        found = self._engine(pixels, return_word_box=words)
-        lines = found.txts or ()
-        boxes: list[OcrWord] = []
-        if words and lines:
-            size = pixels.shape[1], pixels.shape[0]
-            for line, corners, pieces in zip(lines, found.boxes, found.word_results, strict=True):
-                boxes += _line_words(line, corners, pieces, size)
-        return '\n'.join(lines), boxes
+        try:
+            return _recognize(self._engine, pixels, words)
+        except (ImportError, MemoryError):
+            raise
+        except Exception as error:  # RapidOCR has errors of many kinds, with no base of their own.
+            reason = f'{type(error).__name__}: {error}'.removesuffix(': ')
+            _check_engine(self._engine)
+            raise OcrError(f'OCR fails: {reason}') from error
+
+
+def _recognize(engine: Any, pixels: np.ndarray, words: bool) -> tuple[str, list[OcrWord]]:
+    found = engine(pixels, return_word_box=words)
+    lines = found.txts or ()
+    boxes: list[OcrWord] = []
+    if words and lines:
+        size = pixels.shape[1], pixels.shape[0]
+        for line, corners, pieces in zip(lines, found.boxes, found.word_results, strict=True):
+            boxes += _line_words(line, corners, pieces, size)
+    return '\n'.join(lines), boxes
+
+
+def _check_engine(engine: Any) -> None:
+    """Raises an ImportError if the OCR cannot read any image, as without its models."""
+    image = Image.new('RGB', (200, 60), 'white')
+    ImageDraw.Draw(image).text((20, 10), 'TEXT', 'black', ImageFont.load_default(32))
+    try:
+        _recognize(engine, np.asarray(image), words=True)
+    except Exception as error:
+        raise ImportError(f"the OCR reads no image at all ({type(error).__name__}: {error}): "
+                          "install 'vrag-jax[ocr]' anew") from error
 
 
 def _line_words(line: str, corners: Any, pieces: Sequence[tuple[str, float, Any]],

@@ -193,7 +193,7 @@ def load_image(path: Path) -> Image.Image:
             return ImageOps.exif_transpose(image).convert('RGB')
     except FileNotFoundError:
         raise FileNotFoundError(f'{path}: no such image') from None
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f'{path}: cannot be read as an image: {error}') from error
 
 
@@ -234,7 +234,7 @@ def _upright_size(path: Path) -> tuple[int, int]:
         with Image.open(path) as image:
             width, height = image.size
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f'{path}: cannot be read as an image: {error}') from error
     return (height, width) if turned else (width, height)
 

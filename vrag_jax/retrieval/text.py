@@ -1,10 +1,13 @@
 """Text of pages: known, from a PDF's text layer, or read by OCR."""
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from vrag_jax.retrieval.ocr import OcrReader
+from vrag_jax.retrieval.ocr import OcrError, OcrReader
 from vrag_jax.retrieval.pages import PageStore
+
+_LOG = logging.getLogger(__name__)
 
 
 def page_texts(store: PageStore, reader: OcrReader | None = None,
@@ -13,7 +16,8 @@ def page_texts(store: PageStore, reader: OcrReader | None = None,
 
     Args:
       store: the pages.
-      reader: reads the images of pages whose text is not known.
+      reader: reads the images of pages whose text is not known; a page over which it fails
+        has the text '', and a warning names it.
       progress: is called with (pages done, pages) after each page.
 
     Raises:
@@ -27,7 +31,11 @@ def page_texts(store: PageStore, reader: OcrReader | None = None,
             if reader is None:
                 raise ValueError(f'page {page.page_id!r} has no text in its manifest; OCR reads '
                                  'it with config.retrieval.ocr=True')
-            text = reader.read(store.path(page.page_id))
+            try:
+                text = reader.read(store.path(page.page_id))
+            except OcrError as error:
+                _LOG.warning('page %r stays without text: %s', page.page_id, error)
+                text = ''
         texts.append(text)
         if progress is not None:
             progress(len(texts), len(store))

@@ -34,8 +34,8 @@ class RetrievalConfig:
         this process; '' searches here.
       remote: how the service is asked.
       ocr: whether pages without text are read by OCR (extra `ocr`).
-      sources: files and folders, separated by commas, whose documents `build_index` ingests;
-        '' indexes the pages of `data`.
+      sources: files and folders whose documents `build_index` ingests: separated by commas, or
+        a tuple, in which names may have commas; '' and () index the pages of `data`.
       ingestion: how documents become pages.
     """
 
@@ -50,12 +50,14 @@ class RetrievalConfig:
     url: str = ''
     remote: RemoteSearchConfig = RemoteSearchConfig()
     ocr: bool = False
-    sources: str = ''
+    sources: str | tuple[str, ...] = ''
     ingestion: IngestConfig = IngestConfig()
 
     def __post_init__(self):
         if self.url:
             check_url(self.url)
+        if not isinstance(self.sources, str) and '' in self.sources:
+            raise ValueError(f"sources: expected paths, got '' in {self.sources}")
         taken = set(LEXICAL) & set(self.embedders)
         if taken:
             raise ValueError(f'embedders: {min(taken)!r} is the name of another retriever')
@@ -74,4 +76,6 @@ class RetrievalConfig:
 
     @property
     def source_paths(self) -> list[str]:
+        if not isinstance(self.sources, str):
+            return list(self.sources)
         return [path.strip() for path in self.sources.split(',') if path.strip()]

@@ -12,7 +12,7 @@ from vrag_jax.embedders.registry import load_embedder
 from vrag_jax.parallel.processes import is_main
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.bm25 import Bm25Retriever
-from vrag_jax.retrieval.checks import check_vectors
+from vrag_jax.retrieval.checks import check_vectors, tell_groups
 from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.engine import SearchEngine
@@ -126,8 +126,9 @@ def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str]) -> D
     encoder = NgramEncoder(config.encoder)
     encoder.fit(texts)
     vectors = encoder.encode_pages(texts)
-    for group in check_vectors(vectors, store.ids, texts, vectors.shape[1]):
-        _LOG.warning('no search by words tells these pages apart: %s', ', '.join(group[:10]))
+    groups = check_vectors(vectors, store.ids, texts, vectors.shape[1])
+    if groups:
+        _LOG.warning('no search by words tells these pages apart: %s', tell_groups(groups))
     return DenseRetriever(
         encoder, ScannIndex.build(vectors, store.ids, encoder.fingerprint, config.index))
 
