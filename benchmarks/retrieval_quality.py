@@ -106,9 +106,9 @@ def retrievers(data: DataSet, kept: Path) -> dict[str, Retriever]:
                                kept / f'{data.name}_minilm_{windows}', dtype='float32',
                                progress=print)
         minilm[windows] = (
-            LateInteractionRetriever.build(embedder, ids, vectors.rows, vectors.offsets)
+            LateInteractionRetriever.of_pages(embedder, ids, vectors)
             if windows == 'max' else
-            DenseRetriever.build(embedder, ids, np.asarray(vectors.rows)))
+            DenseRetriever.build(embedder, ids, np.concatenate(vectors)))
 
     def hybrid(*parts: tuple[Retriever, float]) -> Retriever:
         return HybridRetriever([part for part, _ in parts],

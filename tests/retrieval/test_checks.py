@@ -3,7 +3,12 @@
 import numpy as np
 import pytest
 
-from vrag_jax.retrieval.checks import SharedVectors, check_vectors, tell_groups
+from vrag_jax.retrieval.checks import (
+    SharedVectors,
+    check_vectors,
+    digest_of,
+    tell_groups,
+)
 
 IDS = ('a', 'b', 'c', 'd')
 
@@ -52,12 +57,12 @@ def test_what_was_embedded_is_looked_at_only_where_vectors_are_shared():
 
     shared = SharedVectors(8)
     for name, row, told in (('a', 0, 'x'), ('b', 1, 'y'), ('c', 2, 'z'), ('d', 3, 'w')):
-        shared.add(name, rows[row:row + 1], content(name, told))
+        shared.add(name, digest_of(rows[row:row + 1]), content(name, told))
     assert shared.groups() == [] and looked == []
-    shared.add('e', rows[1:2], content('e', 'y'))  # What the embedder sees of b, too.
-    shared.add('f', rows[1:2], content('f', 'v'))
-    shared.add('g', rows[:1], content('g', 'u'))
-    shared.add('h', rows[2:3], content('h', 't'))
+    shared.add('e', digest_of(rows[1:2]), content('e', 'y'))  # What the embedder sees of b, too.
+    shared.add('f', digest_of(rows[1:2]), content('f', 'v'))
+    shared.add('g', digest_of(rows[:1]), content('g', 'u'))
+    shared.add('h', digest_of(rows[2:3]), content('h', 't'))
     assert looked == ['b', 'e', 'f', 'a', 'g', 'c', 'h']
     assert shared.groups() == [('a', 'g'), ('b', 'f'), ('c', 'h')]  # 3 of 7.
 
@@ -65,10 +70,10 @@ def test_what_was_embedded_is_looked_at_only_where_vectors_are_shared():
 def test_many_pages_that_look_the_same_do_not_hide_that_the_others_have_their_vectors():
     shared = SharedVectors(10)
     for number in range(8):
-        shared.add(f'blank{number}', np.ones((1, 8)), lambda: 'blank')
-    shared.add('x', np.ones((1, 8)), lambda: 'x')
+        shared.add(f'blank{number}', digest_of(np.ones((1, 8))), lambda: 'blank')
+    shared.add('x', digest_of(np.ones((1, 8))), lambda: 'x')
     with pytest.raises(ValueError, match="2 or more of 3 pages .* 'blank0' and 'x'"):
-        shared.add('y', np.ones((1, 8)), lambda: 'y')
+        shared.add('y', digest_of(np.ones((1, 8))), lambda: 'y')
 
 
 def test_groups_are_listed_up_to_a_length():

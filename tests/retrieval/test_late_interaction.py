@@ -24,6 +24,7 @@ class WordEmbedder:
     """A vector a word: a fixed random one, and noise of the page it stands on."""
 
     kind, dims, multi_vector, fingerprint = 'words', DIMS, True, 'words 1'
+    reads = 'image'  # As if each word were a token of one.
 
     def _vector(self, word, salt=''):
         seed = list(f'{word}|{salt}'.encode())

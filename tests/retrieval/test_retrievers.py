@@ -26,7 +26,7 @@ IDS = [f'p{i}' for i in range(1, 6)]
 class HashEmbedder:
     """Counts words into 64 buckets, one vector a text, or a vector a word."""
 
-    kind, dims = 'hash', 64
+    kind, dims, reads = 'hash', 64, 'text'
 
     def __init__(self, multi_vector=False, name='1'):
         self.multi_vector = multi_vector

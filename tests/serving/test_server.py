@@ -1,7 +1,9 @@
 """The task `serve_index` as a user starts it, and how it ends."""
 
+import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,10 +13,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vrag_jax.retrieval.engine import SearchEngine
+from tests.embedders.fake import WordEmbedder
+from tests.serving.conftest import PAGES
+from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.server import listen
+from vrag_jax.tasks.retrieval_settings import RetrievalConfig
+from vrag_jax.tasks.retrievers import open_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -75,22 +81,57 @@ def test_a_config_that_cannot_work_is_refused_with_the_field(tmp_path, overrides
     assert process.returncode == 1 and message in output and 'Traceback' not in output
 
 
-def test_what_cannot_be_served_is_told_in_one_line(make_corpus, tmp_path):
+def refused(workdir, folder, *overrides):
+    """The last line of a service that ends, and leaves index and vectors as they were."""
+    def files():  # Every task leaves its config.
+        return {p: p.stat().st_mtime_ns for p in workdir.rglob('*')
+                if p.is_file() and p.name != 'config.json'}
+
+    before = files()
+    process = start(workdir, '--config.data.source=files',
+                    f'--config.data.manifest={folder / "pages.jsonl"}', *overrides)
+    try:
+        output, _ = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 1 and 'Traceback' not in output
+    assert files() == before
+    [*_, line] = output.splitlines()
+    assert line.startswith('serve: ')
+    return line
+
+
+def test_an_address_that_is_taken_is_told_in_one_line(make_corpus):
     folder = make_corpus()
-    given = ('--config.data.source=files', f'--config.data.manifest={folder / "pages.jsonl"}')
     with socket.socket() as taken:
         taken.bind(('127.0.0.1', 0))
         taken.listen()
         port = taken.getsockname()[1]
-        # The index in the folder is of n-grams; it stays as it is.
-        for workdir, override, message in (
-                (tmp_path / 'run', f'--config.serving.port={port}', 'cannot listen on'),
-                (folder, "--config.retrieval.retrievers=('bm25',)", 'have other settings')):
-            process = start(workdir, *given, override)
-            output, _ = process.communicate(timeout=60)
-            assert process.returncode == 1 and 'Traceback' not in output
-            assert output.splitlines()[-1].startswith('serve: ') and message in output
-    assert SearchEngine.open(folder / 'index', PageStore.open(folder / 'pages.jsonl'))
+        assert 'cannot listen on' in refused(folder, folder, f'--config.serving.port={port}')
+
+
+def test_an_index_that_is_not_as_configured_is_left_alone(make_corpus, tmp_path):
+    folder = make_corpus()  # Its index is of n-grams.
+    assert 'have other settings' in refused(
+        folder, folder, "--config.retrieval.retrievers=('bm25',)")
+    changed = make_corpus('changed', [(*PAGES[0][:3], 'other words', {}), *PAGES[1:]])
+    shutil.copytree(folder / 'index', tmp_path / 'run' / 'index')
+    line = refused(tmp_path / 'run', changed)
+    assert "the text of 'report_1' and 0 more has changed" in line and 'build_index' in line
+    [file] = (folder / 'index').glob('data-*/encoder/ngram.npz')
+    file.write_bytes(file.read_bytes()[:-1])
+    assert 'has a wrong SHA-256 checksum' in refused(folder, folder)
+
+
+def test_an_index_of_embedders_that_are_not_configured_is_left_alone(make_corpus, tmp_path):
+    folder = make_corpus()
+    config = RetrievalConfig(retrievers=('ngram', 'words'), embedders={'words': EmbedderConfig()})
+    open_engine(config, PageStore.open(folder / 'pages.jsonl'), tmp_path / 'run',
+                {'words': WordEmbedder()})
+    line = refused(tmp_path / 'run', folder)
+    assert 'made by embedder words' in line and 'given: none' in line
+    manifest = json.loads((tmp_path / 'run' / 'index' / 'manifest.json').read_text())
+    assert manifest['fields']['kind'] == 'hybrid'
 
 
 def test_only_this_machine_is_listened_to_by_default():

@@ -17,7 +17,7 @@ import numpy as np
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import exchange, share
 from vrag_jax.retrieval.artifact import ArtifactError
-from vrag_jax.retrieval.checks import SharedVectors, tell_groups
+from vrag_jax.retrieval.checks import SharedVectors, digest_of, tell_groups
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.page_vectors import DTYPES, PageVectors, write_page_vectors
 from vrag_jax.retrieval.pages import PageStore
@@ -90,7 +90,8 @@ def embed_corpus(
     pages = contents(store, texts)
     keys = content_keys(embedder.reads, store, texts)
     first = {key: page for page, key in reversed(list(zip(pages, keys, strict=True)))}
-    known = _known(directory, embedder, dtype)
+    last = _last(directory, embedder, dtype)
+    known = set(last.keys) if last is not None else set()
     missing = [key for key in dict.fromkeys(keys) if key not in known]
     groups = [missing[at : at + shard_pages] for at in range(0, len(missing), shard_pages)]
     files = [_shard_file(directory, embedder, dtype, group) for group in groups]
@@ -99,8 +100,9 @@ def embed_corpus(
         embedder, [[first[key] for key in groups[n]] for n in mine], [groups[n] for n in mine],
         [files[n] for n in mine], dtype, progress))
     # Every shard is on disk now. One process joins them; the others wait for its word.
-    vectors = _Vectors(known, dict(zip(files, groups, strict=True)))
-    _agree(lambda: _join(embedder, pages, keys, vectors, directory, dtype) if is_main() else None)
+    vectors = _Vectors(last, dict(zip(files, groups, strict=True)))
+    _agree(lambda: _join(embedder, store.ids, keys, first, vectors, last, directory, dtype)
+           if is_main() else None)
     return PageVectors.open(directory)
 
 
@@ -140,15 +142,17 @@ def check_page_vectors(embedder: Embedder, page: PageContent, vectors: np.ndarra
 class _Vectors:
     """Vectors by key: of the last run, or in a shard, of which one is in memory."""
 
-    def __init__(self, known: Mapping[str, np.ndarray], shards: Mapping[Path, Sequence[str]]):
-        self.known = known
+    def __init__(self, last: PageVectors | None, shards: Mapping[Path, Sequence[str]]):
+        self._last = last
+        self._places = {} if last is None else last.places()
         self._shards = shards
         self._file_of = {key: file for file, keys in shards.items() for key in keys}
         self._open: tuple[Path | None, Mapping[str, np.ndarray]] = None, {}
 
     def __getitem__(self, key: str) -> np.ndarray:
-        if key in self.known:
-            return self.known[key]
+        if self._last is not None and key in self._places:
+            file_number, first, count = self._places[key]
+            return self._last.files[file_number][first : first + count]
         file = self._file_of[key]
         if self._open[0] != file:
             read = _read_shard(file, self._shards[file])
@@ -190,45 +194,44 @@ def _run_ahead(embedder: Embedder, shards: Sequence[Sequence[PageContent]]
 
 
 def _join(
-    embedder: Embedder, pages: Sequence[PageContent], keys: Sequence[str], vectors: _Vectors,
+    embedder: Embedder, ids: tuple[str, ...], keys: Sequence[str],
+    first: Mapping[str, PageContent], vectors: _Vectors, last: PageVectors | None,
     directory: Path, dtype: str,
 ) -> None:
-    """Writes the vectors of all pages, a page at a time, and removes the shards."""
-    def checked() -> Iterator[np.ndarray]:
-        seen: set[str] = set()
-        new: set[str] = set()
-        shared = SharedVectors(len(set(keys)))
-        for page, key in zip(pages, keys, strict=True):
-            rows = vectors[key]
-            if key not in seen:
-                shared.add(page.page_id, rows, functools.partial(embedder.input_digest, page))
-                seen.add(key)
-                if key not in vectors.known:
-                    new.add(page.page_id)
-            yield rows
+    """Writes what is new of the vectors, a page at a time, and removes the shards.
+
+    `first` is the first page of each key.
+    """
+    if last is None or (last.ids, last.keys) != (ids, tuple(keys)):
+        digests = {} if last is None else dict(zip(last.keys, last.digests, strict=True))
+        shared, new = SharedVectors(len(set(keys))), set()
+        for key in dict.fromkeys(keys):
+            page = first[key]
+            shared.add(page.page_id, digests.get(key) or digest_of(vectors[key]),
+                       functools.partial(embedder.input_digest, page))
+            if key not in digests:
+                new.add(page.page_id)
         # Of those of the last run it was said then.
         groups = [group for group in shared.groups() if not new.isdisjoint(group)]
         if groups:
             _LOG.warning('these pages differ, but %s has the same vectors for them: %s',
                          embedder.kind, tell_groups(groups))
-
-    write_page_vectors(directory, checked(), [page.page_id for page in pages], keys, embedder.dims,
-                       embedder.fingerprint, dtype)
+        write_page_vectors(directory, ids, keys, vectors.__getitem__, embedder.dims,
+                           embedder.fingerprint, dtype, last)
     shutil.rmtree(directory / _SHARDS, ignore_errors=True)
 
 
-def _known(directory: Path, embedder: Embedder, dtype: str) -> dict[str, np.ndarray]:
-    """Vectors of the last run by key, if they are of this embedder."""
+def _last(directory: Path, embedder: Embedder, dtype: str) -> PageVectors | None:
+    """Vectors of the last run, if they are of this embedder."""
     try:
         last = PageVectors.open(directory)
     except FileNotFoundError:
-        return {}
+        return None
     except ArtifactError as error:
         _LOG.warning('pages are embedded anew: %s', error)
-        return {}
-    if last.fingerprint != embedder.fingerprint or last.rows.dtype != DTYPES[dtype]:
-        return {}
-    return {key: last[page] for page, key in enumerate(last.keys)}
+        return None
+    same = last.fingerprint == embedder.fingerprint and last.dtype == DTYPES[dtype]
+    return last if same else None
 
 
 def _shard_file(directory: Path, embedder: Embedder, dtype: str, keys: Sequence[str]) -> Path:

@@ -25,7 +25,7 @@ from typing import Any, TypeVar
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
-_LOCK = '.lock'
+_LOCK, _MAKING, _SCRATCH = '.lock', '.making', 'scratch'
 LARGE = 64 << 20  # Bytes from which a file's checksum is not computed at each opening.
 
 _T = TypeVar('_T')
@@ -48,7 +48,7 @@ def write_artifact(directory: Path, kind: str,
     """
     directory = Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory):
+    with _locked(directory / _LOCK):
         _write(directory, kind, write_files)
 
 
@@ -81,10 +81,29 @@ def _write(directory: Path, kind: str, write_files: Callable[[Path], dict[str, A
 
 
 @contextlib.contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """Waits for another writer of a directory, who would remove what is written here."""
-    with open(directory / _LOCK, 'w') as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+def making(directory: Path) -> Iterator[Path]:
+    """Waits for others who make a new version, and yields a folder for what is not written yet.
+
+    It lies in the directory, so that files can be linked from it, and is removed at the end;
+    what one that was killed has left there, at the beginning.
+    """
+    directory = Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    scratch = directory / _SCRATCH
+    with _locked(directory / _MAKING):
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        try:
+            yield scratch
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    """Waits for another who has the lock, e.g. a writer, who would remove what is written here."""
+    with open(file, 'w') as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 

@@ -45,6 +45,7 @@ class Bm25Retriever:
     """
 
     kind = 'bm25'
+    reads = frozenset({'text'})
 
     def __init__(self, model: Any, ids: Sequence[str], config: Bm25Config,
                  fingerprint: str):

@@ -25,26 +25,23 @@ class SharedVectors:
     def __init__(self, total: int, most: float = 0.5):
         self._total = total  # Of different pages, as far as is known.
         self._most = most
-        self._first: dict[bytes, tuple[str, Callable[[], str]]] = {}
+        self._first: dict[str, tuple[str, Callable[[], str]]] = {}
         # By their vectors, ids of the pages that share them, by what was embedded of these.
-        self._groups: dict[bytes, dict[str, str]] = {}
+        self._groups: dict[str, dict[str, str]] = {}
         self._count = 0
 
-    def add(self, page_id: str, rows: np.ndarray, content: Callable[[], str]) -> None:
+    def add(self, page_id: str, vectors: str, content: Callable[[], str]) -> None:
         """Adds a page.
 
         Args:
           page_id: of the page.
-          rows: [T, dims] of the page.
+          vectors: `digest_of` its rows.
           content: returns what they were made from, or a digest of it; pages of the same
             content rightly have the same vectors. Is called only where vectors are shared.
 
         Raises:
           ValueError: if there are too many already, whatever comes; it names two pages.
         """
-        # Adding 0 makes -0.0 0.0, which has other bytes.
-        rounded = np.asarray(rows, np.float32).round(_DECIMALS) + np.float32(0)
-        vectors = hashlib.blake2b(rounded.tobytes(), digest_size=16).digest()
         first_id, first_content = self._first.setdefault(vectors, (page_id, content))
         if first_id == page_id:
             return
@@ -72,6 +69,13 @@ class SharedVectors:
                 group for group in self._groups.values() if len(group) > 1).values()
             raise ValueError(f'{self._count} or more of {self._total} pages of different content '
                              f'have the vectors of another one, e.g. {one!r} and {other!r}')
+
+
+def digest_of(rows: np.ndarray) -> str:
+    """Returns a digest of a page's vectors [T, dims], equal if they agree to four decimals."""
+    # Adding 0 makes -0.0 0.0, which has other bytes.
+    rounded = np.asarray(rows, np.float32).round(_DECIMALS) + np.float32(0)
+    return hashlib.blake2b(rounded.tobytes(), digest_size=16).hexdigest()
 
 
 def tell_groups(groups: Sequence[Sequence[str]]) -> str:
@@ -127,5 +131,5 @@ def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[st
         if not np.isfinite(rows).all():
             raise ValueError(f'the vectors of page {page_id!r} are not finite')
         if first[content] == page_id:
-            shared.add(page_id, rows, functools.partial(str, content))
+            shared.add(page_id, digest_of(rows), functools.partial(str, content))
     return shared.groups()

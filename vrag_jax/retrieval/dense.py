@@ -1,7 +1,7 @@
 """Retrieval by one vector a page, of a lexical encoder or an embedder."""
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,7 +12,7 @@ from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.encoders import PageEncoder, read_encoder
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
-from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder
+from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
 
 
 class DenseRetriever:
@@ -41,7 +41,8 @@ class DenseRetriever:
 
     @classmethod
     def build(cls, embedder: Embedder, ids: Sequence[str], vectors: np.ndarray,
-              config: IndexConfig = IndexConfig()) -> 'DenseRetriever':  # noqa: B008 (immutable)
+              config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
+              queries: Sequence[str] = ()) -> 'DenseRetriever':
         """Indexes what an embedder made of pages.
 
         Args:
@@ -49,18 +50,26 @@ class DenseRetriever:
           ids: of the pages.
           vectors: [N, D] float32, one a page.
           config: of the index.
+          queries: for which recall is measured, `config.recall_queries` of them at most;
+            by default for vectors of pages, perturbed.
         """
         if embedder.multi_vector:
             raise ValueError(f'{embedder.kind} makes several vectors a page: use late interaction')
-        return cls(embedder, ScannIndex.build(vectors, ids, embedder.fingerprint, config))
+        given = recall_vectors(lambda q: np.concatenate(embedder.embed_queries(q)), queries,
+                               config, len(ids))
+        return cls(embedder, ScannIndex.build(vectors, ids, embedder.fingerprint, config,
+                                              queries=given))
 
     @classmethod
     def fit(cls, encoder: PageEncoder, ids: Sequence[str], texts: Sequence[str],
-            config: IndexConfig = IndexConfig()) -> 'DenseRetriever':  # noqa: B008 (immutable)
-        """Fits a lexical encoder on the pages' texts and indexes them."""
+            config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
+            queries: Sequence[str] = ()) -> 'DenseRetriever':
+        """Fits a lexical encoder on the pages' texts and indexes them; otherwise as `build`."""
         encoder.fit(texts)
         vectors = encoder.encode_pages(texts)
-        return cls(encoder, ScannIndex.build(vectors, ids, encoder.fingerprint, config))
+        given = recall_vectors(encoder.encode_queries, queries, config, len(ids))
+        return cls(encoder, ScannIndex.build(vectors, ids, encoder.fingerprint, config,
+                                             queries=given))
 
     @property
     def fingerprint(self) -> str:
@@ -69,6 +78,10 @@ class DenseRetriever:
     @property
     def ids(self) -> tuple[str, ...]:
         return self.index.ids
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({'text' if self._embedder is None else self._embedder.reads})
 
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
         if not queries:
@@ -95,13 +108,18 @@ class DenseRetriever:
             pages = changes.pages()
             return DenseRetriever.fit(
                 copy.copy(self._lexical), [page.page_id for page in pages],
-                [page.text for page in pages], self.index.config)
-        assert self._embedder is not None
+                [page.text for page in pages], self.index.config, changes.queries)
+        embedder = self._embedder
+        assert embedder is not None
         ids = [page.page_id for page in changes.added]
         vectors = np.zeros((0, self.index.dims), np.float32)
         if ids:
-            vectors = np.concatenate(self._embedder.embed_pages(changes.added))
-        return DenseRetriever(self.encoder, self.index.updated(vectors, ids, changes.deleted))
+            vectors = np.concatenate(changes.vectors(embedder))
+        index = self.index.updated(
+            vectors, ids, changes.deleted, queries=lambda count: recall_vectors(
+                lambda q: np.concatenate(embedder.embed_queries(q)), changes.queries,
+                self.index.config, count))
+        return DenseRetriever(self.encoder, index.in_order(changes.order or index.ids))
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         (folder / 'encoder').mkdir()
@@ -127,3 +145,17 @@ class DenseRetriever:
         else:
             encoder = read_encoder(kind, folder / 'encoder', encoder_fields)
         return cls(encoder, ScannIndex.from_files(folder / 'index', index_fields))
+
+
+def recall_vectors(encode: Callable[[list[str]], np.ndarray], queries: Sequence[str],
+                   config: IndexConfig, pages: int) -> np.ndarray | None:
+    """Returns vectors of queries for which the recall of an index of so many pages is measured.
+
+    They are [Q, D], `config.recall_queries` at most; None if there is nothing to measure, or
+    no query that anything can match.
+    """
+    if not queries or pages < config.exact_below or not config.recall_queries:
+        return None
+    vectors = encode(sample_queries(queries, config.recall_queries))
+    vectors = vectors[np.any(vectors != 0, axis=1)]
+    return vectors if len(vectors) else None

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vrag_jax.retrieval.artifact import ArtifactError, open_artifact, write_artifact
 from vrag_jax.retrieval.batching import MicroBatcher
 from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.embedding import Embedder, PageContent
@@ -15,9 +14,8 @@ from vrag_jax.retrieval.encoders import PageEncoder
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.pages import Page, PageStore
-from vrag_jax.retrieval.retriever import Changes, Retriever, read_retriever
-
-_KIND = 'search_engine'
+from vrag_jax.retrieval.retriever import Changes, Retriever
+from vrag_jax.retrieval.stored_index import StoredIndex, check_ids, write_index
 
 
 class Hit(NamedTuple):  # Of which a search makes many: a dataclass takes four times as long.
@@ -116,7 +114,7 @@ class SearchEngine:
 
         Args:
           directory: what was saved.
-          store: the same pages.
+          store: the same pages, in any order; own fields may be others.
           embedders: that made the vectors in it, found by their fingerprints.
           cache_size: queries whose hits are kept at most.
           verify: compute the checksums of large files, too, see `artifact`.
@@ -126,27 +124,13 @@ class SearchEngine:
           ArtifactError: if it is corrupt, was made for other pages, or needs an embedder
             that is not given; says what differs.
         """
-        def read(folder: Path, fields: dict[str, Any]) -> Retriever:
-            retriever = read_retriever(fields.get('kind', DenseRetriever.kind), folder, fields,
-                                       embedders)
-            _check_pages(store, retriever)
-            if fields.get('pages') != store.fingerprint:
-                raise ArtifactError(f'{directory}: made for pages of the same ids, of which '
-                                    'something else (file, size, text, order) has changed in '
-                                    f'{store.folder}')
-            return retriever
-
-        return cls(store, open_artifact(directory, _KIND, read, verify), cache_size=cache_size)
+        stored = StoredIndex.read(directory, embedders, store, verify)
+        return cls(store, stored.retriever, cache_size=cache_size)
 
     def save(self, directory: Path) -> None:
         """Writes the retriever to a directory, replacing one that is there atomically."""
         state = self._state
-
-        def write(folder: Path) -> dict[str, Any]:
-            return {**state.retriever.write_files(folder), 'pages': state.store.fingerprint,
-                    'kind': state.retriever.kind}
-
-        write_artifact(directory, _KIND, write)
+        write_index(directory, state.store, state.retriever)
 
     @property
     def store(self) -> PageStore:
@@ -200,7 +184,8 @@ class SearchEngine:
             found |= self._batcher(_Request(state, new, k, wanted))
         return [list(found[query] or ()) for query in queries]
 
-    def add(self, pages: Sequence[Page], texts: Sequence[str] | None = None) -> None:
+    def add(self, pages: Sequence[Page], texts: Sequence[str] | None = None,
+            scratch: Path | None = None) -> None:
         """Adds pages; searches see all of them or none.
 
         Vectors of models are added to the index; lexical weights, which depend on all
@@ -209,24 +194,27 @@ class SearchEngine:
         Args:
           pages: new pages, of files relative to the store's folder.
           texts: their texts; by default those that the pages name, or ''.
+          scratch: where vectors of tokens are written until `save`: best on the file system
+            of the index, which then links the files; by default the system's folder for
+            temporary files.
 
         Raises:
           ValueError: if a page is there already; nothing has changed then.
         """
         if texts is not None and len(texts) != len(pages):
             raise ValueError(f'{len(texts)} texts for {len(pages)} pages')
-        self._change(pages, texts, frozenset())
+        self._change(pages, texts, frozenset(), scratch)
 
-    def delete(self, page_ids: Collection[str]) -> None:
+    def delete(self, page_ids: Collection[str], scratch: Path | None = None) -> None:
         """Takes pages out of search, as `add` puts them in.
 
         Raises:
           ValueError: if a page is not there, or none would be left.
         """
-        self._change((), None, frozenset(page_ids))
+        self._change((), None, frozenset(page_ids), scratch)
 
     def _change(self, pages: Sequence[Page], texts: Sequence[str] | None,
-                deleted: frozenset[str]) -> None:
+                deleted: frozenset[str], scratch: Path | None) -> None:
         with self._changing:
             state = self._state
             unknown = deleted - set(state.store.ids)
@@ -241,7 +229,8 @@ class SearchEngine:
             store = PageStore(state.store.folder, [*kept, *pages])
             retriever = state.retriever.updated(Changes(
                 [_content(store, page) for page in pages], deleted,
-                lambda: [_content(store, page, needs_text=True) for page in store]))
+                lambda: [_content(store, page, needs_text=True) for page in store],
+                store.ids, scratch=scratch))
             self._state = _State(store, retriever, self._cache_size, self.counts)
 
 
@@ -250,7 +239,7 @@ class _State:
 
     def __init__(self, store: PageStore, retriever: Retriever, cache_size: int,
                  counts: SearchCounts):
-        _check_pages(store, retriever)
+        check_ids(store, retriever)
         self.store = store
         self.retriever = retriever
         self.fields = PageFields([store[page_id] for page_id in retriever.ids])
@@ -311,12 +300,3 @@ def _content(store: PageStore, page: Page, needs_text: bool = False) -> PageCont
                          'weights depend')
     return PageContent(page.page_id, page.text or '', lambda: store.image(page.page_id),
                        (page.width, page.height))
-
-
-def _check_pages(store: PageStore, retriever: Retriever) -> None:
-    different = set(retriever.ids) ^ set(store.ids)
-    if different:
-        page_id = min(different)
-        place = 'index' if page_id not in store else 'page store'
-        raise ArtifactError(f'only the {place} holds page {page_id!r} ({len(different)} pages '
-                            'of index and page store differ)')

@@ -73,6 +73,10 @@ class HybridRetriever:
         parts = [repr(self.config), *(r.fingerprint for r in self.retrievers)]
         return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
 
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset().union(*(r.reads for r in self.retrievers))
+
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
         weights = self.config.weights or (1.0,) * len(self.retrievers)
         totals: list[dict[str, float]] = [defaultdict(float) for _ in queries]

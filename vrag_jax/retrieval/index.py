@@ -249,7 +249,8 @@ class ScannIndex:
                 'queries': len(queries), 'source': source}
 
     def updated(self, vectors: np.ndarray, ids: Sequence[str], deleted: Collection[str] = (),
-                all_vectors: Callable[[], np.ndarray] | None = None) -> 'ScannIndex':
+                all_vectors: Callable[[], np.ndarray] | None = None,
+                queries: Callable[[int], np.ndarray | None] = lambda count: None) -> 'ScannIndex':
         """Returns an index without some vectors and with others; this one stays as it is.
 
         Args:
@@ -258,6 +259,8 @@ class ScannIndex:
           deleted: ids that go.
           all_vectors: returns all vectors of the new index, [N, D], those kept first; is
             asked when the index is built anew and has not kept its vectors.
+          queries: returns those of `build` for an index of so many vectors; asked when it is
+            built anew.
 
         Raises:
           ValueError: as `build`, for an id to delete that is not there, or if nothing is
@@ -293,7 +296,15 @@ class ScannIndex:
             raise ValueError('the index has to be built anew and has not kept its vectors')
         _LOG.info('index of %d vectors built anew after %d changes', len(whole), changed)
         return ScannIndex.build(whole, new_ids, self.encoder, self.config,
-                                keep_vectors=self._vectors is not None)
+                                self._vectors is not None, queries(len(whole)))
+
+    def in_order(self, ids: Sequence[str]) -> 'ScannIndex':
+        """Returns an exact index with its vectors in the order of these ids; others as they are."""
+        if not self.exact or self._vectors is None or tuple(ids) == self.ids:
+            return self
+        row = {i: number for number, i in enumerate(self.ids)}
+        return ScannIndex.build(self._vectors[[row[i] for i in ids]], ids, self.encoder,
+                                self.config)
 
     def with_config(self, config: IndexConfig) -> 'ScannIndex':
         """Returns the same index, searched with other leaves and candidates.

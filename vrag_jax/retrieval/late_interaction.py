@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +15,17 @@ from vrag_jax.retrieval.embedding import Embedder, Grid
 from vrag_jax.retrieval.fde import FdeConfig, FdeEncoder
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.maxsim import maxsim, maxsim_all
-from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder
-from vrag_jax.retrieval.token_store import TokenConfig, TokenStore, let_go, pool_grid
+from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
+from vrag_jax.retrieval.token_pages import StorePages, perturbed_queries, pooled_pages, pools
+from vrag_jax.retrieval.token_store import TokenConfig, TokenStore
 
 _LOG = logging.getLogger(__name__)
 _SAMPLE = 1 << 17  # Tokens from which encodings and centroids are learnt.
 _PAGES = 256  # Encoded at a time.
 _UNUSED = 0.3  # Share of the token files that deleted pages may take.
+_MOST_FILES = 64  # Of tokens: each addition makes one.
+_LEARN = 0.5  # Share of the pages that may have come since encodings and centroids were learnt.
 _DIGITS = 4  # Scores that agree to so many decimals are equal.
-_NOISE = 0.75  # Norm of what is added to unit tokens to make a query to measure recall with.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,11 +70,15 @@ class LateInteractionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Candidates:
-    """What finds candidates: encodings, the index over them, and the table of centroids."""
+    """What finds candidates: encodings, the index over them, and the table of centroids.
+
+    Of the pages the last `since` have come since encodings and centroids were learnt.
+    """
 
     encoder: FdeEncoder
     index: ScannIndex
     centroids: CentroidTable | None
+    since: int = 0
 
 
 class LateInteractionRetriever:
@@ -106,20 +112,14 @@ class LateInteractionRetriever:
     @classmethod
     def build(cls, embedder: Embedder, ids: Sequence[str], tokens: np.ndarray, offsets: np.ndarray,
               config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
-              grids: Sequence[Grid] | None = None,
-              scratch: Path | None = None) -> 'LateInteractionRetriever':
-        """Indexes what an embedder made of pages.
+              grids: Sequence[Grid] | None = None, scratch: Path | None = None,
+              queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
+        """Indexes what an embedder made of pages, all of whose tokens are in one array.
 
         Args:
-          embedder: of several vectors a page.
-          ids: of the pages.
           tokens: [all tokens, D] unit rows, any float dtype; may be memory-mapped.
           offsets: int [pages + 1]; page i has the tokens from offsets[i] to offsets[i + 1].
-          config: how they are searched.
-          grids: rows and columns of each page's grid of tokens, and how many tokens come
-            before it; needed for pooling.
-          scratch: where the tokens are written until they are saved, see
-            `TokenStore.build`.
+          embedder, ids, config, grids, scratch, queries: see `of_pages`.
 
         Raises:
           ValueError: if shapes do not agree, an id stands twice, a page has no token, or
@@ -129,21 +129,49 @@ class LateInteractionRetriever:
         if len(offsets) != len(ids) + 1 or offsets[-1] != len(tokens) or not ids:
             raise ValueError(f'{len(ids)} ids and {len(tokens)} tokens do not fit {len(offsets)} '
                              f'offsets up to {offsets[-1] if len(offsets) else None}')
-        if len(set(ids)) != len(ids):
-            raise ValueError(f'{len(ids)} ids, of which {len(set(ids))} are different')
         pages = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-        store = TokenStore.build(_pooled(pages, config.tokens, grids), tokens.shape[1],
-                                 config.tokens, scratch)
-        return cls._indexed(embedder, ids, store, config)
+        return cls.of_pages(embedder, ids, pages, config, grids, scratch, queries)
+
+    @classmethod
+    def of_pages(cls, embedder: Embedder, ids: Sequence[str], pages: Sequence[np.ndarray],
+                 config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
+                 grids: Sequence[Grid] | None = None, scratch: Path | None = None,
+                 queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
+        """Indexes what an embedder made of pages.
+
+        Args:
+          embedder: of several vectors a page.
+          ids: of the pages.
+          pages: [T, D] unit rows of each, any float dtype; may be memory-mapped.
+          config: how they are searched.
+          grids: rows and columns of each page's grid of tokens, and how many tokens come
+            before it; needed for pooling.
+          scratch: where the tokens are written until they are saved, see
+            `TokenStore.build`.
+          queries: for which recall is measured, `config.recall_queries` of them at most;
+            by default for tokens of pages, perturbed.
+
+        Raises:
+          ValueError: if numbers do not agree, an id stands twice, a page has no token, or
+            a value is not finite.
+        """
+        ids = tuple(ids)
+        if len(set(ids)) != len(ids) or len(ids) != len(pages) or not ids:
+            raise ValueError(f'{len(ids)} ids, of which {len(set(ids))} are different, for '
+                             f'{len(pages)} pages')
+        store = TokenStore.build(pooled_pages(pages, embedder, config.tokens, grids),
+                                 pages[0].shape[-1], config.tokens, scratch)
+        return cls._indexed(embedder, ids, store, config, queries)
 
     @classmethod
     def _indexed(cls, embedder: Embedder, ids: tuple[str, ...], store: TokenStore,
-                 config: LateInteractionConfig) -> 'LateInteractionRetriever':
+                 config: LateInteractionConfig, queries: Sequence[str] = ()
+                 ) -> 'LateInteractionRetriever':
         if len(ids) < config.exact_below:
             return cls(embedder, ids, store, config, None)
-        sample = sample_tokens(_Pages(store), _SAMPLE, config.seed)
+        sample = sample_tokens(StorePages(store), _SAMPLE, config.seed)
         encoder = FdeEncoder.fit(sample, config.fde)
-        encodings = _encodings(encoder, _Pages(store))
+        encodings = _encodings(encoder, StorePages(store))
         index = ScannIndex.build(encodings, ids, encoder.fingerprint, config.index,
                                  keep_vectors=False)
         del encodings
@@ -151,15 +179,21 @@ class LateInteractionRetriever:
         if config.centroids:
             count = min(config.centroids, 8 * math.ceil(8 * math.sqrt(len(ids))))
             table = CentroidTable.fit(sample, count, config.seed)
-            table = table.with_pages(_Pages(store))
+            table = table.with_pages(StorePages(store))
         retriever = cls(embedder, ids, store, config, _Candidates(encoder, index, table))
         if config.recall_queries:
-            retriever.recall = retriever.measure_recall()
+            given = embedder.embed_queries(sample_queries(queries, config.recall_queries)) if (
+                queries) else []
+            retriever.recall = retriever.measure_recall([q for q in given if np.any(q)] or None)
         return retriever
 
     @property
     def fingerprint(self) -> str:
         return self.embedder.fingerprint
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.embedder.reads})
 
     @property
     def exact(self) -> bool:
@@ -236,7 +270,8 @@ class LateInteractionRetriever:
         """
         source = 'given' if queries is not None else 'perturbed'
         if queries is None:
-            queries = _perturbed(_Pages(self.store), self.config.recall_queries, self.config.seed)
+            queries = perturbed_queries(StorePages(self.store), self.config.recall_queries,
+                                        self.config.seed)
         k = min(k, len(self.ids))
         exact = maxsim_all(self.store, queries, np.arange(len(self.ids)))
         chosen = self.candidates(queries, max(k, self.config.candidates))
@@ -246,25 +281,30 @@ class LateInteractionRetriever:
                 'candidates': self.config.candidates, 'source': source}
 
     def updated(self, changes: Changes) -> 'LateInteractionRetriever':
-        pages = self.embedder.embed_pages(changes.added) if changes.added else []
-        grids = self.embedder.page_grids(changes.added) if self.config.tokens.pooling > 1 else None
-        return self.with_tokens([page.page_id for page in changes.added], pages, changes.deleted,
-                                grids)
+        grids = self.embedder.page_grids(changes.added) if (
+            pools(self.embedder, self.config.tokens)) else None
+        return self.with_tokens(
+            [page.page_id for page in changes.added], changes.vectors(self.embedder),
+            changes.deleted, grids, changes.scratch, changes.order, changes.queries)
 
     def with_tokens(self, ids: Sequence[str], pages: Sequence[np.ndarray],
                     deleted: Collection[str] = (),
-                    grids: Sequence[Grid] | None = None,
-                    scratch: Path | None = None) -> 'LateInteractionRetriever':
+                    grids: Sequence[Grid] | None = None, scratch: Path | None = None,
+                    order: Sequence[str] = (),
+                    queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
         """Returns a retriever without some pages and with others, of given tokens.
 
         Tokens, encodings and centroids of pages that stay are not touched. Centroids,
-        and what encodings were learnt from, stay those of the corpus at first.
+        and what encodings were learnt from, stay those of the corpus at first, until half of
+        the pages have come since.
 
         Args:
           ids: of the pages to add.
           pages: [T, D] tokens of each.
           deleted: ids of pages that go.
-          grids, scratch: as in `build`.
+          grids, scratch, queries: as in `of_pages`.
+          order: ids of all pages then, in the order of equal hits; of a retriever that goes
+            on as it is pages that are added come last all the same.
 
         Raises:
           ValueError: for an id that stands there already or, to delete, does not, or if
@@ -279,21 +319,29 @@ class LateInteractionRetriever:
         if len(set(new_ids)) != len(new_ids) or not new_ids or len(ids) != len(pages):
             raise ValueError(f'{len(new_ids)} ids, of which {len(set(new_ids))} are different, '
                              f'and {len(pages)} pages for {len(ids)} new ids')
-        new = TokenStore.build(_pooled(pages, self.config.tokens, grids), self.store.dims,
-                               self.config.tokens, scratch)
+        new = TokenStore.build(pooled_pages(pages, self.embedder, self.config.tokens, grids),
+                               self.store.dims, self.config.tokens, scratch)
         store = self.store.kept(kept).joined(new)
-        if store.unused > _UNUSED:
+        if store.unused > _UNUSED or store.files > _MOST_FILES:
             _LOG.info('tokens of %d pages written anew', len(store))
             store = store.compacted(scratch)
-        if self._candidates is None or len(new_ids) < self.config.exact_below:
-            return self._indexed(self.embedder, new_ids, store, self.config)
         parts = self._candidates
-        fresh = _Pages(store, len(kept))
+        since = len(ids)
+        if parts is not None:
+            since += int((kept >= len(self.ids) - parts.since).sum())
+        if (parts is None or len(new_ids) < self.config.exact_below
+                or since > _LEARN * len(new_ids)):
+            if order:
+                row = {page_id: number for number, page_id in enumerate(new_ids)}
+                store, new_ids = store.kept(np.array([row[i] for i in order])), tuple(order)
+            return self._indexed(self.embedder, new_ids, store, self.config, queries)
+        fresh = StorePages(store, len(kept))
         index = parts.index.updated(_encodings(parts.encoder, fresh), ids, deleted,
-                                    lambda: _encodings(parts.encoder, _Pages(store)))
+                                    lambda: _encodings(parts.encoder, StorePages(store)))
         table = parts.centroids and parts.centroids.kept(kept).with_pages(fresh)
         return LateInteractionRetriever(self.embedder, new_ids, store, self.config,
-                                        _Candidates(parts.encoder, index, table), self.recall)
+                                        _Candidates(parts.encoder, index, table, since),
+                                        self.recall)
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -302,6 +350,7 @@ class LateInteractionRetriever:
         (folder / 'tokens').mkdir()
         fields['tokens'] = self.store.write_files(folder / 'tokens')
         if self._candidates is not None:
+            fields['since'] = self._candidates.since
             for name in ('encoder', 'index', 'centroids'):
                 part = getattr(self._candidates, name)
                 if part is not None:
@@ -327,27 +376,11 @@ class LateInteractionRetriever:
             if index.encoder != encoder.fingerprint or index.ids != ids or (
                     table is not None and len(table.bits) != len(ids)):
                 raise ArtifactError(f'{folder}: encodings, index and pages do not belong together')
-            candidates = _Candidates(encoder, index, table)
+            # Indices of before did not count.
+            candidates = _Candidates(encoder, index, table, fields.get('since', 0))
         if len(store) != len(ids):
             raise ArtifactError(f'{folder}: tokens of {len(store)} pages for {len(ids)} ids')
         return cls(embedder, ids, store, config, candidates, fields['recall'])
-
-
-class _Pages(Sequence[np.ndarray]):
-    """Tokens of a store's pages from row `start` on, read one by one."""
-
-    def __init__(self, store: TokenStore, start: int = 0):
-        self._store, self._start = store, start
-
-    def __len__(self) -> int:
-        return len(self._store) - self._start
-
-    def __getitem__(self, row: Any) -> Any:
-        if isinstance(row, slice):
-            return [self[i] for i in range(*row.indices(len(self)))]
-        if not 0 <= row < len(self):
-            raise IndexError(row)
-        return self._store.page(self._start + row)
 
 
 def _encodings(encoder: FdeEncoder, pages: Sequence[np.ndarray]) -> np.ndarray:
@@ -355,31 +388,6 @@ def _encodings(encoder: FdeEncoder, pages: Sequence[np.ndarray]) -> np.ndarray:
     for start in range(0, len(pages), _PAGES):
         out[start:start + _PAGES] = encoder.encode_pages(pages[start:start + _PAGES])
     return out
-
-
-def _pooled(pages: Sequence[np.ndarray], config: TokenConfig,
-            grids: Sequence[Grid] | None) -> Iterator[np.ndarray]:
-    if config.pooling > 1 and (grids is None or len(grids) != len(pages)):
-        raise ValueError('pooling needs the grid of each page (`grids`)')
-    for number, page in enumerate(pages):
-        if number % _PAGES == _PAGES - 1:
-            let_go(page)  # A corpus that is memory-mapped would come to be resident.
-        if config.pooling > 1 and grids is not None:
-            yield pool_grid(np.asarray(page, np.float32), *grids[number], config.pooling)
-        else:
-            yield page
-
-
-def _perturbed(pages: Sequence[np.ndarray], count: int, seed: int) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    queries = []
-    for row in rng.choice(len(pages), min(count, len(pages)), replace=False):
-        page = pages[row]
-        tokens = page[rng.permutation(len(page))[:20]]
-        noise = rng.standard_normal(tokens.shape, np.float32)
-        tokens = tokens + noise * np.float32(_NOISE / np.sqrt(tokens.shape[1]))
-        queries.append(tokens / np.linalg.norm(tokens, axis=1, keepdims=True))
-    return queries
 
 
 def _config(fields: dict[str, Any]) -> LateInteractionConfig:

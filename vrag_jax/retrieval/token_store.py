@@ -27,7 +27,7 @@ class TokenConfig:
     Attributes:
       storage: 'bfloat16', 2 bytes a dimension; 'binary', the sign of each dimension, 1 bit.
       pooling: side of the squares of an image's grid whose tokens are averaged to one;
-        1 keeps all tokens.
+        1 keeps all tokens, as are those of embedders that read text.
       block: a page's tokens fill whole blocks of so many.
     """
 
@@ -112,6 +112,11 @@ class TokenStore:
         """Share of the files that no page refers to any more."""
         total = sum(len(file.blocks) for file in self._files)
         return 1 - self.table[:, 2].sum() / total if total else 0.0
+
+    @property
+    def files(self) -> int:
+        """How many files hold its pages."""
+        return len(np.unique(self.table[:, 0]))
 
     def joined(self, other: 'TokenStore') -> 'TokenStore':
         """Returns a store of this one's pages, then another's."""

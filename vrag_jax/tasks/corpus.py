@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vrag_jax.config import ConfigError
@@ -107,7 +107,8 @@ def build_corpus(config: RunConfig, workdir: Path,
     else:
         store = PageStore.open(Path(config.data.manifest))
         questions = _load_splits(config, store)
-    engine = open_search(config, store, workdir, embedders)
+    engine = open_search(config, store, workdir, embedders,
+                         [question.query for question in questions['test']])
     return Corpus(store, engine, questions, layouts)
 
 
@@ -133,14 +134,17 @@ def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question
 
 
 def open_search(config: RunConfig, store: PageStore, workdir: Path,
-                embedders: Mapping[str, Embedder] | None = None) -> PageSearch:
+                embedders: Mapping[str, Embedder] | None = None,
+                queries: Sequence[str] = ()) -> PageSearch:
     """Opens the index in this process or, with `retrieval.url`, asks a service.
+
+    Where the index is built its recall is measured for `queries`.
 
     Raises:
       SearchServiceError: if the service does not answer.
     """
     if not config.retrieval.url:
-        return open_engine(config.retrieval, store, workdir, embedders)
+        return open_engine(config.retrieval, store, workdir, embedders, queries)
     remote = RemoteSearch(config.retrieval.url, store, config.retrieval.remote)
     _LOG.info('search service %s: %d pages', remote.url, remote.check())
     return remote

@@ -26,7 +26,8 @@ class RetrievalConfig:
       bm25: of 'bm25'.
       embedders: models that make vectors of pages, by names of their own.
       index: of single vectors, those of 'ngram' and of embedders with one a page.
-      late_interaction: of embedders with several vectors a page.
+      late_interaction: of embedders with several vectors a page; `tokens.pooling` is of those
+        that read images.
       hybrid: how several retrievers are fused.
       index_dir: an index that `build_index` has made, e.g. 'runs/reports/index'; '' keeps
         one in the workdir.

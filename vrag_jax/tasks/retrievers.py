@@ -5,15 +5,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from vrag_jax.embedders.corpus import Progress, content_keys, contents, embed_corpus
 from vrag_jax.embedders.registry import load_embedder
 from vrag_jax.parallel.processes import is_main
-from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.artifact import MANIFEST, ArtifactError, making
 from vrag_jax.retrieval.bm25 import Bm25Retriever
 from vrag_jax.retrieval.checks import check_vectors, tell_groups
-from vrag_jax.retrieval.dense import DenseRetriever
+from vrag_jax.retrieval.dense import DenseRetriever, recall_vectors
 from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.hybrid import HybridRetriever
@@ -24,7 +25,9 @@ from vrag_jax.retrieval.ocr import OcrReader
 from vrag_jax.retrieval.page_vectors import PageVectors
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.retriever import Retriever
+from vrag_jax.retrieval.stored_index import StoredIndex
 from vrag_jax.retrieval.text import page_texts
+from vrag_jax.retrieval.token_pages import pools
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
 _LOG = logging.getLogger(__name__)
@@ -65,14 +68,20 @@ def embed_pages(embedders: Mapping[str, Embedder], store: PageStore, texts: Sequ
 
 
 def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
-                embedders: Mapping[str, Embedder] | None = None) -> SearchEngine:
-    """Opens the index of the pages, or builds it where it is missing or of other pages.
+                embedders: Mapping[str, Embedder] | None = None,
+                queries: Sequence[str] = ()) -> SearchEngine:
+    """Opens the index of the pages, takes over what has changed of them, or builds it.
+
+    Of an index of the same settings vectors of pages that are still there stay as they are. It
+    is built where there is none, it has other settings, is damaged, or fewer than half of the
+    pages are in it.
 
     Args:
       config: which retrievers.
       store: the pages.
       workdir: keeps the index, unless `config.index_dir` names another.
       embedders: those of `load_embedders`, if they are loaded already.
+      queries: for which recall is measured where an index is built.
 
     Raises:
       ValueError: if the index of `config.index_dir` is not of these pages and settings; if
@@ -80,57 +89,94 @@ def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
     """
     directory = index_directory(config, workdir)
     embedders = load_embedders(config) if embedders is None else embedders
-    reason = 'there is none'
-    if directory.exists():
-        try:
-            engine = SearchEngine.open(directory, store, list(embedders.values()))
-            if is_of(engine.retriever, config):
-                return engine
-            reason = 'its retrievers have other settings'
-        except (ArtifactError, FileNotFoundError) as error:
-            reason = str(error)
+    stored, reason = _stored(config, store, directory, embedders)
+    if stored is not None and not reason:
+        return SearchEngine(store, stored.retriever)
     if config.index_dir:
         raise ValueError(f'the index {directory} cannot be used: {reason}')
-    if directory.exists():
-        _LOG.warning('the index is built anew: %s', reason)
-    texts = texts_of(config, store, embedders, workdir)
-    engine = SearchEngine(store, _build(config, store, texts, embedders, workdir))
-    engine.save(directory)
+    with making(directory) as scratch:
+        # Another run may have built it meanwhile.
+        stored, reason = _stored(config, store, directory, embedders)
+        if stored is not None and not reason:
+            return SearchEngine(store, stored.retriever)
+        if stored is not None and stored.keys is None:
+            stored = None
+        if stored is not None:
+            _LOG.info('the index is updated: %s', reason)
+        elif (directory / MANIFEST).exists():
+            _LOG.warning('the index is built anew: %s', reason)
+        texts = texts_of(config, store, embedders, workdir)
+        retriever = _build(config, store, texts, embedders, workdir, scratch, queries, stored)
+        engine = SearchEngine(store, retriever)
+        engine.save(directory)
     return engine
 
 
+def _stored(config: RetrievalConfig, store: PageStore, directory: Path,
+            embedders: Mapping[str, Embedder]) -> tuple[StoredIndex | None, str]:
+    """Returns an index of these settings, and what keeps it from being that of the pages."""
+    if not (directory / MANIFEST).exists():
+        return None, 'there is none'
+    try:
+        stored = StoredIndex.read(directory, list(embedders.values()))
+    except (ArtifactError, FileNotFoundError) as error:
+        return None, str(error)
+    if not is_of(stored.retriever, config, embedders):
+        return None, 'its retrievers have other settings'
+    try:
+        stored.check(store)
+    except ArtifactError as error:
+        return stored, str(error)
+    return stored, ''
+
+
 def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
-           embedders: Mapping[str, Embedder], workdir: Path) -> Retriever:
+           embedders: Mapping[str, Embedder], workdir: Path, scratch: Path,
+           queries: Sequence[str], stored: StoredIndex | None) -> Retriever:
+    """Builds the retrievers; of a stored index those with vectors of models are updated."""
     parts: list[Retriever] = []
-    for name in config.retrievers:
+    pages = contents(store, texts)
+    row = {page_id: number for number, page_id in enumerate(store.ids)}
+    for number, name in enumerate(config.retrievers):
         if name == 'ngram':
-            parts.append(_ngram(config, store, texts))
-        elif name == 'bm25':
+            parts.append(_ngram(config, store, texts, queries))
+            continue
+        if name == 'bm25':
             parts.append(Bm25Retriever.build(store.ids, texts, config.bm25))
+            continue
+        embedder = embedders[name]
+        vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
+        if stored is not None:
+            old = parts_of(stored.retriever)[number]
+            changes = stored.changes(
+                store, pages, old.reads,
+                lambda _, added, vectors=vectors: [  # type: ignore[misc]
+                    vectors[row[page.page_id]] for page in added], scratch, queries)
+            if 2 * len(changes.added) <= len(store):
+                parts.append(old.updated(changes) if changes.added or changes.deleted else old)
+                continue
+        if embedder.multi_vector:
+            settings = config.late_interaction
+            grids = embedder.page_grids(pages) if pools(embedder, settings.tokens) else None
+            parts.append(LateInteractionRetriever.of_pages(
+                embedder, store.ids, vectors, settings, grids, scratch, queries))
         else:
-            embedder = embedders[name]
-            vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
-            if embedder.multi_vector:
-                settings = config.late_interaction
-                grids = embedder.page_grids(contents(store, texts)) if (
-                    settings.tokens.pooling > 1) else None
-                parts.append(LateInteractionRetriever.build(
-                    embedder, store.ids, vectors.rows, vectors.offsets, settings, grids))
-            else:
-                parts.append(DenseRetriever.build(
-                    embedder, store.ids, vectors.rows, config.index))
+            parts.append(DenseRetriever.build(
+                embedder, store.ids, np.concatenate(vectors), config.index, queries))
     return parts[0] if len(parts) == 1 else HybridRetriever(parts, config.hybrid)
 
 
-def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str]) -> DenseRetriever:
+def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
+           queries: Sequence[str]) -> DenseRetriever:
     encoder = NgramEncoder(config.encoder)
     encoder.fit(texts)
     vectors = encoder.encode_pages(texts)
     groups = check_vectors(vectors, store.ids, texts, vectors.shape[1])
     if groups:
         _LOG.warning('no search by words tells these pages apart: %s', tell_groups(groups))
-    return DenseRetriever(
-        encoder, ScannIndex.build(vectors, store.ids, encoder.fingerprint, config.index))
+    given = recall_vectors(encoder.encode_queries, queries, config.index, len(store))
+    return DenseRetriever(encoder, ScannIndex.build(
+        vectors, store.ids, encoder.fingerprint, config.index, queries=given))
 
 
 def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path
@@ -150,28 +196,34 @@ def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directo
     return vectors
 
 
-def is_of(retriever: Retriever, config: RetrievalConfig) -> bool:
-    """Whether a retriever is what the config asks for; embedders are known to be the same."""
-    parts: Sequence[Retriever] = [retriever]
-    if isinstance(retriever, HybridRetriever):
-        if retriever.config != config.hybrid:
-            return False
-        parts = retriever.retrievers
+def parts_of(retriever: Retriever) -> Sequence[Retriever]:
+    """Returns the retrievers that are fused, or the only one."""
+    return retriever.retrievers if isinstance(retriever, HybridRetriever) else [retriever]
+
+
+def is_of(retriever: Retriever, config: RetrievalConfig, embedders: Mapping[str, Embedder]
+          ) -> bool:
+    """Whether a retriever is what the config asks for, with its embedders in their places."""
+    if isinstance(retriever, HybridRetriever) and retriever.config != config.hybrid:
+        return False
+    parts = parts_of(retriever)
     return len(parts) == len(config.retrievers) and all(
-        _part_is_of(part, name, config)
+        _part_is_of(part, name, config, embedders.get(name))
         for part, name in zip(parts, config.retrievers, strict=True))
 
 
-def _part_is_of(part: Retriever, name: str, config: RetrievalConfig) -> bool:
+def _part_is_of(part: Retriever, name: str, config: RetrievalConfig, embedder: Embedder | None
+                ) -> bool:
     if isinstance(part, Bm25Retriever):
         return name == 'bm25' and part.config == config.bm25
-    if isinstance(part, LateInteractionRetriever):
-        return name in config.embedders and part.config == config.late_interaction
-    if not isinstance(part, DenseRetriever) or part.index.config != config.index:
+    if isinstance(part, DenseRetriever) and isinstance(part.encoder, NgramEncoder):
+        return (name == 'ngram' and part.encoder.config == config.encoder
+                and part.index.config == config.index)
+    if embedder is None or part.fingerprint != embedder.fingerprint:
         return False
-    if isinstance(part.encoder, NgramEncoder):
-        return name == 'ngram' and part.encoder.config == config.encoder
-    return name in config.embedders
+    if isinstance(part, LateInteractionRetriever):
+        return part.config == config.late_interaction
+    return isinstance(part, DenseRetriever) and part.index.config == config.index
 
 
 def describe(retriever: Retriever) -> list[str]:

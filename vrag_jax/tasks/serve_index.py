@@ -27,9 +27,9 @@ def check_packages() -> None:
 def run(config: RunConfig, workdir: Path) -> None:
     """Serves the index in `workdir` until the process is stopped.
 
-    It is built if it is not there, or of other pages. A manifest of pages or an index that is
-    replaced meanwhile, e.g. by `build_index` in the same `workdir`, is taken over without a
-    restart.
+    It is built if there is none. One that cannot be served (of other pages or settings, or
+    damaged) ends the command and stays as it is. A manifest of pages or an index that is replaced
+    meanwhile, e.g. by `build_index` in the same `workdir`, is taken over without a restart.
     """
     check_packages()
     try:
@@ -48,17 +48,19 @@ def _serve(config: RunConfig, workdir: Path) -> None:
     def load() -> tuple[PageStore, SearchEngine]:
         store = PageStore.open(manifest)
         engine = SearchEngine.open(directory, store, list(embedders.values()))
-        if not is_of(engine.retriever, config.retrieval):
+        if not is_of(engine.retriever, config.retrieval, embedders):
             raise ValueError(
                 f'{directory}: the retrievers of this index have other settings than '
                 'config.retrieval; serve it with those that it was built with')
         return store, engine
 
-    watched = manifest, directory / MANIFEST
-    try:
-        live = LiveIndex(load, watched)
-    except (ArtifactError, FileNotFoundError) as error:
-        _LOG.warning('the index is built: %s', error)
+    if not (directory / MANIFEST).exists():
+        _LOG.warning('the index is built: there is none in %s', directory)
         open_engine(config.retrieval, PageStore.open(manifest), workdir, embedders)
-        live = LiveIndex(load, watched)
+    try:
+        live = LiveIndex(load, (manifest, directory / MANIFEST))
+    except ArtifactError as error:
+        raise ValueError(f'{error}; serve this index with the pages and the config.retrieval that '
+                         'it was built with, or take over what has changed by the task '
+                         'build_index in this workdir') from error
     serve(live, config.serving)
