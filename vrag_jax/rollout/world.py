@@ -86,8 +86,9 @@ class World:
           max_length: most tokens of an episode; one whose observation does not
             leave room for an answer is truncated.
         """
-        allow_index = self.environment.config.allow_image_index
-        actions = [parse_action(text, allow_index) for text in texts]
+        rules = self.environment.config
+        actions = [parse_action(text, rules.allow_image_index, rules.search_chars)
+                   for text in texts]
         observations = self.environment.step(episodes, actions)
         views = [o.view for o in observations if o.view is not None]
         processed = iter(self.preprocess([image for image, _ in views]))
