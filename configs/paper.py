@@ -59,7 +59,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.retrieval = ConfigDict({'ocr': True, 'url': ''})
     config.environment = ConfigDict({
         # Four turns and the closing one, which is asked for the answer.
-        'max_turns': 5, 'search_results': 10,
+        'max_turns': 5, 'search_results': 10, 'search_chars': 2048,
         'min_pixels': 256 * 28 * 28, 'max_pixels': LARGEST_IMAGE,
         'padding': 0, 'allow_crop': True, 'allow_image_index': False,
     })

@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     config.retrieval = ConfigDict({'url': ''})
 
     config.environment = ConfigDict({
-        'max_turns': 6, 'search_results': 10,
+        'max_turns': 6, 'search_results': 10, 'search_chars': 2048,
         'min_pixels': 16 * 28 * 28, 'max_pixels': 16 * 28 * 28,
         'padding': 0, 'allow_crop': True, 'allow_image_index': False, 'page_cache': 4096,
     })

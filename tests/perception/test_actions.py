@@ -92,6 +92,15 @@ def test_an_invalid_action_keeps_its_thought_and_hides_later_actions():
     assert (action.kind, action.thought) == (ActionKind.INVALID, 'look closer')
 
 
+def test_a_query_may_have_so_many_characters():
+    action = parse_action(f'<search> {"中" * 20} </search>', search_chars=20)
+    assert (action.kind, action.text) == (ActionKind.SEARCH, '中' * 20)
+    action = parse_action(f'{THOUGHT}<search>{"a" * 21}</search>', search_chars=20)
+    assert (action.kind, action.text) == (ActionKind.INVALID, '')
+    assert action.reason == 'the query has 21 characters; 20 are allowed'
+    assert parse_action(f'<answer>{"a" * 21}</answer>', search_chars=20).kind is ActionKind.ANSWER
+
+
 @pytest.mark.parametrize('attributes, image', [
     ('', None), (' ', None), (' image="1"', 1), (' image = "12" ', 12), (' image="007"', 7)])
 def test_image_index_where_it_is_allowed(attributes, image):

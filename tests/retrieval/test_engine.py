@@ -49,10 +49,10 @@ def test_each_query_finds_its_page(engine):
 
 
 def test_hits_are_sorted_different_and_no_more_than_asked_for(engine):
-    for k in (1, 3, 4, 100):
-        [hits] = engine.search(['revenue travel'], k)
+    for k in (1, 2, 3, 100):
+        [hits] = engine.search(['revenue travel 降价'], k)
         scores = [hit.score for hit in hits]
-        assert len({hit.page_id for hit in hits}) == len(hits) == min(k, 4)
+        assert len({hit.page_id for hit in hits}) == len(hits) == min(k, 3)
         assert scores == sorted(scores, reverse=True)
         assert all(type(score) is float for score in scores)
 
@@ -70,7 +70,8 @@ def test_a_query_is_encoded_once(engine):
     assert first[0] == first[2]
     assert engine.search(['travel', '降价'], 2)[0] == first[1]
     assert engine.encoder.encoded == [['revenue', 'travel'], ['降价']]
-    assert len(engine.search(['revenue'], 3)[0]) == 3  # more hits are another search
+    engine.search(['revenue'], 3)
+    assert engine.encoder.encoded[2:] == [['revenue']]  # More hits are another search.
 
 
 def test_the_cache_forgets_the_least_recent_query(store):
@@ -85,7 +86,7 @@ def test_the_cache_forgets_the_least_recent_query(store):
 def test_changing_a_result_does_not_change_the_next(engine):
     first = engine.search(['revenue'], 2)
     first[0].clear()
-    assert len(engine.search(['revenue'], 2)[0]) == 2
+    assert len(engine.search(['revenue'], 2)[0]) == 1
 
 
 def test_many_threads_get_the_results_of_one(engine):

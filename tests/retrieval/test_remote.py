@@ -98,6 +98,23 @@ def test_many_queries_go_out_in_batches(serve):
     assert [len(body['queries']) for _, _, body in server.received] == [4, 4, 2]
 
 
+def test_long_queries_go_out_in_more_requests(serve):
+    sizes = []
+
+    def reply(path, body, _):
+        sizes.append(len(json.dumps(body, ensure_ascii=False, separators=(',', ':')).encode()))
+        return 200, {'results': [[] for _ in body['queries']]}
+
+    server, client = serve(reply, body_bytes=200)
+    queries = ['中' * 20, '"' * 30, 'a' * 300, *['b' * 40] * 9, 'c']
+    assert client.search(queries, 10, {'document': 'd'}) == [[]] * len(queries)
+    sent = [body['queries'] for _, _, body in server.received]
+    assert [query for batch in sent for query in batch] == queries
+    assert ['a' * 300] in sent  # One that is longer by itself goes alone: it may be allowed.
+    assert max(size for size, batch in zip(sizes, sent, strict=True) if batch != ['a' * 300]) <= 200
+    assert [len(batch) for batch in sent] == [2, 1, 3, 3, 4]
+
+
 def test_without_queries_nobody_is_asked(serve):
     server, client = serve(lambda path, body, _: (200, results(body)))
     assert client.search([], 3) == [] and server.received == []
@@ -194,7 +211,8 @@ def test_what_is_no_url_is_refused_in_the_config(url):
         parse(RunConfig, {'task': 'loop', 'retrieval': {'url': url}})
 
 
-@pytest.mark.parametrize('field', ['timeout_s', 'attempts', 'connections', 'batch'])
+@pytest.mark.parametrize('field', ['timeout_s', 'attempts', 'connections', 'batch',
+                                   'body_bytes'])
 def test_impossible_settings_are_refused(field):
     with pytest.raises(ConfigError, match=f'{field} must be positive'):
         parse(RunConfig, {'task': 'loop', 'retrieval': {'remote': {field: 0}}})

@@ -118,18 +118,21 @@ def test_bm25_finds_cjk_words_and_nothing_where_nothing_is_shared():
 
 
 class Ranking:
-    """A retriever of a fixed order."""
+    """A retriever of a fixed order; equal scores where the order says `=`."""
 
     kind, fingerprint = 'fixed', 'fixed'
 
     def __init__(self, order, ids):
-        self.order, self.ids = order, tuple(ids)
+        self.ids = tuple(ids)
+        groups = order.split() if ' ' in order else order
+        self.scores = {i: -float(n) for n, group in enumerate(groups) for i in group.split('=')}
 
     def search(self, queries, k, allowed=None):
         fit = set(self.ids) if allowed is None else {
             i for i, fits in zip(self.ids, allowed, strict=True) if fits}
-        ids = [i for i in self.order if i in fit][:k]
-        return [ids] * len(queries), [np.zeros(len(ids), np.float32)] * len(queries)
+        ids = sorted(fit & set(self.scores), key=lambda i: (-self.scores[i], self.ids.index(i)))[:k]
+        scores = np.array([self.scores[i] for i in ids], np.float32)
+        return [ids] * len(queries), [scores] * len(queries)
 
 
 def test_fused_scores_are_those_of_the_formula():
@@ -145,6 +148,28 @@ def test_fused_scores_are_those_of_the_formula():
         HybridRetriever([Ranking('a', 'abc'), Ranking('a', 'abcd')])
     with pytest.raises(ValueError, match='3 weights for 2'):
         HybridRetriever(fused.retrievers, HybridConfig(weights=(1, 1, 1)))
+
+
+def test_pages_of_equal_score_share_their_mean_rank():
+    config = HybridConfig(constant=10)
+    expected = {'a': 1 / 11 + 1 / 13, 'b': 1 / 13 + 1 / 11.5, 'c': 1 / 13 + 1 / 11.5,
+                'd': 1 / 13 + 1 / 14}
+    for ids in ('abcd', 'dcba', 'cadb'):  # Whatever the order of the corpus.
+        fused = HybridRetriever([Ranking('a b=c=d', ids), Ranking('b=c a d', ids)], config)
+        [found], [scores] = fused.search(['q'], 4)
+        assert found == ['a', *sorted('bc', key=ids.index), 'd']
+        np.testing.assert_allclose(scores, [expected[i] for i in found], rtol=1e-6)
+
+
+@pytest.mark.parametrize('lexical', [ngram, bm25])
+def test_pages_that_share_no_term_gain_nothing_in_a_fusion(lexical):
+    # The second best page of the model has no word of the query, nor have 20 others.
+    texts = [f'nothing here {n}' for n in range(20)] + ['ship harbour quay', 'docks zanzibar']
+    ids = [f'p{n}' for n in range(22)]
+    model = Ranking(['p21', 'p20', *ids[:20]], ids)
+    fused = HybridRetriever([lexical(texts, ids), model], HybridConfig((1.0, 0.2), 20))
+    assert lexical(texts, ids).search(['docks of zanzibar'], 22)[0] == [['p21']]
+    assert fused.search(['docks of zanzibar'], 3)[0] == [['p21', 'p20', 'p0']]
 
 
 @KINDS

@@ -8,7 +8,9 @@ import pytest
 
 from vrag_jax.perception.actions import ActionKind
 from vrag_jax.retrieval.engine import Hit
-from vrag_jax.rollout.environment import Environment
+from vrag_jax.retrieval.remote import RemoteSearchConfig
+from vrag_jax.rollout.environment import Environment, EnvironmentConfig
+from vrag_jax.serving.config import ServiceLimits
 
 SEARCH = '<think>x</think><search>{}</search>'
 ANSWER = '<think>x</think><answer>42</answer>'
@@ -92,6 +94,21 @@ def test_only_so_many_results_are_looked_through(make_world, question, store):
     episode = play(world, question, [SEARCH.format('a')] * 2)
     assert episode.retrieved == [store.ids[0]]
     assert episode.turns[1].observation == world.environment.messages.nothing_new
+
+
+def test_a_query_that_is_too_long_is_not_searched_for(make_world, questions, found):
+    world = make_world(found, search_chars=8)
+    episodes = [world.start(q) for q in questions[:3]]
+    texts = [SEARCH.format('a' * 9), SEARCH.format('a' * 8), SEARCH.format('b')]
+    world.advance(episodes, texts, [''] * 3, 10_000)
+    assert [queries for queries, _ in found.calls] == [['a' * 8, 'b']]
+    assert_invalid(episodes[0].turns[0], 'the query has 9 characters; 8 are allowed')
+    assert [len(e.images) for e in episodes] == [0, 1, 1] and not episodes[0].done
+
+
+def test_a_search_service_takes_every_query_that_an_episode_may_ask():
+    assert EnvironmentConfig().search_chars <= ServiceLimits().query_chars
+    assert RemoteSearchConfig().body_bytes <= ServiceLimits().body_bytes
 
 
 def test_an_answer_ends_the_episode(searching, question):
@@ -261,6 +278,7 @@ def test_image_numbers_are_invalid_unless_allowed(searching, question):
 
 @pytest.mark.parametrize(('field', 'rules'), [
     ('max_turns', {'max_turns': 0}), ('search_results', {'search_results': 0}),
+    ('search_chars', {'search_chars': 0}),
     ('min_pixels', {'min_pixels': 112 * 112 + 1}), ('padding', {'padding': -1})])
 def test_impossible_rules_are_refused(make_world, field, rules):
     with pytest.raises(ValueError, match=field):

@@ -1,5 +1,6 @@
 """An index that is replaced on disk: no request is lost, none meets halves of two versions."""
 
+import concurrent.futures
 import gc
 import shutil
 import threading
@@ -92,6 +93,39 @@ def test_a_page_whose_file_has_moved_is_shown_from_the_new_version(make_corpus):
         assert httpx.get(f'{url}/pages/report_1').status_code == 404
         assert httpx.get(f'{url}/pages/report_2').status_code == 200
         assert httpx.get(f'{url}/healthz').json()['pages'] == len(PAGES) - 1
+
+
+def test_a_page_is_shown_from_the_new_version_that_another_is_opening(make_corpus):
+    folder = make_corpus()
+    opening, go, asked = threading.Event(), threading.Event(), threading.Event()
+    load, first = load_from(folder), []
+
+    def slow():
+        if first:
+            opening.set()
+            assert go.wait(20)
+        first.append(True)
+        return load()
+
+    live = LiveIndex(slow, (folder / 'pages.jsonl', folder / 'index' / 'manifest.json'))
+    refresh = live.refresh
+
+    def watched():
+        if opening.is_set():
+            asked.set()
+        return refresh()
+
+    live.refresh = watched
+    with running(live) as (url, _), concurrent.futures.ThreadPoolExecutor(2) as pool:
+        make_corpus(pages=PAGES[1:], images='new')
+        shutil.rmtree(folder / 'img')
+        watcher = pool.submit(live.refresh)
+        assert opening.wait(20)
+        answer = pool.submit(httpx.get, f'{url}/pages/report_2', timeout=20)
+        assert asked.wait(20)
+        go.set()
+        assert answer.result().status_code == 200 and watcher.result()
+        assert live.reloads == 1
 
 
 def test_there_must_be_an_index_at_the_start(make_corpus):

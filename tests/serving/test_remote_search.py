@@ -38,6 +38,11 @@ def test_threads_share_a_client(remote, live):
     assert found == expected
 
 
+def test_a_batch_of_long_queries_is_searched(remote, live):
+    queries = [f'revenue {n} ' + 'travel ' * 1000 for n in range(160)]
+    assert remote.search(queries, 2) == live.current.engine.search(queries, 2)
+
+
 def test_a_refusal_names_service_and_field(live):
     with running(live, limits=ServiceLimits(k=5)) as (url, _):
         client = RemoteSearch(url, live.current.store)

@@ -59,12 +59,14 @@ class _InvalidAction(ValueError):
     """A closed action that means nothing; the message is the reason."""
 
 
-def parse_action(text: str, allow_image_index: bool = False) -> Action:
+def parse_action(text: str, allow_image_index: bool = False,
+                 search_chars: int | None = None) -> Action:
     """Reads one turn of the policy; never raises.
 
     Args:
       text: the policy's turn, any string.
       allow_image_index: whether `<bbox image="k">` is part of the grammar.
+      search_chars: characters of a search query, at most; None for any number.
 
     Returns:
       The first closed action outside `<think>`, or an INVALID one that says why.
@@ -79,7 +81,7 @@ def parse_action(text: str, allow_image_index: bool = False) -> Action:
         inside = text[opening.end():end]
         if tag != THINK:
             try:
-                return _closed_action(tag, inside, thoughts, allow_image_index)
+                return _closed_action(tag, inside, thoughts, allow_image_index, search_chars)
             except _InvalidAction as error:
                 return _invalid(thoughts, str(error))
         thoughts.append(inside.strip())
@@ -91,7 +93,8 @@ def _invalid(thoughts: list[str], reason: str) -> Action:
     return Action(ActionKind.INVALID, thought='\n'.join(thoughts), reason=reason)
 
 
-def _closed_action(tag: str, inside: str, thoughts: list[str], allow_image_index: bool) -> Action:
+def _closed_action(tag: str, inside: str, thoughts: list[str], allow_image_index: bool,
+                   search_chars: int | None) -> Action:
     thought = '\n'.join(thoughts)
     if tag == 'bbox':
         attributes, bracket, content = inside.partition('>')
@@ -102,6 +105,8 @@ def _closed_action(tag: str, inside: str, thoughts: list[str], allow_image_index
     content = inside.strip()
     if not content:
         raise _InvalidAction('the query is empty' if tag == 'search' else 'the answer is empty')
+    if tag == 'search' and search_chars is not None and len(content) > search_chars:
+        raise _InvalidAction(f'the query has {len(content)} characters; {search_chars} are allowed')
     return Action(ActionKind(tag), thought, text=content)
 
 

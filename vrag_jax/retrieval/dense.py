@@ -14,6 +14,8 @@ from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
 
+_NOTHING = 1e-6  # Score of unit vectors that texts without a common term may have by rounding.
+
 
 class DenseRetriever:
     """Searches page vectors in a ScaNN index.
@@ -100,6 +102,8 @@ class DenseRetriever:
         found = iter(zip(*self.index.search_batched(vectors[matchable], k, allowed), strict=True))
         none: tuple[list[str], np.ndarray] = [], np.zeros(0, np.float32)
         hits = [next(found) if able else none for able in matchable.tolist()]
+        if self._lexical is not None:
+            hits = [_sharing(ids, scores) for ids, scores in hits]
         return [ids for ids, _ in hits], [scores for _, scores in hits]
 
     def updated(self, changes: Changes) -> 'DenseRetriever':
@@ -159,3 +163,9 @@ def recall_vectors(encode: Callable[[list[str]], np.ndarray], queries: Sequence[
     vectors = encode(sample_queries(queries, config.recall_queries))
     vectors = vectors[np.any(vectors != 0, axis=1)]
     return vectors if len(vectors) else None
+
+
+def _sharing(ids: list[str], scores: np.ndarray) -> tuple[list[str], np.ndarray]:
+    """Returns those hits that share a term with the query; others are in no order of merit."""
+    count = int((scores > _NOTHING).sum())
+    return ids[:count], scores[:count]

@@ -20,7 +20,8 @@ class HybridConfig:
 
     Attributes:
       weights: of the retrievers; empty for 1 each.
-      constant: a page at rank r (from 1) of a ranking gains weight / (constant + r).
+      constant: a page at rank r (from 1) of a ranking gains weight / (constant + r); pages
+        of equal score share the mean of their ranks.
       depth: hits of each retriever that are fused, at least.
     """
 
@@ -81,11 +82,12 @@ class HybridRetriever:
         weights = self.config.weights or (1.0,) * len(self.retrievers)
         totals: list[dict[str, float]] = [defaultdict(float) for _ in queries]
         for retriever, order, weight in zip(self.retrievers, self._orders, weights, strict=True):
-            found, _ = retriever.search(queries, max(k, self.config.depth),
+            found, scores = retriever.search(queries, max(k, self.config.depth),
                                         None if allowed is None else allowed[order])
-            for total, ids in zip(totals, found, strict=True):
-                for rank, page_id in enumerate(ids, start=1):
-                    total[page_id] += weight / (self.config.constant + rank)
+            for total, ids, values in zip(totals, found, scores, strict=True):
+                gains = weight / (self.config.constant + _ranks(values))
+                for page_id, gain in zip(ids, gains.tolist(), strict=True):
+                    total[page_id] += gain
         best = [sorted(total, key=lambda i, total=total: (  # type: ignore[misc]
             -total[i], self._row[i]))[:k] for total in totals]
         return best, [np.array([total[i] for i in ids], np.float32)
@@ -112,3 +114,15 @@ class HybridRetriever:
             raise ArtifactError(f'{folder}: fields of the hybrid: {error!r}') from error
         return cls([read_retriever(kind, folder / str(number), part, embedders)
                     for number, (kind, part) in enumerate(parts)], config)
+
+
+def _ranks(scores: np.ndarray) -> np.ndarray:
+    """Returns the ranks of scores, best first, from 1: of equal ones the mean.
+
+    Their order is that of the corpus, which says nothing of them.
+    """
+    if not len(scores):
+        return np.zeros(0)
+    starts = np.flatnonzero(np.concatenate([[True], scores[1:] != scores[:-1]]))
+    ends = np.append(starts[1:], len(scores))
+    return np.repeat((starts + 1 + ends) / 2, ends - starts)

@@ -1,9 +1,10 @@
 """Search by a service instead of in this process: the client of `serving.search_service`."""
 
 import dataclasses
+import json
 import threading
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -31,6 +32,8 @@ class RemoteSearchConfig:
       max_backoff_s: most seconds between two attempts.
       connections: that are open at the same time, at most.
       batch: queries in one request, at most.
+      body_bytes: size of a request's body, unless a single query makes it longer; no more
+        than the service takes (`serving.limits.body_bytes`).
     """
 
     timeout_s: float = 60.0
@@ -40,9 +43,11 @@ class RemoteSearchConfig:
     max_backoff_s: float = 8.0
     connections: int = 16
     batch: int = 256
+    body_bytes: int = 1 << 20
 
     def __post_init__(self):
-        for name in ('timeout_s', 'connect_timeout_s', 'attempts', 'connections', 'batch'):
+        for name in ('timeout_s', 'connect_timeout_s', 'attempts', 'connections', 'batch',
+                     'body_bytes'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if not 0 <= self.backoff_s <= self.max_backoff_s:
@@ -117,14 +122,29 @@ class RemoteSearch:
         """
         if k < 1:
             raise ValueError(f'k must be positive, got {k}')
+        rest: dict[str, Any] = {'k': k}
+        if filters:
+            rest['filters'] = filters_json(filters)
         results: list[list[Hit]] = []
-        for start in range(0, len(queries), self.config.batch):
-            batch = list(queries[start : start + self.config.batch])
-            body: dict[str, Any] = {'queries': batch, 'k': k}
-            if filters:
-                body['filters'] = filters_json(filters)
-            results += self._hits(self._request('POST', '/search', body), len(batch))
+        for batch in self._batches(queries, len(_json({'queries': [], **rest}))):
+            answer = self._request('POST', '/search', {'queries': batch, **rest})
+            results += self._hits(answer, len(batch))
         return results
+
+    def _batches(self, queries: Sequence[str], rest: int) -> Iterator[list[str]]:
+        """Cuts queries into requests, of which all but the queries takes `rest` bytes."""
+        batch: list[str] = []
+        size = rest
+        for query in queries:
+            more = len(_json(query)) + 1  # And a comma.
+            if batch and (len(batch) == self.config.batch
+                          or size + more > self.config.body_bytes):
+                yield batch
+                batch, size = [], rest
+            batch.append(query)
+            size += more
+        if batch:
+            yield batch
 
     def _hits(self, answer: Any, count: int) -> list[list[Hit]]:
         try:
@@ -144,6 +164,8 @@ class RemoteSearch:
 
     def _request(self, method: str, path: str, body: Any = None) -> Any:
         """Sends a request until there is an answer or no attempt is left."""
+        data = None if body is None else _json(body)
+        headers = {} if body is None else {'Content-Type': 'application/json'}
         reason = ''
         for attempt in range(self.config.attempts):
             if attempt:
@@ -152,7 +174,8 @@ class RemoteSearch:
                 time.sleep(min(self.config.backoff_s * 2.0 ** (attempt - 1),
                                self.config.max_backoff_s))
             try:
-                response = self._client.request(method, self.url + path, json=body)
+                response = self._client.request(
+                    method, self.url + path, content=data, headers=headers)
             except httpx.TransportError as error:
                 reason = f'{type(error).__name__}: {error}'
                 continue
@@ -168,6 +191,10 @@ class RemoteSearch:
 
     def _error(self, reason: str) -> SearchServiceError:
         return SearchServiceError(f'search service {self.url}: {reason}')
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(',', ':'), allow_nan=False).encode()
 
 
 def _explanation(response: httpx.Response) -> str:

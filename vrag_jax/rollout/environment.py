@@ -46,6 +46,8 @@ class EnvironmentConfig:
     Attributes:
       max_turns: turns of the policy; the last one is asked for the answer.
       search_results: hits looked through for the first page not yet shown.
+      search_chars: characters of a search query, at most; a longer one is an invalid
+        action. A search service has a limit, too (`ServiceLimits.query_chars`).
       min_pixels, max_pixels: bounds of an image's area as the encoder sees it.
       padding: encoder pixels by which a chosen box is widened on each side.
       allow_crop: whether `<bbox>` is an action at all.
@@ -55,6 +57,7 @@ class EnvironmentConfig:
 
     max_turns: int = 5
     search_results: int = 10
+    search_chars: int = 2048
     min_pixels: int = 256 * 28 * 28
     max_pixels: int = 512 * 28 * 28
     padding: int = 0
@@ -63,8 +66,9 @@ class EnvironmentConfig:
     page_cache: int = 512
 
     def __post_init__(self):
-        if self.max_turns < 1 or self.search_results < 1:
-            raise ValueError('max_turns and search_results must be positive')
+        for name in ('max_turns', 'search_results', 'search_chars'):
+            if getattr(self, name) < 1:
+                raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if not 0 < self.min_pixels <= self.max_pixels:
             raise ValueError(
                 f'need 0 < min_pixels <= max_pixels, got {self.min_pixels} and {self.max_pixels}'

@@ -88,8 +88,9 @@ class World:
         return self.environment.search(self._actions(texts))
 
     def _actions(self, texts: Sequence[str]) -> list[Action]:
-        allow_index = self.environment.config.allow_image_index
-        return [parse_action(text, allow_index) for text in texts]
+        rules = self.environment.config
+        return [parse_action(text, rules.allow_image_index, rules.search_chars)
+                for text in texts]
 
     def advance(
         self,

@@ -142,11 +142,14 @@ class _Service:
 
         def work() -> Response:
             wanted = ImageRequest.parse(region, frame, min_pixels, max_pixels, format, most)
+            version = self._live.current
             try:
-                return show(self._live.current, wanted)
+                return show(version, wanted)
             except FileNotFoundError:
-                # The file went with its version, which was replaced since the last look.
-                if not self._live.refresh():
+                # The file went with its version, which was replaced since the last look. Who
+                # else looks, such as the watcher, may be the one that opens the new one.
+                self._live.refresh()
+                if self._live.current is version:
                     raise
                 return show(self._live.current, wanted)
 
