@@ -33,6 +33,9 @@ Run = Callable[..., tuple[float, Any]]
 # Whose versions a record tells.
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'scann')
 
+TOLERANCE = 1e-4  # Of values that are to be equal, by themselves or by `LEAST`, if that is more.
+LEAST = 1e-3
+
 # Names the file descriptor for a worker's replies: libraries print to the standard output.
 _REPLIES = 'VRAG_JAX_BENCHMARK_REPLIES'
 
@@ -194,6 +197,20 @@ def compare(ours: Sequence[float], theirs: Sequence[float], amount: float = 1.0)
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     return {**sides, 'ratio': round(sides['theirs']['median'] / sides['ours']['median'], 4),
             'ratio_min': round(min(ratios), 4), 'ratio_max': round(max(ratios), 4)}
+
+
+def agreement(ours: Mapping[str, float], theirs: Mapping[str, float], names: Sequence[str]
+              ) -> dict[str, Any]:
+    """Returns both sides' values, their differences, and whether all are equal.
+
+    The tolerance is relative: a loss of 1e-4 would otherwise be equal to none.
+    """
+    return {
+        'equal': all(abs(ours[name] - theirs[name]) <= TOLERANCE * max(abs(theirs[name]), LEAST)
+                     for name in names), 'tolerance': TOLERANCE,
+        'ours': {name: ours[name] for name in names},
+        'theirs': {name: theirs[name] for name in names},
+        'difference': {name: abs(ours[name] - theirs[name]) for name in names}}
 
 
 def use_cores(count: int) -> list[int]:

@@ -31,22 +31,7 @@ _MICRO_BATCHES = flags.DEFINE_multi_integer(
     'micro_batch', [8, 16, 40], "Rows of a micro-batch that are tried for torch's side.",
     lower_bound=1)
 
-TOLERANCE = 1e-4  # Of each value, by itself or by `LEAST`, whichever is larger.
-LEAST = 1e-3
 CHECKED = ('loss', 'policy_loss', 'kl', 'ratio', 'entropy', 'grad_norm')
-
-
-def agreement(ours: dict[str, float], theirs: dict[str, float]) -> dict[str, Any]:
-    """Returns both sides' values, their differences, and whether all are equal.
-
-    The tolerance is relative: a loss of 1e-4 would be equal to none.
-    """
-    return {
-        'equal': all(abs(ours[name] - theirs[name]) <= TOLERANCE * max(abs(theirs[name]), LEAST)
-                     for name in CHECKED), 'tolerance': TOLERANCE,
-        'ours': {name: ours[name] for name in CHECKED},
-        'theirs': {name: theirs[name] for name in CHECKED},
-        'difference': {name: abs(ours[name] - theirs[name]) for name in CHECKED}}
 
 
 def main(_: list[str]) -> None:
@@ -76,7 +61,7 @@ def measure(ours: paired.Worker, theirs: paired.Worker, cores: list[int]) -> Non
     for old, told in (('learner', 'old log-probs worked out'),
                       ('sampler', 'old log-probs of the policy that sampled')):
         values = [worker.run('update', old=old).check for worker in (ours, theirs)]
-        emit(f'loss, {told}', 'nats', **agreement(*values))
+        emit(f'loss, {told}', 'nats', **paired.agreement(values[0], values[1], CHECKED))
     figures: dict[str, dict[str, Any]] = {
         'update': {},
         'update, ours has image features from the rollout': {'keep_features': True},

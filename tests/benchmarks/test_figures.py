@@ -4,10 +4,10 @@ import json
 
 import pytest
 
+from benchmarks.paired import agreement
 from benchmarks.render import load, render
 from benchmarks.scaling import Point, exponent, plot
 from benchmarks.startup import first_updates, late_compilations
-from benchmarks.update import CHECKED, agreement
 
 
 def row(phase, time, compilations):
@@ -31,8 +31,10 @@ def test_late_compilations_by_hand():
 @pytest.mark.parametrize(('loss', 'equal'), [
     (7.4e-5, True), (7.4e-5 + 9e-8, True), (7.4e-5 + 2e-7, False), (0.0, False)])
 def test_losses_are_equal_by_their_own_size(loss, equal):
-    values = dict.fromkeys(CHECKED, 0.5)
-    assert agreement(values | {'loss': loss}, values | {'loss': 7.4e-5})['equal'] is equal
+    names = ('loss', 'kl')
+    found = agreement({'loss': loss, 'kl': 0.5}, {'loss': 7.4e-5, 'kl': 0.5}, names)
+    assert found['equal'] is equal
+    assert found['difference'] == {'loss': abs(loss - 7.4e-5), 'kl': 0.0}
 
 
 @pytest.mark.parametrize('power', [0.5, 1.0, 2.0])
