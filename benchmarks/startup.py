@@ -43,7 +43,7 @@ def first_updates(rows: Sequence[Mapping[str, Any]], started: float) -> dict[str
     Returns:
       Seconds 'to_first_update' of the run, 'to_first_grpo_update' from the last update
       before it (corpus and policy are there by then: set-up, compilation, rollout,
-      update), and the 'compilations' until then.
+      update), and the 'compilations' until then: programs compiled, or read from the cache.
     """
     first_grpo = next(i for i, row in enumerate(rows) if row['phase'] == 'grpo')
     return {

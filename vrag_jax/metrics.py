@@ -12,9 +12,7 @@ from typing import Any, TextIO
 import jax
 from tensorboardX import SummaryWriter
 
-# The first comes for a program that is taken from the compile cache, too.
 COMPILE_EVENT = '/jax/core/compile/backend_compile_duration'
-CACHE_HIT_EVENT = '/jax/compilation_cache/cache_hits'
 LINE_EVERY = 5.0  # seconds between progress lines where stdout is not a terminal
 REDRAW_EVERY = 0.1  # seconds between redraws of the progress bar on a terminal
 BAR_WIDTH = 20  # characters
@@ -28,19 +26,12 @@ def _count_compilation(event: str, duration_secs: float, **_: str | int) -> None
         _compilations += 1
 
 
-def _count_cache_hit(event: str, **_: str | int) -> None:
-    global _compilations
-    if event == CACHE_HIT_EVENT:
-        _compilations -= 1
-
-
 jax.monitoring.register_event_duration_secs_listener(_count_compilation)
-jax.monitoring.register_event_listener(_count_cache_hit)
 
 
 def compilations() -> int:
-    """Returns how many XLA programs this process has compiled since this module was
-    imported; those read from JAX's persistent compilation cache are not counted."""
+    """Returns how many XLA programs this process has compiled (or loaded from a
+    compile cache) since this module was imported."""
     return _compilations
 
 
