@@ -1,6 +1,7 @@
 """Real runs of several processes: what they tell each other, and how they end together."""
 
 import json
+import re
 
 import pytest
 
@@ -185,9 +186,9 @@ def test_a_killed_process_ends_the_other_and_is_named(killed, name):
     assert killed[name][victim].status == -9
     assert survivor.status == 1, survivor.stderr
     assert survivor.after < HEARTBEAT_S + 10
-    last = survivor.stderr.splitlines()[-1]
-    assert last.startswith(f'process {victim} (') and ') died: ' in last
-    assert last.endswith(' ends too') and f'; process {1 - victim} (' in last
+    # JAX, which hears of it at the same time, may say so in many lines before it or after it.
+    assert re.search(rf'process {victim} \([^)]*\) died: .*; process {1 - victim} \(.* ends too\n',
+                     survivor.stderr), survivor.stderr
     assert 'never here' not in survivor.stdout
 
 

@@ -205,9 +205,13 @@ def _one_line(error: BaseException) -> str:
 def exit_now(line: str, status: int) -> NoReturn:
     """Leaves without the clean-up of JAX, which would wait for the other processes."""
     sys.stdout.flush()
-    # One write, so that lines of processes that share a terminal stay whole.
-    os.write(sys.stderr.fileno(), f'{line}\n'.encode())
-    os._exit(status)
+    # One write, so that lines of processes that share a terminal stay whole; and the
+    # interpreter's lock is kept until the end: whoever took it meanwhile, and JAX, which
+    # hears of the same death, would have the last word.
+    libc, words = ctypes.PyDLL(None), f'{line}\n'.encode()
+    libc.write(sys.stderr.fileno(), words, len(words))
+    libc._exit(status)
+    os._exit(status)  # Is not reached; says so to who reads types.
 
 
 def _delay_abort() -> None:
