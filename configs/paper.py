@@ -21,6 +21,8 @@ Look closer before you read off small print, and answer once you are sure.
 Question: {question}"""
 
 LARGEST_IMAGE = 512 * 28 * 28  # Pixels; 512 tokens.
+# 512 tokens take at most 64 attention windows, as a strip of 2 x 256 tokens: 8 a window.
+LARGEST_SPAN, TOKENS_A_WINDOW = 64, 8
 
 
 def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
@@ -35,7 +37,10 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config = ConfigDict()
     config.task = task
     config.seed = 0
-    config.instruction = INSTRUCTION
+    # Of a policy that brings none: one after SFT brings the prompt of its conversations.
+    config.prompt = ConfigDict({
+        'text': '', 'file': '', 'system': '', 'fallback': INSTRUCTION, 'may_differ': False,
+    })
     config.distributed = ConfigDict({
         'cluster': 'auto', 'coordinator': '', 'processes': 0, 'process': -1,
         'heartbeat_s': 30, 'start_timeout_s': 300,
@@ -60,12 +65,11 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.environment = ConfigDict({
         # Four turns and the closing one, which is asked for the answer.
         'max_turns': 5, 'search_results': 10, 'search_chars': 2048,
-        'min_pixels': 256 * 28 * 28, 'max_pixels': LARGEST_IMAGE,
+        'min_pixels': 256 * 28 * 28, 'max_pixels': LARGEST_IMAGE, 'two_step_sizes': False,
         'padding': 0, 'allow_crop': True, 'allow_image_index': False,
     })
-    # 512 tokens take at most 64 attention windows: as a strip of 2 x 256 tokens.
-    config.feature_windows = (64, 256)
-    config.feature_span = 64
+    config.feature_windows = (LARGEST_SPAN, 256)
+    config.feature_span = LARGEST_SPAN
     config.judge = ConfigDict({
         'base_url': '', 'model': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
         'concurrency': 16,
@@ -88,6 +92,9 @@ def sft_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         'learner': {
             'lr': 1e-5, 'schedule': 'cosine', 'warmup_fraction': 0.1, 'weight_decay': 0.0,
             'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows, 'length': 16384,
+            # Of images, where the vision tower is trained as well (`frozen=''`): the fullest
+            # row that there can be, of strips that fill an eighth of their windows.
+            'windows': 16384 // TOKENS_A_WINDOW, 'span': LARGEST_SPAN,
         },
     })
     return config
@@ -104,7 +111,7 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
     # once for thousands of tokens, the sampler splits or keeps them.
     config.mesh.sampler_rules = (
         ('embed', ()), ('mlp', ('fsdp', 'tensor')), ('vocab', ('fsdp', 'tensor')))
-    prompts, group_size = 32, 5
+    prompts, group_size, mini_batches = 32, 5, 5
     trajectories = prompts * group_size
     # Every trajectory of an iteration, each with an image in all turns but the last.
     config.feature_rows = trajectories * (config.environment.max_turns - 1) * 512
@@ -120,12 +127,19 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         # Mini-batches of 32 trajectories: 4 a device. In bfloat16 the sampler's log-probs are
         # not quite the learner's, so the learner works them out anew ('auto').
         'epochs': 1, 'steps': 0, 'prompts': prompts, 'group_size': group_size,
-        'mini_batches': 5, 'save_every': 10, 'sampling': {'temperature': 1.0},
-        'loss': {'clip_low': 0.2, 'clip_high': 0.2, 'kl_coef': 0.01, 'entropy_coef': 0.0},
+        'mini_batches': mini_batches, 'save_every': 10, 'sampling': {'temperature': 1.0},
+        # A mean over trajectories of means over tokens: the script's micro-batches hold one.
+        'loss': {'clip_low': 0.2, 'clip_high': 0.2, 'kl_coef': 0.01, 'entropy_coef': 0.0,
+                 'averaging': 'sequence'},
     })
     config.learner = ConfigDict({
-        'lr': 1e-6, 'schedule': 'constant', 'warmup_steps': 5, 'weight_decay': 0.01,
-        'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows, 'length': 8192 + 2048,
+        # Five iterations of warm-up, as the script's five steps are. The script also trains
+        # the vision tower; here it is frozen, as in SFT, so that an image is encoded once for
+        # all who look at it. `--config.learner.frozen=` trains it.
+        'lr': 1e-6, 'schedule': 'constant', 'warmup_steps': 5 * mini_batches,
+        'weight_decay': 0.01, 'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows,
+        'length': 8192 + 2048,
+        'windows': (8192 + 2048) // TOKENS_A_WINDOW, 'span': LARGEST_SPAN,
     })
     config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1, 'pattern_gate': True})
     config.evaluation = ConfigDict({

@@ -15,7 +15,9 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = 'loop'
     config.seed = 0
-    config.instruction = '{question}'
+    config.prompt = ConfigDict({
+        'text': '', 'file': '', 'system': '', 'fallback': '{question}', 'may_differ': False,
+    })
     config.feature_rows = 65536
     config.feature_windows = (4, 8, 16, 32)
     config.feature_span = 4
@@ -49,6 +51,7 @@ def get_config() -> ConfigDict:
         'padding': 0, 'allow_crop': True, 'allow_image_index': False, 'page_cache': 4096,
     })
     config.messages = ConfigDict({
+        'page': '<image>', 'crop': '<image>',
         'invalid': 'invalid', 'nothing_new': 'nothing new', 'answer_now': 'answer now',
     })
     config.sampler = ConfigDict({

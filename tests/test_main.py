@@ -83,8 +83,8 @@ REFUSED = {
         ([TINY, '--config.sft.careful=0.9'], 'config.sft: careful + loose + hasty must be 1'),
     'mini-batches that do not divide':
         ([TINY, '--config.grpo.mini_batches=7'], 'config.grpo: mini_batches = 7'),
-    'two questions in the instruction':
-        ([TINY, '--config.instruction={question} {question}'], 'config.instruction'),
+    'two questions in the prompt':
+        ([TINY, '--config.prompt.text={question} {question}'], 'config.prompt: text must hold'),
     'mesh that does not fit': ([TINY, '--config.mesh.fsdp=3'], 'config.mesh.data: 2 devices'),
     'mesh that is too small':
         ([TINY, '--config.mesh.data=1'], 'config.mesh.'),

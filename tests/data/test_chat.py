@@ -5,6 +5,7 @@ import re
 import pytest
 
 from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.tokenizer import token_bytes
 
 # As in Qwen2.5-VL's: a default system turn, images counted on demand.
@@ -51,16 +52,19 @@ TURNS = [
     ('<think> market.</think><search> velora market</search>', '', 16, ''),
     ('<think> K.</think><bbox>[1, 2, 30, 40]</bbox>', 'This is it:', 8, 'Answer now.'),
     ('<answer>', 'That was not a valid action (<answer> is not closed).', None, ''),
+    # Blanks at the ends of texts are written as they are.
+    ('<search>x</search>', '\n\nPage: ', 12, '\n'),
+    ('<search>y</search>', ' \n', 12, ' Next? '),
     ('<answer>472</answer>', 'Nothing new.', None, 'This is your last turn. 你好'),
 ]
 
 
 @pytest.mark.parametrize('system', [None, 'You read pages.'])
-@pytest.mark.parametrize('instruction', ['{question}', INSTRUCTION])
+@pytest.mark.parametrize('instruction', ['{question}', INSTRUCTION, '\n {question}\n'])
 @pytest.mark.parametrize('question', ['what number is in panel K?', 'Größe? "{x}" 你好 12'])
 def test_pieces_equal_the_template_with_the_tiny_tokenizer(
         tiny_tokenizer, system, instruction, question):
-    chat = ChatFormat(tiny_tokenizer, instruction, system)
+    chat = ChatFormat(tiny_tokenizer, Prompt(instruction, system))
     expected = render_all(tiny_tokenizer, chat, question, TURNS, system)
     assert append_all(chat, question, TURNS) == expected
 
@@ -68,7 +72,7 @@ def test_pieces_equal_the_template_with_the_tiny_tokenizer(
 def test_pieces_equal_the_template_with_the_real_vocabulary(qwen_ranks, qwen_tokenizer):
     ranks, tokenizer = qwen_ranks, qwen_tokenizer
     tokenizer.chat_template = QWEN_VL_TEMPLATE
-    chat = ChatFormat(tokenizer, INSTRUCTION)
+    chat = ChatFormat(tokenizer, Prompt(INSTRUCTION))
     # Ids that are published with the model: Qwen2.5-VL's config and its documentation.
     assert chat.image_token_id == 151655
     assert chat.end_of_turn_id == 151645
@@ -107,12 +111,6 @@ def test_decode_is_the_text_without_special_tokens(tiny_tokenizer):
     chat = ChatFormat(tiny_tokenizer)
     spoken = '<think> A , K .</think><answer> M</answer>'
     assert chat.decode([*chat.encode(spoken), chat.end_of_turn_id]) == spoken
-
-
-@pytest.mark.parametrize('instruction', ['no place', '{question} {question}'])
-def test_an_instruction_holds_the_question_once(tiny_tokenizer, instruction):
-    with pytest.raises(ValueError, match='instruction must hold'):
-        ChatFormat(tiny_tokenizer, instruction)
 
 
 def test_an_unknown_image_token_and_an_empty_image_are_refused(tiny_tokenizer):

@@ -51,13 +51,13 @@ def slurm(desk, *flags, **variables):
 
 
 def test_slurm_starts_one_process_a_node(desk):
-    done = slurm(desk, '--config.seed=1', '--config.instruction=two words')
+    done = slurm(desk, '--config.seed=1', '--config.prompt.text=two words')
     assert done.returncode == 0, done.stderr
     [call] = calls(desk, 'srun')
     options, command = call[:call.index('-u') - 1], call[call.index('-u') - 1:]
     assert '--ntasks-per-node=1' in options and all(o.startswith('--') for o in options)
     assert command == [f'{desk}/bin/python', *RUN, f'--workdir={desk}/run', '--config.seed=1',
-                       '--config.instruction=two words']
+                       '--config.prompt.text=two words']
     assert (desk / 'run' / 'log.txt').read_text() == 'working\n'
 
 
@@ -92,7 +92,7 @@ TPU = {'TPU': 'pod', 'ZONE': 'us-east5-a'}
 
 
 def test_tpu_vm_runs_on_all_hosts(desk):
-    done = launch(desk, 'tpu_vm.sh', 'configs/tiny.py', '/nfs/run', "--config.instruction=it's {x}",
+    done = launch(desk, 'tpu_vm.sh', 'configs/tiny.py', '/nfs/run', "--config.prompt.text=it's {x}",
                   **TPU, PROJECT='mine')
     assert done.returncode == 0, done.stderr
     [call] = calls(desk, 'gcloud')
@@ -101,7 +101,7 @@ def test_tpu_vm_runs_on_all_hosts(desk):
     # As the shell of a host reads it.
     assert shlex.split(call[-1].removeprefix('--command=')) == [
         'cd', 'vrag_jax', '&&', '.venv/bin/python', *RUN, '--workdir=/nfs/run',
-        "--config.instruction=it's {x}"]
+        "--config.prompt.text=it's {x}"]
     assert (desk / 'pod.log').read_text() == 'working\n'
 
 
@@ -152,7 +152,7 @@ def test_without_arguments_they_say_how_they_are_used(desk, script):
 
 VALUES = {
     'NAME': 'grpo-7b', 'IMAGE': 'registry/vrag_jax:1', 'CONFIG': 'configs/grpo_7b.py',
-    'FLAGS': '"--config.mesh.fsdp=16", "--config.instruction=a: {question}"', 'CLAIM': 'runs',
+    'FLAGS': '"--config.mesh.fsdp=16", "--config.prompt.text=a: {question}"', 'CLAIM': 'runs',
     'ACCELERATOR': 'some-kind', 'TOPOLOGY': '2x2x4', 'HOSTS': '4', 'CHIPS': '4', 'SLICES': '2',
     'RESTARTS': '5', 'NODES': '4', 'GPUS': '8'}
 
@@ -188,7 +188,7 @@ def test_templates_start_main_in_every_pod(name, resource, count):
     assert container['command'] == ['python', *RUN[:-1]]
     assert container['args'] == [
         '--config=configs/grpo_7b.py', '--workdir=/runs/grpo-7b', '--config.mesh.fsdp=16',
-        '--config.instruction=a: {question}']
+        '--config.prompt.text=a: {question}']
     mounted = {m['name'] for m in container['volumeMounts']}
     assert mounted == {v['name'] for v in spec['template']['spec']['volumes']}
     assert job(manifest(name, FLAGS=''))['template']['spec']['containers'][0]['args'] == \

@@ -38,13 +38,14 @@ def test_the_tokens_are_the_conversation(expert_trajectories, tokenizer):
                     pads = '<|image_pad|>' * trajectory.processed[turn.image].tokens
                     text += f'<|vision_start|>{pads}<|vision_end|>'
                 text += '<|im_end|>\n<|im_start|>assistant\n'
+        text += '<|im_end|>'  # The last turn is ended, too.
         assert tokenizer.decode(trajectory.tokens, skip_special_tokens=False) == text
 
 
 def test_the_mask_is_true_on_the_policys_own_tokens_only(expert_trajectories, world):
     for trajectory in expert_trajectories:
         sampled = [trajectory.tokens[a:b].tolist() for a, b in runs(trajectory.loss_mask)]
-        assert sampled == [world.chat.encode(turn.text) for turn in trajectory.turns]
+        assert sampled == [world.chat.reply_ids(turn.text) for turn in trajectory.turns]
         assert trajectory.loss_mask[-1] and not trajectory.loss_mask[0]
 
 

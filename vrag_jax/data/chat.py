@@ -6,6 +6,8 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from vrag_jax.data.prompt import Prompt
+
 # Words that no template contains; they mark the places of texts in a rendering.
 _MARKS = ('firstmark', 'secondmark', 'thirdmark', 'fourthmark', 'fifthmark')
 
@@ -33,39 +35,38 @@ class ChatFormat:
     A conversation grows by appending: the prompt, what the policy samples, an
     observation, and so on. Together they are the ids of the chat template on
     the whole conversation. Texts are encoded apart from the template, so a
-    question that contains a special token's name is plain text.
+    question that contains a special token's name is plain text. Nothing is cut off a
+    text: a template writes blanks at its ends as they are.
 
     Args:
       tokenizer: a HF tokenizer with a chat template and a `backend_tokenizer`.
-      instruction: text of the question's turn; holds `{question}` once.
-      system: text of the system turn; None leaves it to the template.
+      prompt: what a question is asked with.
       image_token: the placeholder of one image feature.
 
     Raises:
-      ValueError: if the instruction, the template or the token does not fit.
+      ValueError: if the template or the token does not fit.
     """
 
-    def __init__(self, tokenizer: Any, instruction: str = '{question}',
-                 system: str | None = None, image_token: str = '<|image_pad|>'):
-        if instruction.count('{question}') != 1:
-            raise ValueError(f"instruction must hold '{{question}}' once, got {instruction!r}")
+    def __init__(self, tokenizer: Any, prompt: Prompt = Prompt(),  # noqa: B008 (immutable)
+                 image_token: str = '<|image_pad|>'):
         self.tokenizer = tokenizer
-        self._before, self._after = instruction.split('{question}')
+        self.prompt = prompt
+        self._image_token = image_token
         # Copies: whether special tokens are recognised is a state of the object.
         serialized = tokenizer.backend_tokenizer.to_str()
         self._template_encoder = Tokenizer.from_str(serialized)
         self._text_encoder = Tokenizer.from_str(serialized)
         self._text_encoder.encode_special_tokens = True
-        delimiters = _delimiters(tokenizer, system)
-        self._opening = self._template_ids(delimiters.opening)
+        delimiters = _delimiters(tokenizer, prompt.system)
+        self._opening = self._heading(delimiters.opening)
         self._generation = self._template_ids(delimiters.generation)
-        closing = self._template_ids(delimiters.closing)
+        closing, closing_rest = self._heading(delimiters.closing)
         added = self._template_encoder.get_added_tokens_decoder()
         if not closing or closing[0] not in added or not added[closing[0]].special:
             raise ValueError("the chat template does not close the assistant's turn with a "
                              f'special token, but with {delimiters.closing!r}')
         self.end_of_turn_id: int = closing[0]
-        self._closing = closing[1:]
+        self._closing = closing[1:], closing_rest
         image_id = self._template_encoder.token_to_id(image_token)
         image = self._template_ids(delimiters.image)
         if image_id is None or image.count(image_id) != 1:
@@ -84,13 +85,25 @@ class ChatFormat:
         return self.tokenizer.decode(
             list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
+    def with_prompt(self, prompt: Prompt) -> 'ChatFormat':
+        """Returns the same format with another prompt."""
+        return ChatFormat(self.tokenizer, prompt, self._image_token)
+
     def prompt_text(self, question: str) -> str:
         """Returns the text of the question's turn."""
-        return f'{self._before}{question}{self._after}'.strip()
+        return self.prompt.fill(question)
 
     def prompt_ids(self, question: str) -> list[int]:
         """Returns the ids from the start up to where the policy begins to write."""
-        return self._opening + self.encode(self.prompt_text(question)) + self._generation
+        return self.opening_ids(self.prompt_text(question))
+
+    def opening_ids(self, text: str) -> list[int]:
+        """Returns what `prompt_ids` does, of the whole text of the first turn."""
+        return self._after(self._opening, text) + self._generation
+
+    def reply_ids(self, text: str) -> list[int]:
+        """Returns a whole turn of the policy: its text and the end of the turn."""
+        return [*self.encode(text), self.end_of_turn_id]
 
     def observation_ids(self, text_before: str, image_tokens: int | None = None,
                         text_after: str = '', ended: bool = False) -> list[int]:
@@ -103,7 +116,7 @@ class ChatFormat:
           text_before: text before the image, or the whole text without one.
           image_tokens: features of the image, None without an image.
           text_after: text after the image.
-          ended: whether the policy has sampled the end of its turn itself.
+          ended: whether the policy's turn ends with `end_of_turn_id` already.
 
         Raises:
           ValueError: if the image has no features.
@@ -111,14 +124,28 @@ class ChatFormat:
         if image_tokens is not None and image_tokens < 1:
             raise ValueError(f'an image has at least one feature, got {image_tokens}')
         ids = [] if ended else [self.end_of_turn_id]
-        ids += self._closing
         if image_tokens is None:
-            ids += self.encode((text_before + text_after).strip())
+            ids += self._after(self._closing, text_before + text_after)
         else:
-            ids += self.encode(text_before.strip()) + self._vision_start
+            ids += self._after(self._closing, text_before) + self._vision_start
             ids += [self.image_token_id] * image_tokens
-            ids += self._vision_end + self.encode(text_after.strip())
+            ids += self._vision_end + self.encode(text_after)
         return ids + self._generation
+
+    def _heading(self, text: str) -> tuple[list[int], str]:
+        """Splits what the template writes before a text: ids, and what is encoded with it.
+
+        Behind the last special token stands a role and a line's end, which makes one token
+        with those that the text may begin with.
+        """
+        names = sorted((token.content for token in
+                        self._template_encoder.get_added_tokens_decoder().values()
+                        if token.special), key=len)
+        cut = max((text.rfind(name) + len(name) for name in names if name in text), default=0)
+        return self._template_ids(text[:cut]), text[cut:]
+
+    def _after(self, heading: tuple[list[int], str], text: str) -> list[int]:
+        return heading[0] + self.encode(heading[1] + text)
 
     def _template_ids(self, text: str) -> list[int]:
         return self._template_encoder.encode(text, add_special_tokens=False).ids

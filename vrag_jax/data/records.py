@@ -241,6 +241,14 @@ class Conversation:
     encoded: tuple[bytes, ...] = ()
 
 
+def split_system(conversation: Conversation) -> tuple[str | None, tuple[Message, ...]]:
+    """Returns the text of a leading system message, or None, and the messages after it."""
+    messages = conversation.messages
+    if messages[:1] and messages[0].role == 'system':
+        return messages[0].content, messages[1:]
+    return None, messages
+
+
 def load_sharegpt(path: str | os.PathLike) -> list[Conversation]:
     """Reads SFT conversations in the ShareGPT format of the reference.
 

@@ -103,8 +103,9 @@ def _texts(turn: TurnRecord, font, width: int) -> tuple[list[str], int]:
 def _picture(record: TrajectoryRecord, index: int, style: DrawingStyle) -> Image.Image:
     """Returns an image at the width of a column, with its boxes."""
     image = Image.open(record.image_path(index)).convert('RGB')
-    scale = style.column / image.width
-    size = (style.column, max(1, round(image.height * scale)))
+    width, height = record.images[index].size  # That of boxes.
+    scale = style.column / width
+    size = (style.column, max(1, round(height * scale)))
     small = max(image.size) < ENLARGE_BELOW
     picture = image.resize(size, Image.Resampling.NEAREST if small else Image.Resampling.LANCZOS)
     draw = ImageDraw.Draw(picture)

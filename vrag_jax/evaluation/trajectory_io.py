@@ -25,9 +25,9 @@ class ImageRecord:
     Attributes:
       file: path relative to the folder of the trajectories.
       page_id: the page that it shows.
-      size: width and height in pixels.
+      size: width and height in the pixels of boxes.
       whole_page: whether it shows the page and not a region of it.
-      evidence: boxes that show the answer, in pixels of this image; they may
+      evidence: boxes that show the answer, in pixels of `size`; they may
         reach beyond it.
     """
 
@@ -220,7 +220,7 @@ def _save_image(folder: Path, view: ImageView, trajectory: Trajectory) -> ImageR
         _write_image(view.image, folder / file)
     evidence = tuple(view.frame.from_page(item.bbox) for item in trajectory.question.evidence
                      if item.page_id == view.frame.page_id)
-    return ImageRecord(file, view.frame.page_id, view.image.size, _whole_page(view.frame), evidence)
+    return ImageRecord(file, view.frame.page_id, view.frame.box_size, _whole_page(view.frame), evidence)
 
 
 def _write_image(image: Image.Image, path: Path) -> None:

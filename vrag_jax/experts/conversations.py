@@ -1,5 +1,7 @@
 """SFT conversations as token sequences."""
 
+import dataclasses
+import functools
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -8,7 +10,7 @@ from PIL import Image
 
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.mapped import MappedSequence
-from vrag_jax.data.records import IMAGE_MARK, Conversation, Question
+from vrag_jax.data.records import IMAGE_MARK, Conversation, Message, Question, split_system
 from vrag_jax.data.sequences import ImagePreprocessor, TokenSequence
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.perception.image_ops import PixelLimits, show_page
@@ -26,12 +28,16 @@ def conversation_sequences(
 ) -> Sequence[TokenSequence]:
     """Tokenises conversations as the policy will meet them; its turns are trained on.
 
+    Token ids are those of the chat template on the whole conversation. A turn of the policy
+    is trained on from its first token to the one that ends it.
+
     Args:
-      conversations: alternating user and assistant messages, a user's text with
-        at most one `<image>`.
+      conversations: alternating user and assistant messages after an optional system
+        message, a user's text with at most one `<image>`.
       image_root: what relative image files are relative to, of conversations that
         do not bring their images.
-      chat: tokenizer and turn delimiters; the first message is the whole prompt.
+      chat: tokenizer and turn delimiters. Of its prompt only the system turn is taken, by
+        conversations without one; the first message is a whole prompt already.
       preprocess: images to patches.
       model_config: sizes and special ids.
       limits: bounds of an image's area as the encoder sees it.
@@ -46,11 +52,21 @@ def conversation_sequences(
         first turn does not fit.
       FileNotFoundError: if an image is missing.
     """
+    @functools.cache
+    def chat_of(system: str) -> ChatFormat:
+        return chat.with_prompt(dataclasses.replace(chat.prompt, system=system))
+
+    def with_system(conversation: Conversation) -> tuple[ChatFormat, tuple[Message, ...]]:
+        system, messages = split_system(conversation)
+        return (chat if system is None else chat_of(system)), messages
+
     for number, conversation in enumerate(conversations):
         where = f'conversation {number}'
         _check_turns(conversation, where)
-        question, answer = conversation.messages[:2]
-        if len(chat.prompt_ids(question.content)) + len(chat.encode(answer.content)) > max_length:
+        own, messages = with_system(conversation)
+        question, answer = messages[:2]
+        first = len(own.opening_ids(question.content)) + len(own.reply_ids(answer.content))
+        if first > max_length:
             raise ValueError(f'{where}: the first turn alone is longer than {max_length}')
         for name in () if conversation.encoded else conversation.images:
             if not (image_root / name).is_file():
@@ -60,7 +76,9 @@ def conversation_sequences(
         episode = Episode(
             Question(uid=str(number), query='', answer=''), '',
             model_config.image_token_id, model_config.vision.spatial_merge_size)
-        _fill(episode, conversation, image_root, chat, preprocess, limits, max_length)
+        own, messages = with_system(conversation)
+        images = _opened(conversation, image_root)
+        _fill(episode, messages, images, own, preprocess, limits, max_length)
         return episode.finish().sequence()
 
     return MappedSequence(conversations, make)
@@ -68,21 +86,21 @@ def conversation_sequences(
 
 def _check_turns(conversation: Conversation, where: str) -> None:
     """Raises ValueError for messages that no episode has."""
-    roles = [message.role for message in conversation.messages]
+    messages = split_system(conversation)[1]
+    roles = [message.role for message in messages]
     if len(roles) < 2 or any(
         role != ('user', 'assistant')[i % 2] for i, role in enumerate(roles)
     ):
         raise ValueError(f'{where}: roles must alternate, user first, got {roles}')
-    for index, message in enumerate(conversation.messages[::2]):
+    for index, message in enumerate(messages[::2]):
         if message.content.count(IMAGE_MARK) > min(index, 1):
             raise ValueError(f'{where}, message {2 * index}: expected at most one {IMAGE_MARK}, '
                              f'and none in the question')
 
 
-def _fill(episode, conversation, image_root, chat, preprocess, limits, max_length) -> None:
-    images = _opened(conversation, image_root)
-    for index in range(0, len(conversation.messages) - 1, 2):
-        user, assistant = conversation.messages[index : index + 2]
+def _fill(episode, messages, images, chat, preprocess, limits, max_length) -> None:
+    for index in range(0, len(messages) - 1, 2):
+        user, assistant = messages[index : index + 2]
         before, mark, after = user.content.partition(IMAGE_MARK)
         shown = None
         if mark:
@@ -91,10 +109,11 @@ def _fill(episode, conversation, image_root, chat, preprocess, limits, max_lengt
                 view = show_page(image, name, limits)
             shown = (*view, preprocess([view[0]])[0])
         if index == 0:
-            ids = chat.prompt_ids(user.content)
+            ids = chat.opening_ids(user.content)
         else:
-            ids = chat.observation_ids(before, shown[2].tokens if shown else None, after)
-        answer = chat.encode(assistant.content)
+            tokens = shown[2].tokens if shown else None
+            ids = chat.observation_ids(before, tokens, after, ended=True)
+        answer = chat.reply_ids(assistant.content)
         if len(episode) + len(ids) + len(answer) > max_length:
             return
         episode.append_observation(ids, shown)

@@ -121,8 +121,8 @@ class PretrainingExercises:
         for start, turn in zip(starts, trajectory.turns, strict=True):
             if turn.action.kind is ActionKind.BBOX:
                 thought = turn.text[:turn.text.index('<bbox>')]
-                encode = self._world.chat.encode
-                mask[start + len(encode(thought)):start + len(encode(turn.text))] = 0
+                chat = self._world.chat
+                mask[start + len(chat.encode(thought)):start + len(chat.reply_ids(turn.text))] = 0
         return dataclasses.replace(sequence, loss_mask=mask)
 
     def _read(
@@ -164,13 +164,13 @@ class PretrainingExercises:
         """The first turn of an episode."""
         episode = self._world.start(question)
         search = self._careful.act(question, ExpertState())
-        episode.append_text(self._world.chat.encode(search), sampled=True)
+        episode.append_text(self._world.chat.reply_ids(search), sampled=True)
         return episode.finish().sequence()
 
     def _loose_box(self, frame: Frame, body: Box, rng: random.Random) -> Box:
         """A box of some margin around a body, and off its middle by up to that margin."""
         x1, y1, x2, y2 = frame.from_page(body)
-        width, height = frame.encoder_size
+        width, height = frame.box_size
         margin = self._margin * rng.random()
         right, down = (rng.uniform(-margin, margin) for _ in range(2))
         return (max(0.0, x1 - margin + right), max(0.0, y1 - margin + down),

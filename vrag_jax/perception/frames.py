@@ -18,12 +18,16 @@ class Frame:
       page_size: width and height of the full-resolution page.
       region: the part of the page that the image shows, in page pixels.
       encoder_size: width and height of the image as the encoder sees it.
+      box_size: width and height in whose pixels boxes on the image are given, where these
+        are not `encoder_size` (see `PixelLimits.two_steps`). What is called encoder pixels
+        of a box is meant in this size.
     """
 
     page_id: str
     page_size: tuple[int, int]
     region: Box
     encoder_size: tuple[int, int]
+    box_size: tuple[int, int] = (0, 0)
 
     def __post_init__(self):
         left, top, right, bottom = self.region
@@ -33,12 +37,14 @@ class Frame:
                              f'of page_size {self.page_size}')
         if min(self.encoder_size) < 1:
             raise ValueError(f'encoder_size must be positive, got {self.encoder_size}')
+        if self.box_size == (0, 0):
+            object.__setattr__(self, 'box_size', self.encoder_size)
 
     @property
     def scale(self) -> tuple[float, float]:
-        """Page pixels an encoder pixel, along x and y."""
+        """Page pixels a pixel of `box_size`, along x and y."""
         left, top, right, bottom = self.region
-        return (right - left) / self.encoder_size[0], (bottom - top) / self.encoder_size[1]
+        return (right - left) / self.box_size[0], (bottom - top) / self.box_size[1]
 
     def to_page(self, box: Box) -> Box:
         """Maps a box from encoder pixels to page pixels."""

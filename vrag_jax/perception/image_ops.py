@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import math
+import operator
 
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
@@ -12,6 +13,9 @@ from vrag_jax.perception.frames import Box, Frame
 
 # smart_resize refuses images whose sides differ by more than this factor.
 MAX_ASPECT = 200
+
+# Bounds of the area in the image processor of the published Qwen2.5-VL checkpoints.
+PROCESSOR_PIXELS = (4 * 28 * 28, 16384 * 28 * 28)
 
 # A box may reach this share of the image's width or height beyond its edge, and
 # is clamped; further out it is invalid.
@@ -33,11 +37,15 @@ class PixelLimits:
     Attributes:
       min_pixels, max_pixels: least and greatest width times height.
       factor: width and height are multiples of it (patch size times merge size).
+      two_steps: whether an image is scaled to the bounds first, its sides cut off to whole
+        pixels, and to multiples of `factor` then, as in the reference's code: boxes are in
+        the frame of the first size, the encoder sees the second.
     """
 
     min_pixels: int
     max_pixels: int
     factor: int = 28
+    two_steps: bool = False
 
     def __post_init__(self):
         if self.factor < 1:
@@ -91,12 +99,36 @@ def encoder_size(width: int, height: int, limits: PixelLimits) -> tuple[int, int
     """
     if width < 1 or height < 1:
         raise ValueError(f'an image must have an area, got {width} x {height}')
+    if limits.two_steps:
+        width, height = box_size(width, height, limits)
+    bounds = PROCESSOR_PIXELS if limits.two_steps else (limits.min_pixels, limits.max_pixels)
     if max(width, height) <= MAX_ASPECT * min(width, height):
         rows, columns = (side // limits.factor for side in smart_resize(
-            height, width, limits.factor, limits.min_pixels, limits.max_pixels))
-        if columns in _columns(rows, limits):
+            height, width, limits.factor, *bounds))
+        # The second of two steps rounds, and may leave the bounds by half a row or column.
+        if columns in _columns(rows, limits) or limits.two_steps and min(rows, columns) > 0:
             return columns * limits.factor, rows * limits.factor
     return _nearest_size(width / height, limits)
+
+
+@functools.lru_cache(maxsize=4096)
+def box_size(width: int, height: int, limits: PixelLimits) -> tuple[int, int]:
+    """Returns the size in whose pixels boxes on an image are given.
+
+    It is `encoder_size` but where `limits.two_steps`: there an area above the bounds is
+    scaled down to them, one below is scaled up, and the sides are cut off to whole pixels.
+
+    Args:
+      width, height: of the image, in pixels.
+      limits: bounds of the area.
+    """
+    if not limits.two_steps:
+        return encoder_size(width, height, limits)
+    for bound, outside in ((limits.max_pixels, operator.gt), (limits.min_pixels, operator.lt)):
+        if outside(width * height, bound):
+            scale = math.sqrt(bound / (width * height))
+            width, height = max(1, int(width * scale)), max(1, int(height * scale))
+    return width, height
 
 
 def _nearest_size(aspect: float, limits: PixelLimits) -> tuple[int, int]:
@@ -118,7 +150,7 @@ def show_page(
     """Returns a whole page at the size the encoder sees, RGB, and its frame."""
     width, height = page_image.size
     frame = Frame(page_id, (width, height), (0, 0, width, height),
-                  encoder_size(width, height, limits))
+                  encoder_size(width, height, limits), box_size(width, height, limits))
     return _render(page_image, frame), frame
 
 
@@ -169,7 +201,8 @@ def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) 
     left, right = _widen(columns, shortest, width)
     top, bottom = _widen(rows, shortest, height)
     return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
-                 encoder_size(right - left, bottom - top, limits))
+                 encoder_size(right - left, bottom - top, limits),
+                 box_size(right - left, bottom - top, limits))
 
 
 def crop_at_page_size(frame: Frame, box: Box) -> Frame:
@@ -196,7 +229,7 @@ def _page_pixels(frame: Frame, box: Box, padding: float
     if reason is not None:
         raise RegionError(reason)
     x1, y1 = box[:2]
-    x2, y2 = map(min, box[2:], frame.encoder_size)
+    x2, y2 = map(min, box[2:], frame.box_size)
     left, top, right, bottom = frame.to_page(
         (x1 - padding, y1 - padding, x2 + padding, y2 + padding))
     width, height = frame.page_size
@@ -216,7 +249,7 @@ def check_box(box: Box, frame: Frame) -> str | None:
     fault = box_fault(box)
     if fault:
         return fault
-    width, height = frame.encoder_size
+    width, height = frame.box_size
     x1, y1, x2, y2 = box
     if x1 >= width or y1 >= height:
         return f'the box lies outside the image, which is {width} x {height} pixels'
@@ -246,4 +279,6 @@ def _render(page_image: Image.Image, frame: Frame) -> Image.Image:
     """Cuts the frame's region and resizes it as Qwen's image processor would."""
     left, top, right, bottom = map(int, frame.region)
     cut = page_image.crop((left, top, right, bottom)).convert('RGB')
+    if frame.box_size != frame.encoder_size:
+        cut = cut.resize(frame.box_size, Image.Resampling.BICUBIC)
     return cut.resize(frame.encoder_size, Image.Resampling.BICUBIC)

@@ -23,7 +23,7 @@ def run_expert(
     act: Callable[[Question, Episode], str],
     max_length: int,
 ) -> list[Trajectory]:
-    """Lets an expert write every turn; its tokens count as sampled.
+    """Lets an expert write every turn and end it; its tokens count as sampled.
 
     Args:
       world: where the episodes take place.
@@ -39,8 +39,8 @@ def run_expert(
     while running:
         texts = [act(episode.question, episode) for episode in running]
         for episode, text in zip(running, texts, strict=True):
-            episode.append_text(world.chat.encode(text), sampled=True)
-        world.advance(running, texts, [''] * len(running), max_length)
+            episode.append_text(world.chat.reply_ids(text), sampled=True)
+        world.advance(running, texts, ['end_of_turn'] * len(running), max_length)
         running = [episode for episode in running if not episode.done]
     return [episode.finish() for episode in episodes]
 

@@ -8,6 +8,7 @@ from concurrent.futures import Future
 
 from PIL import Image
 
+from vrag_jax.data.records import IMAGE_MARK
 from vrag_jax.perception.actions import Action, ActionKind
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import PixelLimits, check_box, crop_and_zoom, show_page
@@ -25,10 +26,16 @@ class Messages:
     """Texts of the observations.
 
     Attributes:
+      page: around a page that a search brings, which `<image>` stands for.
+      crop: around a region that was zoomed into, likewise.
       invalid: after an invalid action; may hold `{reason}`.
       nothing_new: after a search whose hits were all shown before.
-      answer_now: added to the observation before the last turn.
+      answer_now: before the last turn: in front of an image and its text, after any other
+        text; '' says nothing.
     """
+
+    page: str = IMAGE_MARK
+    crop: str = IMAGE_MARK
 
     invalid: str = (
         'That was not a valid action ({reason}). Think inside <think> and </think>, then do '
@@ -37,6 +44,12 @@ class Messages:
     )
     nothing_new: str = 'The search found no page that you have not seen yet.'
     answer_now: str = 'This is your last turn: answer now inside <answer> and </answer>.'
+
+    def __post_init__(self):
+        for name in ('page', 'crop'):
+            if getattr(self, name).count(IMAGE_MARK) != 1:
+                raise ValueError(
+                    f"{name} must hold '{IMAGE_MARK}' once, got {getattr(self, name)!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +62,8 @@ class EnvironmentConfig:
       search_chars: characters of a search query, at most; a longer one is an invalid
         action. A search service has a limit, too (`ServiceLimits.query_chars`).
       min_pixels, max_pixels: bounds of an image's area as the encoder sees it.
+      two_step_sizes: whether boxes are in the frame of an intermediate size, as in the
+        reference's code; see `PixelLimits.two_steps`.
       padding: encoder pixels by which a chosen box is widened on each side.
       allow_crop: whether `<bbox>` is an action at all.
       allow_image_index: whether `<bbox image="k">` may name an earlier image.
@@ -60,6 +75,7 @@ class EnvironmentConfig:
     search_chars: int = 2048
     min_pixels: int = 256 * 28 * 28
     max_pixels: int = 512 * 28 * 28
+    two_step_sizes: bool = False
     padding: int = 0
     allow_crop: bool = True
     allow_image_index: bool = False
@@ -78,7 +94,7 @@ class EnvironmentConfig:
 
     @property
     def limits(self) -> PixelLimits:
-        return PixelLimits(self.min_pixels, self.max_pixels)
+        return PixelLimits(self.min_pixels, self.max_pixels, two_steps=self.two_step_sizes)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,8 +103,9 @@ class Observation:
 
     Attributes:
       action: the action, INVALID with a reason if it could not be carried out.
-      text: text shown back, '' where only an image is shown.
+      text: text shown back, before the image if there is one.
       view: image and frame shown back, or None.
+      text_after: text after the image.
       retrieved: ids of the pages that a search brought.
       done: whether the episode is over.
     """
@@ -96,6 +113,7 @@ class Observation:
     action: Action
     text: str = ''
     view: tuple[Image.Image, Frame] | None = None
+    text_after: str = ''
     retrieved: tuple[str, ...] = ()
     done: bool = False
 
@@ -158,7 +176,10 @@ class Environment:
         else:
             observation = self._invalid(action, action.reason)
         if len(episode.turns) + 2 == self.config.max_turns:
-            text = ' '.join(t for t in (observation.text, self.messages.answer_now) if t)
+            parts = (self.messages.answer_now, observation.text)
+            if observation.view is None:  # What has gone wrong comes first.
+                parts = parts[::-1]
+            text = ' '.join(part for part in parts if part)
             observation = dataclasses.replace(observation, text=text)
         return observation
 
@@ -171,7 +192,7 @@ class Environment:
         fresh = next((hit.page_id for hit in hits if hit.page_id not in seen), None)
         if fresh is None:
             return Observation(action, text=self.messages.nothing_new)
-        return Observation(action, view=self.page_view(fresh), retrieved=(fresh,))
+        return self._shown_back(action, self.messages.page, self.page_view(fresh), (fresh,))
 
     def _crop(self, episode: Episode, action: Action) -> Observation:
         if not self.config.allow_crop:
@@ -186,7 +207,12 @@ class Environment:
             return self._invalid(action, reason)
         page = self._store.image(frame.page_id)
         view = crop_and_zoom(page, frame, action.box, self.config.limits, self.config.padding)
-        return Observation(action, view=view)
+        return self._shown_back(action, self.messages.crop, view)
+
+    def _shown_back(self, action: Action, text: str, view: tuple[Image.Image, Frame],
+                    retrieved: tuple[str, ...] = ()) -> Observation:
+        before, _, after = text.partition(IMAGE_MARK)
+        return Observation(action, before, view, after, retrieved)
 
     def page_view(self, page_id: str) -> tuple[Image.Image, Frame]:
         """Returns a page at the size at which it is shown; recent ones are kept."""

@@ -142,6 +142,11 @@ class Episode:
             np.concatenate(self._image_index[first:])[skip:],
         )
 
+    @property
+    def last_token(self) -> int | None:
+        """Id of the token that was appended last."""
+        return int(self._tokens[-1][-1]) if self._tokens else None
+
     def last_action(self) -> Action | None:
         """Returns the last turn's action."""
         return self.turns[-1].action if self.turns else None

@@ -138,7 +138,9 @@ class World:
         ids: Sequence[int] = ()
         if not observation.done:
             tokens = shown[2].tokens if shown else None
-            ids = self.chat.observation_ids(observation.text, tokens, ended=stop == 'end_of_turn')
+            ids = self.chat.observation_ids(
+                observation.text, tokens, observation.text_after,
+                ended=episode.last_token == self.chat.end_of_turn_id)
             if len(episode) + len(ids) >= max_length:
                 # No room to go on: nothing of the observation is shown, so the
                 # trajectory still ends with a token that was sampled.
@@ -151,7 +153,8 @@ class World:
             Turn(
                 text=text,
                 action=observation.action,
-                observation='' if over else observation.text,
+                observation='' if over else ' '.join(
+                    t for t in (observation.text, observation.text_after) if t),
                 image=len(episode.images) if shown and not over else None,
                 retrieved=() if over else observation.retrieved,
             )

@@ -121,7 +121,8 @@ class Sampler:
       graphdef: structure of the policy; parameters are given at each call.
       model_config: sizes of the policy.
       config: sizes of the sampler.
-      stop_table: automaton that ends a turn at its action's closing tag.
+      stop_table: automaton that ends a turn at its action's closing tag, where `config.stop_at`
+        says so.
       end_ids: token ids that end a turn by themselves.
       base_seed: seed that is combined with each sequence's.
       mesh: over which slots and cache are spread; None leaves them on the default
@@ -145,7 +146,8 @@ class Sampler:
         self.initial = stop_table.initial
         self.hidden_size = model_config.text.hidden_size
         self._rules = StopRules(
-            jnp.asarray(stop_table.transitions), jnp.asarray(stop_table.accepting),
+            jnp.asarray(stop_table.transitions),
+            jnp.asarray(stop_table.accepting & (config.stop_at == 'action')),
             jnp.asarray(list(end_ids), jnp.int32), stop_table.initial)
         self._key = jax.random.key(base_seed)
         init = functools.partial(init_pool, model_config, config, self.shards)

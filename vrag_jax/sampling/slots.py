@@ -12,6 +12,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.parallel.sharding import POOL_AXES, RULES, Rules, devices_along, tree_shardings
 
 Shape = tuple[int, int]
+STOPS = ('action', 'end_of_turn')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +38,9 @@ class SamplerConfig:
       cache_dtype: dtype of the cache, e.g. 'bfloat16'.
       draft_tokens: tokens guessed ahead from what the sequence holds already and
         verified in one pass (prompt lookup); 0 samples one by one.
+      stop_at: where a turn ends that goes on after its action: at the tag that closes the
+        'action', or at the 'end_of_turn', which the policy then samples itself. What it
+        writes between the two is in the context; the action stays the first one.
       draft_ngram: tokens that must have occurred before for a guess.
       unroll_depth: policies with at most so many layers have them unrolled, see
         `Decoder.extend`: faster passes, longer compilation.
@@ -55,6 +59,7 @@ class SamplerConfig:
     cache_dtype: str = 'float32'
     draft_tokens: int = 0
     draft_ngram: int = 2
+    stop_at: str = 'action'
     unroll_depth: int = 4
 
     def __post_init__(self):
@@ -71,6 +76,8 @@ class SamplerConfig:
         if any(not 0 < n < self.slots for n in self.fewer_slots):
             raise ValueError(f'fewer_slots {self.fewer_slots} must lie between 0 and '
                              f'slots = {self.slots}')
+        if self.stop_at not in STOPS:
+            raise ValueError(f'stop_at must be one of {STOPS}, got {self.stop_at!r}')
         if self.max_new_tokens > self.max_length:
             raise ValueError(
                 f'max_new_tokens = {self.max_new_tokens} exceeds max_length = {self.max_length}')

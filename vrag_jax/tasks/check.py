@@ -9,8 +9,13 @@ from vrag_jax.compilation.chips import parse_topology
 from vrag_jax.config import ConfigError
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.tasks.corpus import check_paths
+from vrag_jax.tasks.prompt import choose_prompt
 from vrag_jax.tasks.serve_index import check_packages
 from vrag_jax.tasks.settings import RunConfig
+
+
+# Tasks that ask a policy.
+ASKING = ('loop', 'sft', 'grpo', 'evaluate')
 
 
 def check(config: RunConfig) -> None:
@@ -41,6 +46,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f'config.{error}') from error
     if config.task == 'build_index':
         return  # Neither samples nor learns.
+    if config.task in ASKING and not (config.task == 'sft' and config.data.trajectories):
+        choose_prompt(config)
     shards = shape['data'] * shape['fsdp']
     for name, learner in config.learners.items():
         if learner.rows % shards:

@@ -3,12 +3,15 @@
 import time
 from pathlib import Path
 
+from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.datasets import read_conversations
+from vrag_jax.data.prompt import Prompt
 from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.parameters import Params
 from vrag_jax.tasks.corpus import report_retrieval
 from vrag_jax.tasks.evaluate import evaluate, test_questions
 from vrag_jax.tasks.grpo import grpo
+from vrag_jax.tasks.prompt import conversation_prompt
 from vrag_jax.tasks.results import export_policy, write_results
 from vrag_jax.tasks.train import (
     evidence_trajectories,
@@ -21,15 +24,20 @@ from vrag_jax.tasks.workspace import Workspace
 def run_sft(space: Workspace) -> None:
     """Fine-tunes on given conversations, or on PageWorld's experts; saves the policy."""
     config = space.config
+    prompt: Prompt | None
     if config.data.trajectories:
         source = config.data.trajectories
+        conversations = read_conversations(source)
+        prompt = conversation_prompt(config, conversations, source)
         sequences = conversation_sequences(
-            read_conversations(source), Path(source).parent, space.chat, space.preprocess,
-            space.model_config, config.environment.limits, config.sft.learner.length)
+            conversations, Path(source).parent, ChatFormat(space.tokenizer, prompt or Prompt()),
+            space.preprocess, space.model_config, config.environment.limits,
+            config.sft.learner.length)
     else:
+        prompt = space.prompt
         sequences = [t.sequence() for t in expert_trajectories(
             space, space.world(), config.sft.shares, config.sft.trajectories)]
-    export_policy(space, finetune(space, space.initial_params(), 'sft', sequences))
+    export_policy(space, finetune(space, space.initial_params(), 'sft', sequences), prompt)
 
 
 def run_grpo(space: Workspace) -> None:
@@ -49,7 +57,7 @@ def run_grpo(space: Workspace) -> None:
         'before': evaluate(space, before, world, questions),
         'grpo': evaluate(space, after, world, questions),
     }, started, 'vrag_jax: GRPO', quality)
-    export_policy(space, after)
+    export_policy(space, after, space.prompt)
 
 
 def run_evaluate(space: Workspace) -> None:

@@ -53,4 +53,4 @@ def run(space: Workspace) -> None:
     measure('grpo', trained, world, questions)
 
     write_results(space, methods, started, 'vrag_jax: the whole loop on PageWorld')
-    export_policy(space, trained)
+    export_policy(space, trained, space.prompt)

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 
+from vrag_jax.data.prompt import PROMPT_FILE, Prompt
 from vrag_jax.evaluation.metrics import summarize
 from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import METHOD_LABELS, save_results
@@ -67,11 +68,16 @@ def with_images(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
     return [shared.get(i, t) for i, t in enumerate(trajectories)]
 
 
-def export_policy(space: Workspace, params: Params) -> None:
+def export_policy(space: Workspace, params: Params, prompt: Prompt | None) -> None:
     """Writes the policy as a HF checkpoint directory, `workdir/policy`.
 
     Adapters are merged into it, and written alone, in PEFT's format, to
     `workdir/adapter`.
+
+    Args:
+      space: the run.
+      params: the policy's weights.
+      prompt: on which it was trained; it is kept beside the weights. None if it is not known.
     """
     policy = space.config.policy
     directory = space.workdir / 'policy'
@@ -86,4 +92,7 @@ def export_policy(space: Workspace, params: Params) -> None:
     if is_main():
         space.tokenizer.save_pretrained(directory)
         space.image_processor.save_pretrained(directory)
+        for kept in (directory, *([space.workdir / 'adapter'] if policy.lora.rank else [])):
+            if prompt is not None:
+                prompt.write(kept / PROMPT_FILE)
     barrier('exported')

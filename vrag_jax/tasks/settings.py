@@ -5,6 +5,7 @@ import re
 
 from vrag_jax.config import ConfigError
 from vrag_jax.data.pageworld.config import PageWorldConfig
+from vrag_jax.data.prompt import QUESTION
 from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.models.attention import BACKENDS
 from vrag_jax.models.config import PRESETS
@@ -101,6 +102,38 @@ class PolicyConfig:
             raise ValueError('quantization is for what is not trained: set lora.rank')
         if self.adapter and not self.lora.rank:
             raise ValueError('adapter needs lora.rank')
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What questions are asked with.
+
+    A policy that was fine-tuned keeps its prompt in its directory (`data.prompt.PROMPT_FILE`).
+    Where neither `text` nor `file` is given it gets that one; SFT on conversations takes the
+    prompt that these begin with.
+
+    Attributes:
+      text: of the question's turn, with `{question}` once; '' leaves it to `file`, the policy
+        or the conversations.
+      file: a file with that text, or a `.json` with `text` and `system`.
+      system: text of the system turn; '' leaves it to `file`, the policy, or the chat template.
+      fallback: text for a policy that brings none; '' refuses such a policy.
+      may_differ: whether a policy may get another prompt than it was fine-tuned on.
+    """
+
+    text: str = ''
+    file: str = ''
+    system: str = ''
+    fallback: str = QUESTION
+    may_differ: bool = False
+
+    def __post_init__(self):
+        if self.text and self.file:
+            raise ValueError('text and file are both given; pass one of them')
+        for name in ('text', 'fallback'):
+            value = getattr(self, name)
+            if value and value.count(QUESTION) != 1:
+                raise ValueError(f"{name} must hold '{QUESTION}' once, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +241,6 @@ class RunConfig:
       feature_span: attention windows that the largest image may take.
       evidence_sft: whether GRPO on files is preceded by SFT on an expert that knows
         the questions' evidence boxes (it searches, zooms into them, answers).
-      instruction: text of the question's turn, with `{question}`.
     """
 
     task: str
@@ -217,10 +249,10 @@ class RunConfig:
     feature_windows: tuple[int, ...] = (64,)
     feature_span: int = 16
     evidence_sft: bool = False
-    instruction: str = '{question}'
     distributed: DistributedConfig = DistributedConfig()
     mesh: MeshConfig = MeshConfig()
     policy: PolicyConfig = PolicyConfig()
+    prompt: PromptConfig = PromptConfig()
     data: DataConfig = DataConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
@@ -250,8 +282,6 @@ class RunConfig:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
-        if self.instruction.count('{question}') != 1:
-            raise ConfigError("config.instruction: must hold '{question}' once")
         for section in (self.learner, self.sft.learner, self.pretrain.learner):
             try:
                 re.compile(section.frozen)

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.data.tokenizer import (
     ids_without_text,
@@ -40,6 +41,7 @@ from vrag_jax.tasks.policy import (
     policy_config,
     sampling_placement,
 )
+from vrag_jax.tasks.prompt import choose_prompt
 from vrag_jax.tasks.settings import RunConfig
 
 
@@ -90,13 +92,18 @@ class Workspace:
             partial.replace(directory)
 
     @functools.cached_property
+    def prompt(self) -> Prompt:
+        """What questions are asked with."""
+        return choose_prompt(self.config)
+
+    @functools.cached_property
     def chat(self) -> ChatFormat:
-        return ChatFormat(self.tokenizer, self.config.instruction)
+        return ChatFormat(self.tokenizer, self.prompt)
 
     @functools.cached_property
     def end_ids(self) -> list[int]:
         """Ids that end a turn by themselves."""
-        return sorted({self.chat.end_of_turn_id,
+        return sorted({ChatFormat(self.tokenizer).end_of_turn_id,
                        self.tokenizer.convert_tokens_to_ids('<|endoftext|>')})
 
     @functools.cached_property

@@ -84,6 +84,6 @@ def box_around(
         edge + (rng.randint(-jitter, jitter) if rng else 0)
         for edge in (math.floor(x1) - margin, math.floor(y1) - margin,
                      math.ceil(x2) + margin, math.ceil(y2) + margin))
-    width, height = frame.encoder_size
+    width, height = frame.box_size
     left, top = max(0, min(left, width - 1)), max(0, min(top, height - 1))
     return left, top, max(left + 1, min(right, width)), max(top + 1, min(bottom, height))
