@@ -218,3 +218,46 @@ def test_a_crop_at_page_size_keeps_the_pages_own_pixels():
     assert crop_at_page_size(frame, (90, 90, 120, 130)).region == (280, 140, 300, 150)
     with pytest.raises(RegionError, match='no area'):
         crop_at_page_size(frame, (10, 10, 10, 20))
+
+
+TWO_STEPS = PixelLimits(256 * 28 * 28, 512 * 28 * 28, two_steps=True)
+
+
+@pytest.mark.parametrize(('page', 'boxes', 'seen'), [
+    # By hand: sqrt(401408 / 786432) = 0.71443; 731.57 and 548.68 are cut off, and rounded to
+    # multiples of 28 then. The other: sqrt(401408 / 16002000) = 0.15838.
+    ((1024, 768), (731, 548), (728, 560)),
+    ((5334, 3000), (844, 475), (840, 476)),
+    # Too small: sqrt(200704 / 60000) = 1.82895. Inside the bounds: as it is.
+    ((300, 200), (548, 365), (560, 364)),
+    ((700, 400), (700, 400), (700, 392)),
+])
+def test_two_steps_cut_off_and_then_round(page, boxes, seen):
+    image, frame = show_page(gradient_page(*page), 'p', TWO_STEPS)
+    assert frame.box_size == boxes and frame.encoder_size == image.size == seen
+    assert frame.to_page((0, 0, *boxes)) == pytest.approx((0, 0, *page))
+
+
+def test_in_two_steps_pixels_are_resized_twice_and_boxes_are_of_the_first_size():
+    page = gradient_page(1024, 768)
+    image, frame = show_page(page, 'p', TWO_STEPS)
+    expected = page.resize((731, 548), Image.Resampling.BICUBIC).resize(
+        (728, 560), Image.Resampling.BICUBIC)
+    np.testing.assert_array_equal(np.asarray(image), np.asarray(expected))
+    # The box of the whole first size is the whole page, though it reaches beyond the second.
+    assert crop_frame(frame, (0, 0, 731, 548), TWO_STEPS).region == (0, 0, 1024, 768)
+    cut = crop_frame(frame, (100, 50, 300, 150), TWO_STEPS, padding=28)
+    scale_x, scale_y = 1024 / 731, 768 / 548
+    assert cut.region == (int(72 * scale_x), int(22 * scale_y),
+                          int(np.ceil(328 * scale_x)), int(np.ceil(178 * scale_y)))
+    assert check_box((731, 0, 740, 5), frame) is not None
+
+
+@settings(deadline=None, max_examples=200)
+@given(SIDES, SIDES)
+def test_in_two_steps_every_image_gets_a_size_that_the_encoder_takes(width, height):
+    size = encoder_size(width, height, TWO_STEPS)
+    assert size[0] % 28 == size[1] % 28 == 0 and min(size) > 0
+    assert max(size) <= 200 * min(size)
+    # No more cells than rounding both sides up can give.
+    assert size[0] * size[1] <= 1.2 * TWO_STEPS.max_pixels

@@ -9,7 +9,7 @@ import pytest
 from vrag_jax.perception.actions import ActionKind
 from vrag_jax.retrieval.engine import Hit
 from vrag_jax.retrieval.remote import RemoteSearchConfig
-from vrag_jax.rollout.environment import Environment, EnvironmentConfig
+from vrag_jax.rollout.environment import Environment, EnvironmentConfig, Messages
 from vrag_jax.serving.config import ServiceLimits
 
 SEARCH = '<think>x</think><search>{}</search>'
@@ -283,3 +283,52 @@ def test_image_numbers_are_invalid_unless_allowed(searching, question):
 def test_impossible_rules_are_refused(make_world, field, rules):
     with pytest.raises(ValueError, match=field):
         make_world(**rules)
+
+
+def test_an_image_stands_alone_or_between_texts(make_world, question, found):
+    """Texts before and after an image; the request for the answer in front of both."""
+    def shown(messages, turns):
+        world = make_world(found, max_turns=4)
+        environment = Environment(
+            world.environment._store, found, world.environment.config, messages)
+        world = dataclasses.replace(world, environment=environment)
+        episode = play(world, question, turns)
+        start = len(episode) - len(episode.tail(0)[0])
+        text = world.chat.tokenizer.decode(episode.tail(start)[0], skip_special_tokens=False)
+        observed = text.split('<|im_start|>user\n')[2:]
+        return [part.split('<|im_end|>')[0].replace('<|image_pad|>', '') for part in observed]
+
+    image = '<|vision_start|><|vision_end|>'
+    turns = [SEARCH.format('a'), box(10, 10, 60, 60), SEARCH.format('b')]
+    alone = Messages(answer_now='')
+    assert shown(alone, turns) == [image] * 3
+    around = Messages(page='Page: <image>\nRead it.', crop='<image> is what you chose.',
+                      answer_now='Now!')
+    assert shown(around, turns) == [
+        f'Page: {image}\nRead it.', f'{image} is what you chose.', f'Now! Page: {image}\nRead it.']
+    for wrong in ('no place', '<image> <image>'):
+        with pytest.raises(ValueError, match="page must hold '<image>' once"):
+            Messages(page=wrong)
+
+
+def test_a_turn_that_ends_otherwise_still_gets_the_end_of_turn_token(searching, question):
+    chat = searching.chat
+    text, end = SEARCH.format('a'), chat.end_of_turn_id
+    other = chat.tokenizer.convert_tokens_to_ids('<|endoftext|>')
+    for sampled, context in (([], [end]), ([end], [end]), ([other], [other, end])):
+        episode = searching.start(question)
+        episode.append_text([*chat.encode(text), *sampled], sampled=True)
+        length = len(episode)
+        searching.advance([episode], [text], ['end_of_turn' if sampled else 'action'], 10_000)
+        start = length - len(sampled)
+        assert episode.tail(start)[0][: len(context)].tolist() == context
+        assert episode.tail(start)[0][len(context)] != end
+
+
+def test_boxes_of_two_steps_are_in_the_frame_of_the_first_size(make_world, question, found):
+    # Pages of PageWorld shown at 108 x 108 in boxes' pixels, at 112 x 112 to the encoder.
+    world = make_world(found, two_step_sizes=True, min_pixels=11000, max_pixels=11800)
+    episode = play(world, question, [SEARCH.format('a'), box(0, 0, 108, 108)])
+    page, crop = episode.images
+    assert page.frame.box_size == (108, 108) and page.image.size == (112, 112)
+    assert crop.frame.region == (0, 0, *page.frame.page_size)

@@ -319,3 +319,26 @@ def test_eight_devices_sample_what_one_does(make_sampler, policy, chunks, buffer
 def test_impossible_sizes_are_refused(sizes, field, values):
     with pytest.raises(ValueError, match=field):
         sizes(**values)
+
+
+def test_a_turn_may_go_on_to_its_end_after_its_action(make_sampler, policy, chunks, buffer):
+    """With `stop_at='end_of_turn'` the tokens go on where the other sampler stopped."""
+    stopping, going_on = make_sampler(), make_sampler(stop_at='end_of_turn')
+    acted = 0
+    for first in range(0, 80, 4):
+        seeds = {name: first + name for name in chunks}
+        stopped = sample(stopping, policy[1], chunks, buffer, DRAWN, seeds)
+        longer = sample(going_on, policy[1], chunks, buffer, DRAWN, seeds)
+        for name, turn in longer.items():
+            n = len(stopped[name].tokens)
+            assert turn.stop in ('end_of_turn', 'length')
+            np.testing.assert_array_equal(turn.tokens[:n], stopped[name].tokens)
+            goes_on = stopped[name].stop == 'action' and n < 16
+            assert (len(turn.tokens) > n) == goes_on
+            acted += goes_on
+    assert acted
+
+
+def test_an_unknown_place_to_stop_is_refused(sizes):
+    with pytest.raises(ValueError, match="stop_at must be one of"):
+        sizes(stop_at='never')

@@ -106,7 +106,9 @@ def encoder_size(width: int, height: int, limits: PixelLimits) -> tuple[int, int
         rows, columns = (side // limits.factor for side in smart_resize(
             height, width, limits.factor, *bounds))
         # The second of two steps rounds, and may leave the bounds by half a row or column.
-        if columns in _columns(rows, limits) or limits.two_steps and min(rows, columns) > 0:
+        longest, shortest = max(rows, columns), min(rows, columns)
+        if columns in _columns(rows, limits) or (
+                limits.two_steps and 0 < longest <= MAX_ASPECT * shortest):
             return columns * limits.factor, rows * limits.factor
     return _nearest_size(width / height, limits)
 
