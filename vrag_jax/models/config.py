@@ -11,6 +11,23 @@ _CLASSES = {'qwen2_5_vl': 'Qwen2_5_VL', 'qwen2_vl': 'Qwen2VL'}
 ARCHITECTURES = tuple(_CLASSES)
 _WINDOW_UNITS = 4  # Merged tokens a side of a window, where attention has none.
 
+# What transformers' classes take for a field that a config leaves out, the same in every
+# version since 4.49, which leaves out of `vision_config` whatever equals them.
+_TEXT_DEFAULTS: dict[str, Any] = {
+    'vocab_size': 152064, 'hidden_size': 8192, 'intermediate_size': 29568,
+    'num_hidden_layers': 80, 'num_attention_heads': 64, 'num_key_value_heads': 8,
+    'max_position_embeddings': 32768, 'rms_norm_eps': 1e-5}
+_ROPE_DEFAULTS: dict[str, Any] = {'rope_theta': 1000000.0, 'mrope_section': (16, 24, 24)}
+_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
+    'qwen2_5_vl': {
+        'depth': 32, 'hidden_size': 3584, 'intermediate_size': 3420, 'num_heads': 16,
+        'out_hidden_size': 3584, 'in_channels': 3, 'patch_size': 14, 'temporal_patch_size': 2,
+        'spatial_merge_size': 2, 'window_size': 112, 'fullatt_block_indexes': (7, 15, 23, 31),
+        'tokens_per_second': 4},
+    'qwen2_vl': {
+        'depth': 32, 'embed_dim': 1280, 'hidden_size': 3584, 'mlp_ratio': 4, 'num_heads': 16,
+        'in_channels': 3, 'patch_size': 14, 'temporal_patch_size': 2, 'spatial_merge_size': 2}}
+
 
 @dataclasses.dataclass(frozen=True)
 class VisionConfig:
@@ -140,34 +157,42 @@ class ModelConfig:
 
         Args:
           config: the parsed file; the decoder's fields may stand at the top (as
-            published) or under `text_config` (as transformers 5 writes them).
+            published) or under `text_config` (as transformers 5 writes them). A field that
+            is left out is what transformers' class has by default.
 
         Returns:
           The same sizes.
 
         Raises:
-          ValueError: if a field is missing, or asks for what the port does not
-            do (another model type, activation, rotary scaling, sliding window).
+          ValueError: if a field is null, or asks for what the port does not do (another
+            model type, activation, rotary scaling, sliding window).
         """
         kind = config.get('model_type')
         if kind not in ARCHITECTURES:
             raise ValueError(f'model_type must be one of {ARCHITECTURES}, got {kind!r}')
-        text = {**config, **(config.get('text_config') or {})}
-        vision = dict(config.get('vision_config') or {})
-        vision.setdefault('in_channels', vision.get('in_chans', 3))
-        rope = {'rope_theta': text.get('rope_theta'), **(text.get('rope_scaling') or {}),
-                **(text.get('rope_parameters') or {})}
+        given = {**config, **(config.get('text_config') or {})}
+        if given.get('num_key_value_heads', 0) is None:
+            given['num_key_value_heads'] = given.get('num_attention_heads')
+        text = _filled(_TEXT_DEFAULTS, given, 'the decoder')
+        rope = {name: given[name] for name in ('rope_theta',) if name in given}
+        rope = _filled(_ROPE_DEFAULTS, {**rope, **(text.get('rope_scaling') or {}),
+                                        **(text.get('rope_parameters') or {})}, 'the decoder')
+        vision = _filled(_VISION_DEFAULTS[kind], config.get('vision_config') or {},
+                         'vision_config')
         _refuse_unsupported(text, vision, rope, 'silu' if kind == 'qwen2_5_vl' else 'quick_gelu')
-        vision = {**(_qwen2_vision(vision) if kind == 'qwen2_vl' else vision),
-                  'architecture': kind}
+        if kind == 'qwen2_vl':
+            vision = _qwen2_vision(vision)
+        # The class's own list goes beyond the layers of a small tower, which then has none.
+        vision['fullatt_block_indexes'] = [
+            i for i in vision['fullatt_block_indexes'] if i < vision['depth']]
         # Tying is a fact of the whole model; old files state it for the decoder.
         tied = bool(config.get('tie_word_embeddings') or text.get('tie_word_embeddings'))
         text.update(rope, tie_word_embeddings=tied)
         ids = {f.name: config.get(f.name, text.get(f.name)) for f in dataclasses.fields(cls)
                if f.name.endswith('token_id')}
         return cls(
-            vision=_read(VisionConfig, vision, 'vision_config', optional=('tokens_per_second',)),
-            text=_read(TextConfig, text, 'the decoder', optional=()),
+            vision=_read(VisionConfig, {**vision, 'architecture': kind}),
+            text=_read(TextConfig, text),
             **dict[str, Any]((k, v) for k, v in ids.items() if isinstance(v, int)))
 
     @classmethod
@@ -206,14 +231,11 @@ class ModelConfig:
 
 def _qwen2_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
     """A `vision_config` of Qwen2-VL in the names of Qwen2.5-VL's."""
-    size = vision.get('embed_dim')
-    ratio = vision.get('mlp_ratio', 4)
-    patch, merge = (vision.get(name, default) for name, default in
-                    (('patch_size', 14), ('spatial_merge_size', 2)))
-    return {**vision, 'hidden_size': size, 'out_hidden_size': vision.get('hidden_size'),
-            'intermediate_size': None if size is None else int(size * ratio),
-            'window_size': _WINDOW_UNITS * patch * merge,
-            'fullatt_block_indexes': tuple(range(vision.get('depth') or 0))}
+    return {**vision, 'hidden_size': vision['embed_dim'],
+            'out_hidden_size': vision['hidden_size'],
+            'intermediate_size': int(vision['embed_dim'] * vision['mlp_ratio']),
+            'window_size': _WINDOW_UNITS * vision['patch_size'] * vision['spatial_merge_size'],
+            'fullatt_block_indexes': tuple(range(vision['depth'])), 'tokens_per_second': 2}
 
 
 def _hf_vision(config: VisionConfig) -> dict[str, Any]:
@@ -245,17 +267,19 @@ def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping, vision_ac
         raise ValueError(f"the rotary type must be 'default' or 'mrope', got {kind!r}")
 
 
-def _read(cls: type, fields: Mapping[str, Any], where: str, optional: tuple[str, ...]) -> Any:
+def _filled(defaults: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Fields of a HF config, with defaults for those that are left out."""
+    for name in defaults:
+        if name in fields and fields[name] is None:
+            raise ValueError(f'{where}: field {name!r} is null')
+    return {**defaults, **fields}
+
+
+def _read(cls: type, fields: Mapping[str, Any]) -> Any:
     """Builds a config dataclass from the fields of a HF config."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        value = fields.get(field.name)
-        if value is None:
-            if field.name in optional:
-                continue
-            raise ValueError(f'{where}: field {field.name!r} is missing')
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+    values = {field.name: fields[field.name] for field in dataclasses.fields(cls)}
+    return cls(**{name: tuple(value) if isinstance(value, list) else value
+                  for name, value in values.items()})
 
 
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
