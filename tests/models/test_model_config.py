@@ -12,7 +12,13 @@ from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 from tests.models.config_cases import SAVED
 from tests.models.golden_cases import CASES
 from vrag_jax.embedders.colqwen import find_checkpoint
-from vrag_jax.models.config import ModelConfig, TextConfig, VisionConfig, preset
+from vrag_jax.models.config import (
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    YarnConfig,
+    preset,
+)
 from vrag_jax.models.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -122,9 +128,15 @@ def test_full_attention_beyond_the_last_layer_of_the_tower_is_none():
     ({'model_type': 'qwen2_vl'}, 'hidden_act'),
     ({'num_attention_heads': None}, 'num_attention_heads'),
     ({'num_key_value_heads': 3}, 'num_key_value_heads'),
-    ({'use_sliding_window': True}, 'use_sliding_window'),
+    ({'use_sliding_window': True, 'sliding_window': 256, 'max_window_layers': 2},
+     'use_sliding_window: 1 of 3 layers see the last 256 tokens only.*to false'),
+    ({'use_sliding_window': True, 'sliding_window': 256, 'layer_types': [
+        'full_attention', 'sliding_attention', 'sliding_attention']}, '2 of 3 layers'),
     ({'hidden_act': 'gelu'}, 'hidden_act'),
-    ({'rope_scaling': {'rope_type': 'yarn', 'mrope_section': [2, 3, 3]}}, 'yarn'),
+    ({'rope_scaling': {'rope_type': 'longrope', 'mrope_section': [2, 3, 3]}},
+     "'longrope': take rope_scaling back"),
+    ({'rope_scaling': {'rope_type': 'yarn', 'mrope_section': [2, 3, 3]}}, 'factor.*None'),
+    ({'rope_scaling': {'type': 'yarn', 'factor': 0.5, 'mrope_section': [2, 3, 3]}}, 'factor.*0.5'),
     ({'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 3, 4]}}, 'mrope_section'),
     ({'vision_config': None}, 'out_hidden_size 3584'),
     ({'vision_config': {'out_hidden_size': 32, 'depth': None}}, "'depth' is null"),
@@ -132,6 +144,38 @@ def test_full_attention_beyond_the_last_layer_of_the_tower_is_none():
 def test_a_config_that_cannot_work_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_hf({**CASES[0].hf_config(), **change})
+
+
+@pytest.mark.parametrize('change', [
+    {'use_sliding_window': False, 'sliding_window': 8, 'max_window_layers': 0},
+    {'sliding_window': 256, 'max_window_layers': 3},
+    {'sliding_window': 256},  # From layer 80 on.
+    {'sliding_window': 512, 'max_window_layers': 0},  # As many as there are positions for.
+    {'sliding_window': None, 'max_window_layers': 0},
+    {'sliding_window': 256, 'max_window_layers': 0, 'layer_types': ['full_attention'] * 3},
+], ids=str)
+def test_sliding_windows_that_change_nothing_are_accepted(change):
+    hf = CASES[0].hf_config()
+    assert ModelConfig.from_hf({**hf, 'use_sliding_window': True, **change}) == (
+        ModelConfig.from_hf(hf))
+
+
+def test_yarn_is_read_from_either_place_and_written_back():
+    hf = CASES[0].hf_config()
+    rope = {'mrope_section': [2, 3, 3], 'factor': 4, 'beta_fast': 16}
+    old = ModelConfig.from_hf({**hf, 'rope_scaling': {'type': 'yarn', **rope}})
+    # Positions trained on are the config's, unless it says others.
+    assert old.text.yarn == YarnConfig(4, 512, beta_fast=16)
+    new = ModelConfig.from_hf({**hf, 'rope_scaling': None, 'rope_parameters': {
+        'rope_type': 'yarn', 'rope_theta': 10000.0, 'original_max_position_embeddings': 512,
+        **rope}})
+    assert new == old
+    assert ModelConfig.from_hf(json.loads(json.dumps(old.to_hf()))) == old
+    theirs = Qwen2_5_VLConfig(**old.to_hf()).text_config.rope_parameters
+    assert (theirs['rope_type'], theirs['factor'], theirs['beta_fast']) == ('yarn', 4, 16)
+    scaled = ModelConfig.from_hf({**hf, 'rope_scaling': {
+        'type': 'yarn', **rope, 'mscale': 1.0, 'mscale_all_dim': 0.5}})
+    assert scaled.text.yarn.attention_factor == pytest.approx(1.138629 / 1.069315, rel=1e-5)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

@@ -6,27 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.models import hf_fields
+
 # Model types, and what transformers' classes begin with.
 _CLASSES = {'qwen2_5_vl': 'Qwen2_5_VL', 'qwen2_vl': 'Qwen2VL'}
 ARCHITECTURES = tuple(_CLASSES)
-_WINDOW_UNITS = 4  # Merged tokens a side of a window, where attention has none.
-
-# What transformers' classes take for a field that a config leaves out, the same in every
-# version since 4.49, which leaves out of `vision_config` whatever equals them.
-_TEXT_DEFAULTS: dict[str, Any] = {
-    'vocab_size': 152064, 'hidden_size': 8192, 'intermediate_size': 29568,
-    'num_hidden_layers': 80, 'num_attention_heads': 64, 'num_key_value_heads': 8,
-    'max_position_embeddings': 32768, 'rms_norm_eps': 1e-5}
-_ROPE_DEFAULTS: dict[str, Any] = {'rope_theta': 1000000.0, 'mrope_section': (16, 24, 24)}
-_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
-    'qwen2_5_vl': {
-        'depth': 32, 'hidden_size': 3584, 'intermediate_size': 3420, 'num_heads': 16,
-        'out_hidden_size': 3584, 'in_channels': 3, 'patch_size': 14, 'temporal_patch_size': 2,
-        'spatial_merge_size': 2, 'window_size': 112, 'fullatt_block_indexes': (7, 15, 23, 31),
-        'tokens_per_second': 4},
-    'qwen2_vl': {
-        'depth': 32, 'embed_dim': 1280, 'hidden_size': 3584, 'mlp_ratio': 4, 'num_heads': 16,
-        'in_channels': 3, 'patch_size': 14, 'temporal_patch_size': 2, 'spatial_merge_size': 2}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +62,32 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnConfig:
+    """Rotary frequencies stretched for contexts longer than trained on (YaRN, arXiv 2309.00071).
+
+    Attributes:
+      factor: by which low frequencies are divided.
+      original_max_position_embeddings: positions that the model was trained on.
+      beta_fast, beta_slow: turns within those positions from which on a frequency is kept,
+        and up to which it is divided.
+      attention_factor: of cosines and sines; 0 is `0.1 ln(factor) + 1`.
+      truncate: whether the two bounds are whole dimensions.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Sizes of the decoder; names as in HF's config.
 
     `mrope_section` counts rotary frequencies (pairs of dimensions) for the
-    temporal, height and width position.
+    temporal, height and width position; `yarn` changes the frequencies.
     """
 
     vocab_size: int = 152064
@@ -96,6 +101,7 @@ class TextConfig:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 128000
     tie_word_embeddings: bool = False
+    yarn: YarnConfig | None = None
 
     @property
     def head_dim(self) -> int:
@@ -170,29 +176,13 @@ class ModelConfig:
         kind = config.get('model_type')
         if kind not in ARCHITECTURES:
             raise ValueError(f'model_type must be one of {ARCHITECTURES}, got {kind!r}')
-        given = {**config, **(config.get('text_config') or {})}
-        if given.get('num_key_value_heads', 0) is None:
-            given['num_key_value_heads'] = given.get('num_attention_heads')
-        text = _filled(_TEXT_DEFAULTS, given, 'the decoder')
-        rope = {name: given[name] for name in ('rope_theta',) if name in given}
-        rope = _filled(_ROPE_DEFAULTS, {**rope, **(text.get('rope_scaling') or {}),
-                                        **(text.get('rope_parameters') or {})}, 'the decoder')
-        vision = _filled(_VISION_DEFAULTS[kind], config.get('vision_config') or {},
-                         'vision_config')
-        _refuse_unsupported(text, vision, rope, 'silu' if kind == 'qwen2_5_vl' else 'quick_gelu')
-        if kind == 'qwen2_vl':
-            vision = _qwen2_vision(vision)
-        # The class's own list goes beyond the layers of a small tower, which then has none.
-        vision['fullatt_block_indexes'] = [
-            i for i in vision['fullatt_block_indexes'] if i < vision['depth']]
-        # Tying is a fact of the whole model; old files state it for the decoder.
-        tied = bool(config.get('tie_word_embeddings') or text.get('tie_word_embeddings'))
-        text.update(rope, tie_word_embeddings=tied)
+        text, vision = hf_fields.of_text(config), hf_fields.of_vision(config)
+        yarn = text.pop('yarn')
         ids = {f.name: config.get(f.name, text.get(f.name)) for f in dataclasses.fields(cls)
                if f.name.endswith('token_id')}
         return cls(
             vision=_read(VisionConfig, {**vision, 'architecture': kind}),
-            text=_read(TextConfig, text),
+            text=_read(TextConfig, {**text, 'yarn': yarn and YarnConfig(**yarn)}),
             **dict[str, Any]((k, v) for k, v in ids.items() if isinstance(v, int)))
 
     @classmethod
@@ -210,7 +200,11 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """Returns a HF config in the layout of the published checkpoints."""
         text = dataclasses.asdict(self.text)
-        section = list(text.pop('mrope_section'))
+        rope = {'type': 'mrope', 'mrope_section': list(text.pop('mrope_section'))}
+        yarn = text.pop('yarn')
+        if yarn is not None:
+            yarn['attention_factor'] = yarn['attention_factor'] or None
+            rope |= {'type': 'yarn', **{k: v for k, v in yarn.items() if v is not None}}
         kind = self.vision.architecture
         ids = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                if f.name.endswith('token_id')}
@@ -221,21 +215,12 @@ class ModelConfig:
             **text,
             'hidden_act': 'silu',
             'use_sliding_window': False,
-            'rope_scaling': {'type': 'mrope', 'mrope_section': section},
+            'rope_scaling': rope,
             'vision_config': {'model_type': kind, **_hf_vision(self.vision),
                               # The published files use these names beside HF's own.
                               'in_chans': self.vision.in_channels,
                               'spatial_patch_size': self.vision.patch_size},
         }
-
-
-def _qwen2_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """A `vision_config` of Qwen2-VL in the names of Qwen2.5-VL's."""
-    return {**vision, 'hidden_size': vision['embed_dim'],
-            'out_hidden_size': vision['hidden_size'],
-            'intermediate_size': int(vision['embed_dim'] * vision['mlp_ratio']),
-            'window_size': _WINDOW_UNITS * vision['patch_size'] * vision['spatial_merge_size'],
-            'fullatt_block_indexes': tuple(range(vision['depth'])), 'tokens_per_second': 2}
 
 
 def _hf_vision(config: VisionConfig) -> dict[str, Any]:
@@ -252,27 +237,6 @@ def _hf_vision(config: VisionConfig) -> dict[str, Any]:
                 'mlp_ratio': config.intermediate_size / config.hidden_size if rest else ratio}
     vision['fullatt_block_indexes'] = list(vision['fullatt_block_indexes'])
     return {**vision, 'hidden_act': 'silu'}
-
-
-def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping, vision_act: str) -> None:
-    """Raises where a config asks for what this port would silently get wrong."""
-    for name, section, known in (('hidden_act', text, 'silu'),
-                                 ('vision_config.hidden_act', vision, vision_act)):
-        if section.get('hidden_act', known) != known:
-            raise ValueError(f"{name} must be {known!r}, got {section['hidden_act']!r}")
-    if text.get('use_sliding_window'):
-        raise ValueError('use_sliding_window must be false: sliding windows are not supported')
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind not in ('default', 'mrope'):
-        raise ValueError(f"the rotary type must be 'default' or 'mrope', got {kind!r}")
-
-
-def _filled(defaults: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of a HF config, with defaults for those that are left out."""
-    for name in defaults:
-        if name in fields and fields[name] is None:
-            raise ValueError(f'{where}: field {name!r} is null')
-    return {**defaults, **fields}
 
 
 def _read(cls: type, fields: Mapping[str, Any]) -> Any:

@@ -240,7 +240,8 @@ class Tensors:
             for name in _open(single).keys():
                 yield single, name
         else:
-            raise FileNotFoundError(f'{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE}')
+            raise FileNotFoundError(f'{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE}'
+                                    f'{_of_bin(self.directory)}')
 
     def slice(self, name: str, opened: Any = None) -> Any:
         """Returns a lazy view of a tensor: indexing it reads."""
@@ -273,6 +274,20 @@ class Tensors:
             found = tuple(self.slice(name, opened[file]).get_shape())
             if found != shape:
                 raise ValueError(f'{file}: tensor {name!r} has shape {found}, expected {shape}')
+
+
+def _of_bin(directory: Path) -> str:
+    """What to do about weights that are pickles, which run what is in them when read."""
+    found = [name for name in ('pytorch_model.bin', 'pytorch_model.bin.index.json')
+             if (directory / name).is_file()]
+    if not found:
+        return ''
+    config = directory / hf_files.CONFIG_FILE
+    stored = json.loads(config.read_text('utf-8')) if config.is_file() else {}
+    model = (stored.get('architectures') or ['AutoModel'])[0]
+    return (f', but {found[0]}, which is not read; convert it where torch and transformers are: '
+            f'python -c "import transformers; transformers.{model}.from_pretrained('
+            f"{str(directory)!r}, torch_dtype='auto').save_pretrained({str(directory)!r})\"")
 
 
 def _open(file: Path) -> Any:
