@@ -1,6 +1,7 @@
 # make run         from random weights to a trained, evaluated agent and its report
 # make test        lint, types and all tests but the slow ones
 # make test-slow   the slow tests
+# make check-transformers  an exported policy in transformers 4.51 and the newest
 # make install     the environment only
 #
 # Variables: PYTHON (3.11 or newer), ACCELERATOR (cpu, cuda or tpu; found out by itself),
@@ -27,7 +28,7 @@ ifeq ($(ACCELERATOR),cpu)
 export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
 endif
 
-.PHONY: run test test-slow install
+.PHONY: run test test-slow check-transformers install
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
@@ -41,6 +42,9 @@ test: $(STAMP)-dev
 
 test-slow: $(STAMP)-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
+
+check-transformers: $(STAMP)-dev
+	$(BIN)/python -m tests.tasks.check_transformers $(ARGS)
 
 install: $(STAMP)
 

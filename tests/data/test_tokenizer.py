@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.tokenizer import (
     ACTION_TOKENS,
     LETTERS,
@@ -142,3 +143,46 @@ def test_template_writes_chatml(tiny_tokenizer, messages, generate):
     expected += '<|im_start|>assistant\n' if generate else ''
     assert tiny_tokenizer.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=generate) == expected
+
+
+def without_template(tokenizer, folder):
+    """A copy of a tokenizer's folder whose tokenizer_config.json has no chat template."""
+    shutil.copytree(tokenizer.name_or_path, folder)
+    file = folder / 'tokenizer_config.json'
+    config = json.loads(file.read_text())
+    del config['chat_template']
+    file.write_text(json.dumps(config))
+    for name in ('chat_template.json', 'chat_template.jinja'):
+        (folder / name).unlink(missing_ok=True)
+    return folder
+
+
+@pytest.mark.parametrize(('name', 'write'), [
+    ('chat_template.json', lambda text: json.dumps({'chat_template': text})),
+    ('chat_template.jinja', lambda text: text)])
+def test_a_chat_template_in_a_file_of_its_own_is_read(tiny_tokenizer, tmp_path, name, write):
+    folder = without_template(tiny_tokenizer, tmp_path / 'tokenizer')
+    assert load_tokenizer(folder).chat_template is None
+    (folder / name).write_text(write(tiny_tokenizer.chat_template))
+    assert load_tokenizer(folder).chat_template == tiny_tokenizer.chat_template
+
+
+def test_the_tokenizers_own_chat_template_goes_first(tiny_tokenizer, tmp_path):
+    folder = tmp_path / 'tokenizer'
+    shutil.copytree(tiny_tokenizer.name_or_path, folder)
+    (folder / 'chat_template.json').write_text('{"chat_template": "another"}')
+    assert load_tokenizer(folder).chat_template == tiny_tokenizer.chat_template
+
+
+@pytest.mark.parametrize('text', ['{"chat_template": ', '{}', '[]'])
+def test_a_faulty_chat_template_is_named(tiny_tokenizer, tmp_path, text):
+    folder = without_template(tiny_tokenizer, tmp_path / 'tokenizer')
+    (folder / 'chat_template.json').write_text(text)
+    with pytest.raises(ValueError, match=r'chat_template\.json: no chat template'):
+        load_tokenizer(folder)
+
+
+def test_a_tokenizer_without_a_chat_template_says_what_to_do(tiny_tokenizer, tmp_path):
+    folder = without_template(tiny_tokenizer, tmp_path / 'tokenizer')
+    with pytest.raises(ValueError, match=r'no chat template: put .*chat_template\.jinja'):
+        ChatFormat(load_tokenizer(folder))

@@ -180,6 +180,14 @@ def test_an_adapter_of_another_model_is_refused(folder, tmp_path):
         load_embedder(EmbedderConfig('colqwen', str(tmp_path / 'adapter')))
 
 
+def test_a_pickled_adapter_is_named_with_what_to_do(folder, tmp_path):
+    shutil.copytree(folder / 'adapter', tmp_path / 'adapter')
+    file = tmp_path / 'adapter' / 'adapter_model.safetensors'
+    file.rename(file.with_suffix('.bin'))
+    with pytest.raises(FileNotFoundError, match=r'adapter_model\.bin, which is not read; convert'):
+        load_embedder(EmbedderConfig('colqwen', str(tmp_path / 'adapter')))
+
+
 def test_wrong_directories_are_named(folder, tmp_path):
     with pytest.raises(FileNotFoundError, match='no such checkpoint directory'):
         load_embedder(EmbedderConfig('colqwen', str(tmp_path / 'none')))

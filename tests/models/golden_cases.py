@@ -31,6 +31,7 @@ class Case:
     vision_depth: int
     full_layers: tuple[int, ...]
     rows: tuple[tuple[Grid, ...], ...]
+    yarn: dict | None = None
 
     def hf_config(self) -> dict:
         """The model's `config.json`, in the published layout."""
@@ -41,7 +42,7 @@ class Case:
             'hidden_act': 'silu', 'rms_norm_eps': 1e-6, 'rope_theta': 10000.0,
             'max_position_embeddings': 512, 'tie_word_embeddings': self.tied,
             'use_sliding_window': False,
-            'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 3, 3]},
+            'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 3, 3], **(self.yarn or {})},
             'image_token_id': IMAGE_TOKEN, 'video_token_id': VIDEO_TOKEN,
             'vision_start_token_id': VISION_START, 'vision_end_token_id': VISION_END,
             'bos_token_id': 0, 'eos_token_id': 1,
@@ -107,7 +108,14 @@ CASES = (
          full_layers=(1, 3), rows=(((1, 12, 6), (1, 6, 12), (1, 4, 18)), (), ((1, 18, 4),))),
     Case('gqa4_tied', heads=8, kv_heads=2, tied=True, patch=14, window_units=4, vision_depth=2,
          full_layers=(1,), rows=((), ((1, 8, 8), (1, 4, 6), (1, 8, 4)), ((1, 2, 8),))),
+    # Positions go beyond those that it says it was trained on.
+    Case('yarn', heads=4, kv_heads=2, tied=True, patch=2, window_units=4, vision_depth=2,
+         full_layers=(1,), rows=((), ((1, 8, 8), (1, 4, 6), (1, 8, 4)), ((1, 2, 8),)),
+         yarn={'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 16}),
 )
+# What Qwen recommends for long contexts; goldens hold the frequencies.
+PUBLISHED_YARN = {'type': 'yarn', 'mrope_section': [16, 24, 24], 'factor': 4.0,
+                  'original_max_position_embeddings': 32768}
 
 # Adapters that PEFT has saved are of this case.
 ADAPTED = CASES[1]

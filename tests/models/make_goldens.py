@@ -2,21 +2,24 @@
 
 Needs torch, transformers and PEFT, neither jax nor this package; from the repository:
 
-    python -m tests.models.make_goldens
+    python -m tests.models.make_goldens [case ...]
 """
 
 import json
+import sys
 
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
 from tests.models.golden_cases import (
     ADAPTED,
     ADAPTER,
     CASES,
     GOLDENS,
+    PUBLISHED_YARN,
     Case,
     gradient_sample,
     weight,
@@ -91,13 +94,29 @@ def adapted(case: Case) -> np.ndarray:
     return logits.detach().numpy()[real.numpy()]
 
 
+def published_yarn() -> dict[str, np.ndarray]:
+    """Frequencies, and the factor of cosines and sines, of the 7B in long contexts."""
+    rotary = Qwen2_5_VLRotaryEmbedding(Qwen2_5_VLConfig(
+        hidden_size=3584, num_attention_heads=28, rope_theta=1e6,
+        max_position_embeddings=128000, rope_scaling=dict(PUBLISHED_YARN)).text_config)
+    return {'published_frequencies': rotary.inv_freq.numpy(),
+            'published_scale': np.float32(rotary.attention_scaling)}
+
+
 def main():
     GOLDENS.mkdir(exist_ok=True)
+    names = sys.argv[1:]
     for case in CASES:
+        if names and case.name not in names:
+            continue
         golden = run(case)
+        if case.yarn:
+            golden |= published_yarn()
         np.savez_compressed(GOLDENS / f'{case.name}.npz', **golden)
         print(case.name, 'logits', golden['logits'].shape, 'std', golden['logits'].std(),
               'loss', golden['loss'])
+    if names:
+        return
     logits = adapted(ADAPTED)
     np.savez_compressed(GOLDENS / 'adapter' / 'logits.npz', logits=logits)
     print('adapter', 'logits', logits.shape, 'std', logits.std())

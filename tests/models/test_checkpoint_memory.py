@@ -56,9 +56,12 @@ def three(config, name):
     held = sum(s.data.nbytes for value in params.values() for s in value.addressable_shards)
     with Peak() as save:
         hf_checkpoint.save(model, f'{folder}/{name}-again', limit)
+    with Peak() as cast:
+        hf_checkpoint.save_params(params.__getitem__, params, config, f'{folder}/{name}-half',
+                                  limit, dtype='bfloat16')
     equal = all(bool((value == number(shapes, path)).all()) for path, value in params.items())
     grown = {k: p.rss - p.before['rss'] for k, p in
-             (('write', write), ('read', read), ('save', save))}
+             (('write', write), ('read', read), ('save', save), ('cast', cast))}
     return {'grown': grown, 'held': held, 'equal': equal}
 
 three(preset('tiny', vocab_size=1024), 'warm-up')  # What JAX itself needs, once.
@@ -85,5 +88,6 @@ def test_memory_stays_under_the_weights_and_two_shards(tmp_path, devices):
     assert found['grown']['write'] < 2 * largest
     assert found['grown']['read'] < found['held'] + 2 * largest
     assert found['grown']['save'] < 2 * largest
+    assert found['grown']['cast'] < 2 * largest
     for file in shards:
         assert (tmp_path / 'measured-again' / file.name).read_bytes() == file.read_bytes()

@@ -237,3 +237,16 @@ def test_a_parameter_that_is_not_as_announced_is_refused(tmp_path):
         hf_checkpoint.save_params(
             whole_numbers.__getitem__, whole_numbers, model.config, tmp_path / 'b')
     assert not (tmp_path / 'b').exists()
+
+
+@pytest.mark.parametrize('name', ['pytorch_model.bin', 'pytorch_model.bin.index.json'])
+def test_pickled_weights_are_named_with_the_command_that_converts_them(tmp_path, name):
+    (tmp_path / 'config.json').write_text(json.dumps(
+        {**TIED.hf_config(), 'architectures': ['Qwen2_5_VLForConditionalGeneration']}))
+    (tmp_path / name).write_bytes(b'')
+    with pytest.raises(FileNotFoundError) as error:
+        hf_checkpoint.load(tmp_path)
+    message = str(error.value)
+    assert f'but {name}, which is not read' in message and '\n' not in message
+    assert (f"transformers.Qwen2_5_VLForConditionalGeneration.from_pretrained('{tmp_path}', "
+            f"torch_dtype='auto').save_pretrained('{tmp_path}')") in message

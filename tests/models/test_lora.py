@@ -133,6 +133,9 @@ def test_adapters_that_do_not_fit_are_refused(adapted, tmp_path):
     shapes = jax.eval_shape(lambda: adapted[1])
     with pytest.raises(FileNotFoundError, match='adapter_model.safetensors: no such file'):
         load_adapters(tmp_path, shapes, LORA)
+    (tmp_path / 'adapter_model.bin').write_bytes(b'')
+    with pytest.raises(FileNotFoundError, match=r'adapter_model\.bin, which is not read; convert'):
+        load_adapters(tmp_path, shapes, LORA)
     save_adapters(tmp_path, adapted[1], LORA, '')
     with pytest.raises(ValueError, match='adapter_config.json: rank and alpha are'):
         load_adapters(tmp_path, shapes, dataclasses.replace(LORA, alpha=7.0))

@@ -9,8 +9,16 @@ import pytest
 from flax import nnx
 from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 
+from tests.models.config_cases import SAVED
 from tests.models.golden_cases import CASES
-from vrag_jax.models.config import ModelConfig, preset
+from vrag_jax.embedders.colqwen import find_checkpoint
+from vrag_jax.models.config import (
+    ModelConfig,
+    TextConfig,
+    VisionConfig,
+    YarnConfig,
+    preset,
+)
 from vrag_jax.models.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 
@@ -52,20 +60,122 @@ def test_transformers_reads_the_written_config_as_the_same_sizes(case):
     assert theirs.tie_word_embeddings == case.tied
 
 
+# Of `config_cases.CASES`, whose configs versions of transformers have saved.
+_2B = ModelConfig(
+    VisionConfig(out_hidden_size=1536, intermediate_size=5120, architecture='qwen2_vl',
+                 fullatt_block_indexes=tuple(range(32))),
+    TextConfig(vocab_size=151936, hidden_size=1536, intermediate_size=8960,
+               num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32768,
+               tie_word_embeddings=True))
+SIZES = {
+    'qwen2_5_vl_7b': preset('qwen2_5_vl_7b'), 'qwen2_vl_2b': _2B, 'colqwen2': _2B,
+    'default_text': ModelConfig(
+        VisionConfig(hidden_size=3584, out_hidden_size=8192, tokens_per_second=4),
+        TextConfig(hidden_size=8192, intermediate_size=29568, num_hidden_layers=80,
+                   num_attention_heads=64, num_key_value_heads=8, rms_norm_eps=1e-5,
+                   max_position_embeddings=32768)),
+}
+SAVED_CONFIGS = [(version, name, config) for version, configs in
+                 json.loads(SAVED.read_text()).items() for name, config in configs.items()]
+
+
+def test_the_goldens_have_a_version_that_strips_the_vision_config_and_a_nested_one():
+    saved = json.loads(SAVED.read_text())
+    assert 'depth' not in saved['4.49.0']['qwen2_5_vl_7b']['vision_config']
+    assert 'hidden_size' not in saved['5.24.0']['qwen2_5_vl_7b']
+
+
+@pytest.mark.parametrize(('version', 'name', 'config'), SAVED_CONFIGS,
+                         ids=[f'{version}-{name}' for version, name, _ in SAVED_CONFIGS])
+def test_configs_of_any_version_are_read_as_the_sizes_given_to_it(tmp_path, version, name, config):
+    (tmp_path / 'config.json').write_text(json.dumps(config))
+    if name == 'colqwen2':
+        assert find_checkpoint(tmp_path, projected=True).config == SIZES[name]
+    else:
+        assert ModelConfig.from_hf_file(tmp_path) == SIZES[name]
+
+
+def test_a_config_that_names_no_size_has_those_of_the_class():
+    stated = {'model_type': 'qwen2_5_vl', 'vision_config': {'out_hidden_size': 8192}}
+    theirs = Qwen2_5_VLConfig(vision_config={'out_hidden_size': 8192}).to_dict()
+    assert ModelConfig.from_hf(stated) == ModelConfig.from_hf(theirs) == SIZES['default_text']
+    stated = {'model_type': 'qwen2_vl', 'vision_config': {'hidden_size': 8192}}
+    theirs = Qwen2VLConfig(vision_config={'hidden_size': 8192}).to_dict()
+    assert ModelConfig.from_hf(stated) == ModelConfig.from_hf(theirs)
+
+
+def test_a_colqwen2_that_leaves_out_its_backbone_has_the_classs(tmp_path):
+    (tmp_path / 'config.json').write_text(json.dumps({
+        'model_type': 'colqwen2', 'vlm_config': {'vision_config': {'hidden_size': 8192}}}))
+    config = find_checkpoint(tmp_path, projected=True).config
+    assert (config.vision.hidden_size, config.vision.intermediate_size) == (1280, 5120)
+    assert config.text == SIZES['default_text'].text
+
+
+def test_null_key_value_heads_are_one_for_each_head_as_in_transformers():
+    hf = {**CASES[1].hf_config(), 'num_key_value_heads': None}
+    assert ModelConfig.from_hf(hf).text.num_key_value_heads == 4
+
+
+def test_full_attention_beyond_the_last_layer_of_the_tower_is_none():
+    hf = CASES[0].hf_config()
+    del hf['vision_config']['fullatt_block_indexes']
+    assert ModelConfig.from_hf(hf).vision.fullatt_block_indexes == ()
+
+
 @pytest.mark.parametrize(('change', 'message'), [
     ({'model_type': 'qwen3_vl'}, 'model_type'),
     ({'model_type': 'qwen2_vl'}, 'hidden_act'),
-    ({'num_key_value_heads': None}, 'num_key_value_heads'),
+    ({'num_attention_heads': None}, 'num_attention_heads'),
     ({'num_key_value_heads': 3}, 'num_key_value_heads'),
-    ({'use_sliding_window': True}, 'use_sliding_window'),
+    ({'use_sliding_window': True, 'sliding_window': 256, 'max_window_layers': 2},
+     'use_sliding_window: 1 of 3 layers see the last 256 tokens only.*to false'),
+    ({'use_sliding_window': True, 'sliding_window': 256, 'layer_types': [
+        'full_attention', 'sliding_attention', 'sliding_attention']}, '2 of 3 layers'),
     ({'hidden_act': 'gelu'}, 'hidden_act'),
-    ({'rope_scaling': {'rope_type': 'yarn', 'mrope_section': [2, 3, 3]}}, 'yarn'),
+    ({'rope_scaling': {'rope_type': 'longrope', 'mrope_section': [2, 3, 3]}},
+     "'longrope': take rope_scaling back"),
+    ({'rope_scaling': {'rope_type': 'yarn', 'mrope_section': [2, 3, 3]}}, 'factor.*None'),
+    ({'rope_scaling': {'type': 'yarn', 'factor': 0.5, 'mrope_section': [2, 3, 3]}}, 'factor.*0.5'),
     ({'rope_scaling': {'type': 'mrope', 'mrope_section': [2, 3, 4]}}, 'mrope_section'),
-    ({'vision_config': None}, 'vision_config'),
+    ({'vision_config': None}, 'out_hidden_size 3584'),
+    ({'vision_config': {'out_hidden_size': 32, 'depth': None}}, "'depth' is null"),
 ])
 def test_a_config_that_cannot_work_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
         ModelConfig.from_hf({**CASES[0].hf_config(), **change})
+
+
+@pytest.mark.parametrize('change', [
+    {'use_sliding_window': False, 'sliding_window': 8, 'max_window_layers': 0},
+    {'sliding_window': 256, 'max_window_layers': 3},
+    {'sliding_window': 256},  # From layer 80 on.
+    {'sliding_window': 512, 'max_window_layers': 0},  # As many as there are positions for.
+    {'sliding_window': None, 'max_window_layers': 0},
+    {'sliding_window': 256, 'max_window_layers': 0, 'layer_types': ['full_attention'] * 3},
+], ids=str)
+def test_sliding_windows_that_change_nothing_are_accepted(change):
+    hf = CASES[0].hf_config()
+    assert ModelConfig.from_hf({**hf, 'use_sliding_window': True, **change}) == (
+        ModelConfig.from_hf(hf))
+
+
+def test_yarn_is_read_from_either_place_and_written_back():
+    hf = CASES[0].hf_config()
+    rope = {'mrope_section': [2, 3, 3], 'factor': 4, 'beta_fast': 16}
+    old = ModelConfig.from_hf({**hf, 'rope_scaling': {'type': 'yarn', **rope}})
+    # Positions trained on are the config's, unless it says others.
+    assert old.text.yarn == YarnConfig(4, 512, beta_fast=16)
+    new = ModelConfig.from_hf({**hf, 'rope_scaling': None, 'rope_parameters': {
+        'rope_type': 'yarn', 'rope_theta': 10000.0, 'original_max_position_embeddings': 512,
+        **rope}})
+    assert new == old
+    assert ModelConfig.from_hf(json.loads(json.dumps(old.to_hf()))) == old
+    theirs = Qwen2_5_VLConfig(**old.to_hf()).text_config.rope_parameters
+    assert (theirs['rope_type'], theirs['factor'], theirs['beta_fast']) == ('yarn', 4, 16)
+    scaled = ModelConfig.from_hf({**hf, 'rope_scaling': {
+        'type': 'yarn', **rope, 'mscale': 1.0, 'mscale_all_dim': 0.5}})
+    assert scaled.text.yarn.attention_factor == pytest.approx(1.138629 / 1.069315, rel=1e-5)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):

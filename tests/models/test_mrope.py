@@ -6,13 +6,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrag_jax.models.config import preset
+from tests.models.golden_cases import GOLDENS, PUBLISHED_YARN
+from vrag_jax.models.config import YarnConfig, preset
 from vrag_jax.models.mrope import (
     image_positions,
     rope_index,
     rotary_angles,
     rotate,
     text_positions,
+    yarn_frequencies,
 )
 
 CONFIG = preset('tiny', vocab_size=16, image_token_id=3)
@@ -81,3 +83,25 @@ def test_rotation_turns_pairs_as_complex_numbers():
     got = rotate(jnp.asarray(x), jnp.cos(angle), jnp.sin(angle))
     np.testing.assert_allclose(
         got, np.concatenate([turned.real, turned.imag], axis=-1), atol=1e-5)
+
+
+def test_yarn_of_the_7b_is_what_transformers_has():
+    published = {name: value for name, value in PUBLISHED_YARN.items()
+                 if name not in ('type', 'mrope_section')}
+    text = dataclasses.replace(preset('qwen2_5_vl_7b').text, yarn=YarnConfig(**published))
+    frequencies, scale = yarn_frequencies(text)
+    with np.load(GOLDENS / 'yarn.npz') as golden:
+        np.testing.assert_allclose(frequencies, golden['published_frequencies'], rtol=1e-5)
+        assert scale == pytest.approx(float(golden['published_scale']))
+    plain = 1e6 ** -(np.arange(0, 128, 2) / 128)
+    np.testing.assert_allclose(frequencies[:20], plain[:20], rtol=1e-6)
+    np.testing.assert_allclose(frequencies[-20:], plain[-20:] / 4, rtol=1e-6)
+
+
+def test_yarn_of_factor_1_changes_nothing():
+    positions = jnp.asarray(np.arange(12).reshape(3, 1, 4), jnp.int32)
+    stretched = dataclasses.replace(CONFIG, text=dataclasses.replace(
+        CONFIG.text, yarn=YarnConfig(1.0, 128)))
+    for ours, plain in zip(rotary_angles(positions, stretched), rotary_angles(positions, CONFIG),
+                           strict=True):
+        np.testing.assert_allclose(ours, plain, atol=1e-6)

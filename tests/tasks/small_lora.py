@@ -7,8 +7,10 @@ from tests.tasks import small_loop
 
 def get_config() -> ConfigDict:
     config = small_loop.get_config()
-    config.policy.update({'param_dtype': 'float32', 'quantization': 'int8', 'lora': {
-        'rank': 4, 'alpha': 8.0, 'dropout': 0.1, 'targets': ('q_proj', 'v_proj', 'up_proj')}})
+    config.policy.update({
+        'param_dtype': 'float32', 'export_dtype': 'float32', 'quantization': 'int8',
+        'lora': {'rank': 4, 'alpha': 8.0, 'dropout': 0.1,
+                 'targets': ('q_proj', 'v_proj', 'up_proj')}})
     config.pretrain.stages = ()
     config.learner.lr = 1e-3
     return config

@@ -154,7 +154,10 @@ class ChatFormat:
 def _delimiters(tokenizer: Any, system: str | None) -> _Delimiters:
     """Renders a conversation of marks and takes it apart at them."""
     if not getattr(tokenizer, 'chat_template', None):
-        raise ValueError('the tokenizer has no chat template')
+        raise ValueError(
+            'the tokenizer has no chat template: put the chat_template.jinja or '
+            'chat_template.json of its model beside it, or `chat_template` into its '
+            'tokenizer_config.json')
     first, second, third, fourth, fifth = _MARKS
     messages: list[dict[str, Any]] = [
         {'role': 'user', 'content': first},

@@ -1,5 +1,6 @@
 """The tiny policy's own tokenizer, and the bytes behind any tokenizer's ids."""
 
+import json
 import os
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
@@ -113,20 +114,64 @@ def train_tiny_tokenizer(
     missing = [f' {letter}' for letter in LETTERS if len(tokenizer.encode(f' {letter}').ids) > 1]
     if missing:
         raise ValueError(f'vocab_size {vocab_size} has no room for {missing}')
-    as_chat_tokenizer(tokenizer, ordinary).save_pretrained(out_dir)
+    save_chat_tokenizer(as_chat_tokenizer(tokenizer, ordinary), Path(out_dir))
     return load_tokenizer(out_dir)
 
 
+def save_chat_tokenizer(tokenizer: PreTrainedTokenizerFast, directory: Path) -> None:
+    """Writes a tokenizer as Qwen2.5-VL's is published: transformers 4.49 and newer read it.
+
+    What transformers 5 writes itself crashes version 4, which knows neither its class nor
+    its lists of special tokens.
+
+    Args:
+      tokenizer: made by `as_chat_tokenizer`.
+      directory: to write.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    backend, template = tokenizer.backend_tokenizer, tokenizer.chat_template
+    backend.save(str(directory / 'tokenizer.json'))
+    added = {str(index): {
+        'content': token.content, 'lstrip': token.lstrip, 'normalized': token.normalized,
+        'rstrip': token.rstrip, 'single_word': token.single_word, 'special': token.special}
+        for index, token in sorted(backend.get_added_tokens_decoder().items())}
+    files: dict[str, dict[str, Any]] = {
+        'tokenizer_config.json': {
+            'tokenizer_class': 'Qwen2Tokenizer', 'add_bos_token': False,
+            'add_prefix_space': False, 'added_tokens_decoder': added,
+            'additional_special_tokens': [
+                token['content'] for token in added.values()
+                if token['special'] and token['content'] != tokenizer.pad_token],
+            'bos_token': None, 'chat_template': template,
+            'clean_up_tokenization_spaces': False, 'eos_token': tokenizer.eos_token,
+            'errors': 'replace', 'model_max_length': 131072, 'pad_token': tokenizer.pad_token,
+            'split_special_tokens': False, 'unk_token': None},
+        # Where processors of transformers 4 look for it.
+        'chat_template.json': {'chat_template': template},
+    }
+    for name, fields in files.items():
+        (directory / name).write_text(json.dumps(fields, indent=2) + '\n', 'utf-8')
+
+
 def load_tokenizer(path: str | os.PathLike) -> PreTrainedTokenizerBase:
-    """Loads a tokenizer from a HF directory on this machine.
+    """Loads a tokenizer from a HF directory on this machine, with its chat template.
 
     Raises:
       FileNotFoundError: if the directory holds no tokenizer.
+      ValueError: if a file of the chat template cannot be read.
     """
     folder = Path(path)
     if not any((folder / name).is_file() for name in ('tokenizer.json', 'vocab.json')):
         raise FileNotFoundError(f'{folder}: holds no tokenizer.json or vocab.json')
-    return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    template = folder / 'chat_template.json'
+    if not tokenizer.chat_template and template.is_file():
+        # Where processors keep it; tokenizers do not look there.
+        try:
+            tokenizer.chat_template = json.loads(template.read_text('utf-8'))['chat_template']
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{template}: no chat template: {error!r}') from error
+    return tokenizer
 
 
 def token_bytes(tokenizer: Any, vocab_size: int | None = None) -> list[bytes]:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vrag_jax.models import hf_layout
-from vrag_jax.models.lora import CONFIG_FILE, WEIGHTS_FILE
+from vrag_jax.models.lora import CONFIG_FILE, require_weights
 
 # Settings under which a layer would compute something else than W + scale B A.
 _REFUSED = ('use_dora', 'fan_in_fan_out', 'modules_to_save', 'alpha_pattern', 'lora_bias')
@@ -35,12 +35,10 @@ class PeftAdapter:
     """
 
     def __init__(self, directory: Path, published_name: Callable[[str], str]):
-        self.file = directory / WEIGHTS_FILE
         self.settings = read_settings(directory)
+        self.file = require_weights(directory)
         try:
             tensors = load_file(self.file)
-        except FileNotFoundError as error:
-            raise FileNotFoundError(f'{self.file}: no such file') from error
         except SafetensorError as error:
             raise ValueError(f'{self.file}: truncated or not safetensors: {error}') from error
         self._tensors = {published_name(name): value for name, value in tensors.items()}

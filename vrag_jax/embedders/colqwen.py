@@ -136,8 +136,10 @@ def find_checkpoint(path: Path, projected: bool, base: str = '') -> Checkpoint:
     try:
         stored = json.loads(file.read_text('utf-8'))
         whole = stored.get('model_type') == 'colqwen2'
-        config = ModelConfig.from_hf(stored['vlm_config'] if whole else stored)
-    except (ValueError, KeyError) as error:
+        if whole:
+            stored = {'model_type': 'qwen2_vl', **(stored.get('vlm_config') or {})}
+        config = ModelConfig.from_hf(stored)
+    except ValueError as error:
         raise ValueError(f'{file}: {error}') from error
     if not projected and whole:
         raise ValueError(f'{path} is a ColQwen2, whose vectors are those of tokens')

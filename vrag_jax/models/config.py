@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.models import hf_fields
+
 # Model types, and what transformers' classes begin with.
 _CLASSES = {'qwen2_5_vl': 'Qwen2_5_VL', 'qwen2_vl': 'Qwen2VL'}
 ARCHITECTURES = tuple(_CLASSES)
-_WINDOW_UNITS = 4  # Merged tokens a side of a window, where attention has none.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +62,32 @@ class VisionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class YarnConfig:
+    """Rotary frequencies stretched for contexts longer than trained on (YaRN, arXiv 2309.00071).
+
+    Attributes:
+      factor: by which low frequencies are divided.
+      original_max_position_embeddings: positions that the model was trained on.
+      beta_fast, beta_slow: turns within those positions from which on a frequency is kept,
+        and up to which it is divided.
+      attention_factor: of cosines and sines; 0 is `0.1 ln(factor) + 1`.
+      truncate: whether the two bounds are whole dimensions.
+    """
+
+    factor: float
+    original_max_position_embeddings: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 0.0
+    truncate: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig:
     """Sizes of the decoder; names as in HF's config.
 
     `mrope_section` counts rotary frequencies (pairs of dimensions) for the
-    temporal, height and width position.
+    temporal, height and width position; `yarn` changes the frequencies.
     """
 
     vocab_size: int = 152064
@@ -79,6 +101,7 @@ class TextConfig:
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 128000
     tie_word_embeddings: bool = False
+    yarn: YarnConfig | None = None
 
     @property
     def head_dim(self) -> int:
@@ -140,34 +163,26 @@ class ModelConfig:
 
         Args:
           config: the parsed file; the decoder's fields may stand at the top (as
-            published) or under `text_config` (as transformers 5 writes them).
+            published) or under `text_config` (as transformers 5 writes them). A field that
+            is left out is what transformers' class has by default.
 
         Returns:
           The same sizes.
 
         Raises:
-          ValueError: if a field is missing, or asks for what the port does not
-            do (another model type, activation, rotary scaling, sliding window).
+          ValueError: if a field is null, or asks for what the port does not do (another
+            model type, activation, rotary scaling, sliding window).
         """
         kind = config.get('model_type')
         if kind not in ARCHITECTURES:
             raise ValueError(f'model_type must be one of {ARCHITECTURES}, got {kind!r}')
-        text = {**config, **(config.get('text_config') or {})}
-        vision = dict(config.get('vision_config') or {})
-        vision.setdefault('in_channels', vision.get('in_chans', 3))
-        rope = {'rope_theta': text.get('rope_theta'), **(text.get('rope_scaling') or {}),
-                **(text.get('rope_parameters') or {})}
-        _refuse_unsupported(text, vision, rope, 'silu' if kind == 'qwen2_5_vl' else 'quick_gelu')
-        vision = {**(_qwen2_vision(vision) if kind == 'qwen2_vl' else vision),
-                  'architecture': kind}
-        # Tying is a fact of the whole model; old files state it for the decoder.
-        tied = bool(config.get('tie_word_embeddings') or text.get('tie_word_embeddings'))
-        text.update(rope, tie_word_embeddings=tied)
+        text, vision = hf_fields.of_text(config), hf_fields.of_vision(config)
+        yarn = text.pop('yarn')
         ids = {f.name: config.get(f.name, text.get(f.name)) for f in dataclasses.fields(cls)
                if f.name.endswith('token_id')}
         return cls(
-            vision=_read(VisionConfig, vision, 'vision_config', optional=('tokens_per_second',)),
-            text=_read(TextConfig, text, 'the decoder', optional=()),
+            vision=_read(VisionConfig, {**vision, 'architecture': kind}),
+            text=_read(TextConfig, {**text, 'yarn': yarn and YarnConfig(**yarn)}),
             **dict[str, Any]((k, v) for k, v in ids.items() if isinstance(v, int)))
 
     @classmethod
@@ -185,7 +200,11 @@ class ModelConfig:
     def to_hf(self) -> dict[str, Any]:
         """Returns a HF config in the layout of the published checkpoints."""
         text = dataclasses.asdict(self.text)
-        section = list(text.pop('mrope_section'))
+        rope = {'type': 'mrope', 'mrope_section': list(text.pop('mrope_section'))}
+        yarn = text.pop('yarn')
+        if yarn is not None:
+            yarn['attention_factor'] = yarn['attention_factor'] or None
+            rope |= {'type': 'yarn', **{k: v for k, v in yarn.items() if v is not None}}
         kind = self.vision.architecture
         ids = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)
                if f.name.endswith('token_id')}
@@ -196,24 +215,12 @@ class ModelConfig:
             **text,
             'hidden_act': 'silu',
             'use_sliding_window': False,
-            'rope_scaling': {'type': 'mrope', 'mrope_section': section},
+            'rope_scaling': rope,
             'vision_config': {'model_type': kind, **_hf_vision(self.vision),
                               # The published files use these names beside HF's own.
                               'in_chans': self.vision.in_channels,
                               'spatial_patch_size': self.vision.patch_size},
         }
-
-
-def _qwen2_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """A `vision_config` of Qwen2-VL in the names of Qwen2.5-VL's."""
-    size = vision.get('embed_dim')
-    ratio = vision.get('mlp_ratio', 4)
-    patch, merge = (vision.get(name, default) for name, default in
-                    (('patch_size', 14), ('spatial_merge_size', 2)))
-    return {**vision, 'hidden_size': size, 'out_hidden_size': vision.get('hidden_size'),
-            'intermediate_size': None if size is None else int(size * ratio),
-            'window_size': _WINDOW_UNITS * patch * merge,
-            'fullatt_block_indexes': tuple(range(vision.get('depth') or 0))}
 
 
 def _hf_vision(config: VisionConfig) -> dict[str, Any]:
@@ -232,30 +239,11 @@ def _hf_vision(config: VisionConfig) -> dict[str, Any]:
     return {**vision, 'hidden_act': 'silu'}
 
 
-def _refuse_unsupported(text: Mapping, vision: Mapping, rope: Mapping, vision_act: str) -> None:
-    """Raises where a config asks for what this port would silently get wrong."""
-    for name, section, known in (('hidden_act', text, 'silu'),
-                                 ('vision_config.hidden_act', vision, vision_act)):
-        if section.get('hidden_act', known) != known:
-            raise ValueError(f"{name} must be {known!r}, got {section['hidden_act']!r}")
-    if text.get('use_sliding_window'):
-        raise ValueError('use_sliding_window must be false: sliding windows are not supported')
-    kind = rope.get('rope_type', rope.get('type', 'default'))
-    if kind not in ('default', 'mrope'):
-        raise ValueError(f"the rotary type must be 'default' or 'mrope', got {kind!r}")
-
-
-def _read(cls: type, fields: Mapping[str, Any], where: str, optional: tuple[str, ...]) -> Any:
+def _read(cls: type, fields: Mapping[str, Any]) -> Any:
     """Builds a config dataclass from the fields of a HF config."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        value = fields.get(field.name)
-        if value is None:
-            if field.name in optional:
-                continue
-            raise ValueError(f'{where}: field {field.name!r} is missing')
-        values[field.name] = tuple(value) if isinstance(value, list) else value
-    return cls(**values)
+    values = {field.name: fields[field.name] for field in dataclasses.fields(cls)}
+    return cls(**{name: tuple(value) if isinstance(value, list) else value
+                  for name, value in values.items()})
 
 
 _SIZES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {

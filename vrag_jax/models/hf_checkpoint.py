@@ -18,7 +18,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from vrag_jax.models import hf_layout, safetensors_files
+from vrag_jax.models import hf_files, hf_layout, safetensors_files
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -123,6 +123,10 @@ def save_params(
     config: ModelConfig,
     path: Path | str,
     max_shard_bytes: int = 5 * 10**9,
+    *,
+    dtype: DTypeLike | None = None,
+    source: Path | None = None,
+    finish: Callable[[Path], None] = lambda directory: None,
 ) -> None:
     """Writes a checkpoint directory from parameters that need not all be there at once.
 
@@ -137,6 +141,11 @@ def save_params(
       config: sizes.
       path: directory to make.
       max_shard_bytes: most bytes of tensors in a file, unless one is larger.
+      dtype: of the tensors that are written, each cast when its turn comes; None is the
+        parameters' own.
+      source: checkpoint directory whose `config.json` this model's is, but for the dtype;
+        None writes one of the sizes.
+      finish: adds files to the directory before it appears; called in the first process.
 
     Raises:
       FileExistsError: if `path` exists and is not an empty directory.
@@ -146,15 +155,19 @@ def save_params(
     occupied = path.exists() and (not path.is_dir() or any(path.iterdir()))
     if exchange(occupied)[0]:
         raise FileExistsError(f'{path} exists already; a checkpoint needs a new directory')
-    tensors = hf_tensors(((name, value(name)) for name in shapes), config)
+    tensors = hf_tensors(((name, value(name)) for name in shapes), config, dtype)
     if is_main():
         partial = path.with_name(path.name + '.partial')
         shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
         partial.mkdir(parents=True)
-        _write_shards(tensors, _plan_shards(shapes, config, max_shard_bytes), partial)
-        dtype = str(shapes['language_model/norm/scale'].dtype)
-        hf_config = {**config.to_hf(), 'torch_dtype': dtype}
-        (partial / 'config.json').write_text(json.dumps(hf_config, indent=2))
+        _write_shards(tensors, _plan_shards(shapes, config, max_shard_bytes, dtype), partial)
+        written = jnp.dtype(dtype or shapes['language_model/norm/scale'].dtype).name
+        stored = None
+        if source is not None:
+            stored = json.loads((source / hf_files.CONFIG_FILE).read_text('utf-8'))
+        hf_config = hf_files.exported_config(config, written, stored)
+        (partial / hf_files.CONFIG_FILE).write_text(json.dumps(hf_config, indent=2) + '\n')
+        finish(partial)
         partial.replace(path)
     else:
         for _ in tensors:
@@ -163,7 +176,7 @@ def save_params(
 
 
 def hf_tensors(
-    params: Iterable[tuple[str, jax.Array]], config: ModelConfig
+    params: Iterable[tuple[str, jax.Array]], config: ModelConfig, dtype: DTypeLike | None = None
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Yields the tensors of a checkpoint by their published names, a few at a time.
 
@@ -173,6 +186,7 @@ def hf_tensors(
     Args:
       params: path and parameter, or anything of its shape such as its gradient.
       config: sizes.
+      dtype: to which each is cast; None is its own.
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         for path, value in params:
@@ -181,7 +195,7 @@ def hf_tensors(
             for at in range(0, len(tensors), _THREADS):
                 some = tensors[at : at + _THREADS]
                 # Gathered by this thread: processes must do it in the same order.
-                whole = [_on_host(value, layer) for _, layer in some]
+                whole = [_on_host(value, layer, dtype) for _, layer in some]
                 if is_main():
                     yield from zip(
                         (name for name, _ in some), pool.map(convert, whole), strict=True)
@@ -226,7 +240,8 @@ class Tensors:
             for name in _open(single).keys():
                 yield single, name
         else:
-            raise FileNotFoundError(f'{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE}')
+            raise FileNotFoundError(f'{self.directory}: neither {SINGLE_FILE} nor {INDEX_FILE}'
+                                    f'{_of_bin(self.directory)}')
 
     def slice(self, name: str, opened: Any = None) -> Any:
         """Returns a lazy view of a tensor: indexing it reads."""
@@ -259,6 +274,20 @@ class Tensors:
             found = tuple(self.slice(name, opened[file]).get_shape())
             if found != shape:
                 raise ValueError(f'{file}: tensor {name!r} has shape {found}, expected {shape}')
+
+
+def _of_bin(directory: Path) -> str:
+    """What to do about weights that are pickles, which run what is in them when read."""
+    found = [name for name in ('pytorch_model.bin', 'pytorch_model.bin.index.json')
+             if (directory / name).is_file()]
+    if not found:
+        return ''
+    config = directory / hf_files.CONFIG_FILE
+    stored = json.loads(config.read_text('utf-8')) if config.is_file() else {}
+    model = (stored.get('architectures') or ['AutoModel'])[0]
+    return (f', but {found[0]}, which is not read; convert it where torch and transformers are: '
+            f'python -c "import transformers; transformers.{model}.from_pretrained('
+            f"{str(directory)!r}, torch_dtype='auto').save_pretrained({str(directory)!r})\"")
 
 
 def _open(file: Path) -> Any:
@@ -319,21 +348,22 @@ def _write_shards(
         (directory / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True))
 
 
-def _on_host(value: jax.Array, layer: int | None) -> np.ndarray:
-    """The whole of a parameter, or of one layer of it."""
+def _on_host(value: jax.Array, layer: int | None, dtype: DTypeLike | None) -> np.ndarray:
+    """The whole of a parameter, or of one layer of it, in a dtype if one is given."""
     # An array keeps its copy on the host: what is copied must not be the model's own.
-    return to_host(jnp.copy(value) if layer is None else value[layer])
+    own = jnp.copy(value) if layer is None else value[layer]
+    return to_host(own if dtype is None else own.astype(dtype))
 
 
 def _plan_shards(
-    shapes: Mapping[str, Any], config: ModelConfig, limit: int
+    shapes: Mapping[str, Any], config: ModelConfig, limit: int, dtype: DTypeLike | None
 ) -> list[list[TensorSpec]]:
     """Which tensors, in order, go into each file of at most `limit` bytes."""
     shards: list[list[TensorSpec]] = [[]]
     used = 0
     for path, leaf in shapes.items():
         for name, shape in hf_layout.expected_shapes({path: leaf}, config).items():
-            spec = TensorSpec(name, np.dtype(leaf.dtype), shape)
+            spec = TensorSpec(name, np.dtype(dtype or leaf.dtype), shape)
             if shards[-1] and used + spec.nbytes > limit:
                 shards.append([])
                 used = 0

@@ -172,10 +172,9 @@ def load_adapters(
       ValueError: if they were trained otherwise, or a tensor is missing, of another shape or
         unknown; names the file and the tensor.
     """
-    weights, settings = directory / WEIGHTS_FILE, directory / CONFIG_FILE
-    for file in (weights, settings):
-        if not file.is_file():
-            raise FileNotFoundError(f'{file}: no such file')
+    weights, settings = require_weights(directory), directory / CONFIG_FILE
+    if not settings.is_file():
+        raise FileNotFoundError(f'{settings}: no such file')
     stored = json.loads(settings.read_text())
     found = (stored.get('r'), stored.get('lora_alpha'))
     if found != (config.rank, config.alpha):
@@ -206,6 +205,23 @@ def load_adapters(
         raise ValueError(f'{weights}: {len(tensors)} tensors do not belong to this policy: '
                          f'{", ".join(sorted(tensors)[:4])}')
     return out
+
+
+def require_weights(directory: Path) -> Path:
+    """Returns the file of an adapter's tensors.
+
+    Raises:
+      FileNotFoundError: if it is missing; says what to do where there are pickled ones.
+    """
+    file, pickled = directory / WEIGHTS_FILE, directory / 'adapter_model.bin'
+    if file.is_file():
+        return file
+    if not pickled.is_file():
+        raise FileNotFoundError(f'{file}: no such file')
+    raise FileNotFoundError(
+        f'{file}: no such file, but {pickled.name}, which is not read; convert it where torch is: '
+        'python -c "import torch, safetensors.torch as st; st.save_file(torch.load('
+        f"{str(pickled)!r}, map_location='cpu', weights_only=True), {str(file)!r})\"")
 
 
 def _peft_name(path: str, layer: int) -> str:

@@ -1,12 +1,13 @@
 """M-RoPE: 3-D position ids on the host, rotary angles on the device."""
 
+import math
 from collections.abc import Iterable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.config import ModelConfig, TextConfig
 
 
 def text_positions(start: int, count: int) -> np.ndarray:
@@ -97,8 +98,46 @@ def rotary_angles(position_ids: jax.Array, config: ModelConfig) -> tuple[jax.Arr
     exponents = np.arange(0, text.head_dim, 2, dtype=np.float32) / text.head_dim
     axes = np.repeat(np.arange(3), text.mrope_section)
     positions = jnp.moveaxis(position_ids, 0, -1)[..., axes]
-    angles = positions.astype(jnp.float32) / jnp.float32(text.rope_theta) ** exponents
-    return jnp.cos(angles), jnp.sin(angles)
+    if text.yarn is None:
+        angles = positions.astype(jnp.float32) / jnp.float32(text.rope_theta) ** exponents
+        return jnp.cos(angles), jnp.sin(angles)
+    frequencies, scale = yarn_frequencies(text)
+    angles = positions.astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * scale, jnp.sin(angles) * scale
+
+
+def yarn_frequencies(text: TextConfig) -> tuple[np.ndarray, float]:
+    """Rotary frequencies of a decoder with YaRN.
+
+    A frequency that turns more than `beta_fast` times within the positions trained on is
+    kept, one that turns less than `beta_slow` times is divided by `factor`; between the two
+    the share of the divided one rises linearly with the dimension.
+
+    Args:
+      text: of the decoder; has `yarn`.
+
+    Returns:
+      `[head_dim / 2]` float32 angles a position, and the factor of cosines and sines.
+    """
+    yarn, dim = text.yarn, text.head_dim
+    assert yarn is not None
+
+    def dimension(turns: float) -> float:
+        """The dimension, of `head_dim / 2`, that turns so often."""
+        length = yarn.original_max_position_embeddings / (turns * 2 * math.pi)
+        return dim * math.log(length) / (2 * math.log(text.rope_theta))
+
+    low, high = dimension(yarn.beta_fast), dimension(yarn.beta_slow)
+    if yarn.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, dim - 1)
+    # transformers' own guard against a ramp without length.
+    ramp = (np.arange(dim // 2) - low) / (high - low if high != low else 0.001)
+    divided = np.clip(ramp, 0, 1)
+    frequencies = text.rope_theta ** -(np.arange(0, dim, 2) / dim)
+    frequencies *= divided / yarn.factor + (1 - divided)
+    scale = yarn.attention_factor or 0.1 * math.log(yarn.factor) + 1
+    return frequencies.astype(np.float32), scale
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:

@@ -7,12 +7,15 @@ import jax
 
 from vrag_jax.compilation.chips import parse_topology
 from vrag_jax.config import ConfigError
+from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.tokenizer import load_tokenizer
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.hf_checkpoint import Tensors
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.tasks.corpus import check_paths
 from vrag_jax.tasks.prompt import choose_prompt
 from vrag_jax.tasks.serve_index import check_packages
 from vrag_jax.tasks.settings import RunConfig
-
 
 # Tasks that ask a policy.
 ASKING = ('loop', 'sft', 'grpo', 'evaluate')
@@ -46,6 +49,8 @@ def check(config: RunConfig) -> None:
         raise ConfigError(f'config.{error}') from error
     if config.task == 'build_index':
         return  # Neither samples nor learns.
+    if config.policy.checkpoint:
+        _check_checkpoint(Path(config.policy.checkpoint), whole=config.task in ASKING)
     if config.task in ASKING and not (config.task == 'sft' and config.data.trajectories):
         choose_prompt(config)
     shards = shape['data'] * shape['fsdp']
@@ -59,3 +64,14 @@ def check(config: RunConfig) -> None:
     if config.sampler.slots % shards:
         raise ConfigError(f'config.sampler.slots: {config.sampler.slots} slots do not split over '
                           f'data * fsdp = {shards} devices')
+
+
+def _check_checkpoint(directory: Path, whole: bool) -> None:
+    """Refuses a checkpoint that cannot be used; of one that only gives sizes, the config."""
+    try:
+        ModelConfig.from_hf_file(directory)
+        if whole:
+            Tensors(directory)
+            ChatFormat(load_tokenizer(directory))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'config.policy.checkpoint: {error}') from error

@@ -53,11 +53,11 @@ def run_grpo(space: Workspace) -> None:
         sequences = [t.sequence() for t in evidence_trajectories(space, world)]
         before = finetune(space, before, 'sft', sequences)
     after = grpo(space, before, 'grpo', world, space.config.reward)
+    export_policy(space, after, space.prompt)  # Whatever becomes of the evaluation.
     write_results(space, {
         'before': evaluate(space, before, world, questions),
         'grpo': evaluate(space, after, world, questions),
     }, started, 'vrag_jax: GRPO', quality)
-    export_policy(space, after, space.prompt)
 
 
 def run_evaluate(space: Workspace) -> None:

@@ -32,6 +32,7 @@ def run(space: Workspace) -> None:
     shares = config.sft.shares
     tuned = sft(space, base, 'sft', world, shares)
     trained = grpo(space, tuned, 'grpo', world, config.reward)
+    export_policy(space, trained, space.prompt)  # Whatever becomes of what comes after.
     # The same training without crops learns from the experts that never crop.
     tuned_without_crop = sft(space, base, 'sft_no_crop', world_without_crop, {'hasty': 1.0})
     trained_without_crop = grpo(
@@ -53,4 +54,3 @@ def run(space: Workspace) -> None:
     measure('grpo', trained, world, questions)
 
     write_results(space, methods, started, 'vrag_jax: the whole loop on PageWorld')
-    export_policy(space, trained, space.prompt)

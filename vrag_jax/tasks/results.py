@@ -5,6 +5,7 @@ import functools
 import shutil
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt
 from vrag_jax.evaluation.metrics import summarize
@@ -12,7 +13,7 @@ from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import METHOD_LABELS, save_results
 from vrag_jax.evaluation.trajectory_io import save_trajectories, select
 from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
-from vrag_jax.models import hf_checkpoint
+from vrag_jax.models import hf_checkpoint, hf_files
 from vrag_jax.models.lora import merged_parameter, save_adapters
 from vrag_jax.models.parameters import Params
 from vrag_jax.parallel.distributed import barrier, is_main
@@ -71,8 +72,9 @@ def with_images(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
 def export_policy(space: Workspace, params: Params, prompt: Prompt | None) -> None:
     """Writes the policy as a HF checkpoint directory, `workdir/policy`.
 
-    Adapters are merged into it, and written alone, in PEFT's format, to
-    `workdir/adapter`.
+    Its weights are in `policy.exported_dtype`. Where it came from a checkpoint, the files of
+    tokenizer, chat template, processors and generation are that checkpoint's, byte for byte.
+    Adapters are merged into it, and written alone, in PEFT's format, to `workdir/adapter`.
 
     Args:
       space: the run.
@@ -86,13 +88,21 @@ def export_policy(space: Workspace, params: Params, prompt: Prompt | None) -> No
     barrier('export')
     if policy.lora.rank:
         save_adapters(space.workdir / 'adapter', params, policy.lora, policy.checkpoint)
-    # Merged one at a time: a second model may not fit.
-    value = functools.partial(merged_parameter, params, policy.lora)
-    hf_checkpoint.save_params(value, space.plain_shapes, space.model_config, directory)
-    if is_main():
-        space.tokenizer.save_pretrained(directory)
-        space.image_processor.save_pretrained(directory)
-        for kept in (directory, *([space.workdir / 'adapter'] if policy.lora.rank else [])):
+    source = Path(policy.checkpoint) if policy.checkpoint else None
+
+    def finish(folder: Path) -> None:
+        hf_files.copy_companions(source or space.tokenizer_directory, folder)
+        hf_files.write_image_processor(folder, space.image_processor.to_dict())
+        eos = space.tokenizer.eos_token_id  # Readers of one id take the first.
+        hf_files.write_generation_config(
+            folder, sorted(space.end_ids, key=lambda i: i != eos),
+            space.tokenizer.convert_tokens_to_ids('<|endoftext|>'))
+        for kept in (folder, *([space.workdir / 'adapter'] if policy.lora.rank else [])):
             if prompt is not None:
                 prompt.write(kept / PROMPT_FILE)
-    barrier('exported')
+
+    # Merged one at a time: a second model may not fit.
+    value = functools.partial(merged_parameter, params, policy.lora)
+    hf_checkpoint.save_params(
+        value, space.plain_shapes, space.model_config, directory,
+        dtype=policy.exported_dtype, source=source, finish=finish)

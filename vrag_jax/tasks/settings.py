@@ -77,6 +77,8 @@ class PolicyConfig:
       adapter: directory of adapters to start from; '' starts from new ones.
       tokenizer_vocab: size of the tokenizer that is trained where there is no
         checkpoint.
+      export_dtype: dtype of the weights in `workdir/policy`; '' is bfloat16 where the policy
+        came from a checkpoint, else `param_dtype`.
     """
 
     preset: str = 'tiny'
@@ -89,10 +91,16 @@ class PolicyConfig:
     lora: LoraConfig = LoraConfig()
     adapter: str = ''
     tokenizer_vocab: int = 400
+    export_dtype: str = ''
+
+    @property
+    def exported_dtype(self) -> str:
+        """Of the weights that a run leaves behind."""
+        return self.export_dtype or ('bfloat16' if self.checkpoint else self.param_dtype)
 
     def __post_init__(self):
         choices = {'preset': PRESETS, 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT,
-                   'attention': BACKENDS}
+                   'attention': BACKENDS, 'export_dtype': ('', 'float32', 'bfloat16')}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(

@@ -74,12 +74,15 @@ class Workspace:
 
     @functools.cached_property
     def tokenizer(self):
-        policy = self.config.policy
-        if policy.checkpoint:
-            return load_tokenizer(policy.checkpoint)
-        directory = self.workdir / 'tokenizer'
-        main_first('tokenizer', lambda: self._train_tokenizer(directory))
-        return load_tokenizer(directory)
+        if not self.config.policy.checkpoint:
+            main_first('tokenizer', lambda: self._train_tokenizer(self.tokenizer_directory))
+        return load_tokenizer(self.tokenizer_directory)
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Of the checkpoint's tokenizer, or of the run's own."""
+        checkpoint = self.config.policy.checkpoint
+        return Path(checkpoint) if checkpoint else self.workdir / 'tokenizer'
 
     def _train_tokenizer(self, directory: Path) -> None:
         policy = self.config.policy

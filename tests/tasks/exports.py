@@ -1,0 +1,112 @@
+"""Policies exported as a run exports them, and their greedy continuation by this package."""
+
+import json
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from safetensors.numpy import save_file
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from configs import tiny
+from tests.tasks import export_cases as cases
+from vrag_jax.config import parse
+from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.prompt import Prompt
+from vrag_jax.data.sequences import ImagePreprocessor
+from vrag_jax.data.tokenizer import load_tokenizer, train_tiny_tokenizer
+from vrag_jax.models import hf_checkpoint, hf_layout
+from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.mrope import rope_index
+from vrag_jax.models.packing import pack_images
+from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.tasks.results import export_policy
+from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.tasks.workspace import Workspace
+
+
+def write_source(directory: Path) -> Path:
+    """Writes the small checkpoint that transformers 4.49 saved, with its weights by seed."""
+    shutil.copytree(cases.SOURCE, directory)
+    config = ModelConfig.from_hf_file(directory)
+    shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))[1]
+    save_file({name: cases.weight(name, shape) for name, shape in
+               hf_layout.expected_shapes(shapes, config).items()},
+              directory / 'model.safetensors', metadata={'format': 'pt'})
+    return directory
+
+
+def workspace(workdir: Path, **policy) -> Workspace:
+    """Of a run that does not need its corpus: its tokenizer is there already.
+
+    Args:
+      workdir: of the run.
+      **policy: changes of `configs/tiny.py`'s policy.
+    """
+    values = tiny.get_config()
+    values.policy.update(policy)
+    if not values.policy.checkpoint:
+        train_tiny_tokenizer(cases.TEXTS, cases.VOCABULARY, workdir / 'tokenizer')
+    return Workspace(parse(RunConfig, values), workdir)
+
+
+def export(space: Workspace) -> Path:
+    """Exports the policy that a run starts with."""
+    export_policy(space, space.initial_params(), Prompt('{question}'))
+    return space.workdir / 'policy'
+
+
+def conversation(directory: Path) -> tuple[list[int], np.ndarray, tuple[int, int, int]]:
+    """Token ids of the conversation as episodes append them, and its image's patches."""
+    chat = ChatFormat(load_tokenizer(directory))
+    config = ModelConfig.from_hf_file(directory)
+    preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil.from_pretrained(directory),
+                                   config.vision.spatial_merge_size)
+    shown, = preprocess([cases.image()])
+    ids = [*chat.prompt_ids(cases.QUESTION), *chat.encode(cases.TURN),
+           *chat.observation_ids(cases.BEFORE, shown.tokens, cases.AFTER)]
+    return ids, shown.pixel_values, shown.grid_thw
+
+
+def continuation(directory: Path) -> tuple[np.ndarray, list[int]]:
+    """Logits after the conversation and its greedy continuation, in float32.
+
+    Args:
+      directory: of an exported policy.
+
+    Returns:
+      `[vocabulary]` logits, and at most `NEW_TOKENS` ids, up to one that ends a turn.
+    """
+    model = hf_checkpoint.load(directory)
+    graphdef, params = flat_params(model)
+    ids, pixels, grid = conversation(directory)
+    ends = json.loads((directory / 'generation_config.json').read_text())['eos_token_id']
+    length = len(ids) + cases.NEW_TOKENS
+    patches = pack_images([(pixels, grid)], model.config)
+
+    @jax.jit
+    def logits(params, tokens, positions, index, real, last):
+        model = merge(graphdef, params)
+        hidden = model.hidden_states(
+            tokens, positions, segment_ids=real, image_index=index,
+            image_features=model.encode_images(patches))
+        return model.logits(hidden[:, last])[0]
+
+    first, new = None, []
+    while len(new) < cases.NEW_TOKENS and not (new and new[-1] in ends):
+        row = np.array(ids + new)
+        padded = np.zeros((1, length), np.int32)
+        padded[0, : len(row)] = row
+        positions = np.zeros((3, 1, length), np.int32)
+        positions[:, 0, : len(row)], _ = rope_index(row, [grid], model.config)
+        is_image = padded == model.config.image_token_id
+        index = np.where(is_image, np.cumsum(is_image, axis=1) - 1, -1)
+        out = logits(params, padded, positions, index.astype(np.int32),
+                     (np.arange(length)[None] < len(row)).astype(np.int32), len(row) - 1)
+        first = out if first is None else first
+        new.append(int(jnp.argmax(out)))
+    return np.asarray(first), new
