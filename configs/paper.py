@@ -71,7 +71,8 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.feature_windows = (LARGEST_SPAN, 256)
     config.feature_span = LARGEST_SPAN
     config.judge = ConfigDict({
-        'base_url': '', 'model': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
+        'base_url': '', 'model': '', 'rule': 'exact', 'prompt': '', 'prompt_file': '',
+        'correct': '', 'incorrect': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
         'concurrency': 16,
     })
     return config

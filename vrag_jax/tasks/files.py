@@ -46,6 +46,7 @@ def run_grpo(space: Workspace) -> None:
     With `evidence_sft` SFT on an expert that knows the evidence boxes comes first.
     """
     started = time.monotonic()
+    space.judge  # noqa: B018 (says who judges)
     quality = report_retrieval(space.corpus)
     world, questions = space.world(), test_questions(space)
     before = space.initial_params()
@@ -63,6 +64,7 @@ def run_grpo(space: Workspace) -> None:
 def run_evaluate(space: Workspace) -> None:
     """Evaluates the policy of `config.policy.checkpoint`, and vanilla RAG with it."""
     started = time.monotonic()
+    space.judge  # noqa: B018 (says who judges)
     params: Params = space.initial_params()
     world, questions = space.world(), test_questions(space)
     write_results(space, {

@@ -16,12 +16,12 @@ from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.rewards.combine import RewardWeights
-from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
 from vrag_jax.serving.config import ServiceConfig
+from vrag_jax.tasks.judging import JudgeConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
@@ -163,36 +163,6 @@ class DataConfig:
     def __post_init__(self):
         if self.source not in ('pageworld', 'files'):
             raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeConfig:
-    """Who judges answers: a model behind an OpenAI-compatible server, or exact match.
-
-    Attributes:
-      base_url: of the server, without '/v1'; '' judges by exact match after
-        normalisation.
-      model: name of the judge model.
-      api_key_env: environment variable that holds the key; '' sends none.
-      timeout_s: seconds to wait for a reply.
-      attempts: most times that one answer is sent.
-      concurrency: answers judged at the same time.
-    """
-
-    base_url: str = ''
-    model: str = ''
-    api_key_env: str = ''
-    timeout_s: float = 60.0
-    attempts: int = 4
-    concurrency: int = 16
-
-    def __post_init__(self):
-        if self.base_url:
-            self.server()
-
-    def server(self) -> OpenAIJudgeConfig:
-        """Returns the settings of the client; raises ValueError where they cannot work."""
-        return OpenAIJudgeConfig(**dataclasses.asdict(self))
 
 
 @dataclasses.dataclass(frozen=True)
