@@ -59,7 +59,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.compile = ConfigDict({'topology': '', 'memory_gib': 0.0, 'programs': ()})
     config.data = ConfigDict({
         'source': 'files', 'manifest': '', 'train_questions': '', 'eval_questions': '',
-        'trajectories': '',
+        'trajectories': '', 'image_root': '',
     })
     config.retrieval = ConfigDict({'ocr': True, 'url': ''})
     config.environment = ConfigDict({

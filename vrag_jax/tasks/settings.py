@@ -140,6 +140,7 @@ class PromptConfig:
 class DataConfig:
     """Where pages and questions come from.
 
+    Several question files are given as one text, separated by commas.
     Questions and conversations are JSON files, or datasets that
     `vrag_jax.data.prepare` made of them, as `DIR/NAME/VERSION` or, where there are
     several splits, `DIR/NAME/VERSION:SPLIT`.
@@ -151,6 +152,8 @@ class DataConfig:
       train_questions: questions to train on, for 'files'.
       eval_questions: questions to evaluate on, for 'files'; '' uses the others.
       trajectories: SFT conversations (ShareGPT format), for the SFT of 'files'.
+      image_root: folder that the image files of these conversations are relative to; '' takes
+        that of their file or the next one above it in which the first image is found.
     """
 
     source: str = 'pageworld'
@@ -159,10 +162,13 @@ class DataConfig:
     train_questions: str = ''
     eval_questions: str = ''
     trajectories: str = ''
+    image_root: str = ''
 
     def __post_init__(self):
         if self.source not in ('pageworld', 'files'):
             raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
+        if self.image_root and not self.trajectories:
+            raise ValueError('image_root is for the images of trajectories: give these, too')
 
 
 @dataclasses.dataclass(frozen=True)
