@@ -241,7 +241,7 @@ class OpenAIJudge:
             try:
                 verdict = self._ask(request)
             except (httpx.RequestError, _NoVerdict) as error:
-                reason = f'{type(error).__name__}: {error}'
+                reason = f'{type(error).__name__.lstrip("_")}: {error}'
                 if isinstance(error, _Refused):
                     break
             else:
