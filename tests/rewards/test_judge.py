@@ -256,8 +256,9 @@ def test_what_is_asked_and_how_it_is_read_can_be_chosen(server, make_judge):
         verdict=VerdictPattern('score: 1', 'score: 0'))
     asked = JudgeRequest('Q {answer}', 'red {answer}', ('red', 'reddish'))
     assert score(judge, [asked, WRONG]) == [1.0, 0.0]
-    assert server.received[0][2]['messages'][0]['content'] == (
-        'Is <red {answer}> red; reddish? {"json": 1} Q {answer}')
+    assert {body['messages'][0]['content'] for _, _, body in server.received} == {
+        'Is <red {answer}> red; reddish? {"json": 1} Q {answer}',
+        'Is <blue> red? {"json": 1} What colour?'}
 
 
 def test_the_name_says_which_model_where_and_no_password(make_judge):
