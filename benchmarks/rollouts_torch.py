@@ -142,7 +142,8 @@ class GenerateLoop:
         processed = [image for episode in episodes for image in episode.processed]
         if reprocess:
             processed = self._world.preprocess(
-                [view.image for episode in episodes for view in episode.images])
+                [view.image for episode in episodes for view in episode.images
+                 if view.image is not None])
         inputs = self._inputs([episode.tail(0)[0] for episode in episodes], processed)
         budgets = [min(self._config.max_new_tokens, self._config.max_length - len(episode))
                    for episode in episodes]

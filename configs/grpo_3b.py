@@ -14,7 +14,8 @@ must still sum to 1:
 Needs eight accelerators with 80 GB (`--config.task=plan` prints what they hold),
 the policy of `sft_3b.py` (or a checkpoint directory of Qwen2.5-VL-3B-Instruct),
 a manifest of the pages and questions to train and to evaluate on. Answers are
-judged by exact match after normalisation; by a model, as in the paper, with
+judged by exact match after normalisation, so that a sentence earns nothing; by a rule that reads
+sentences with `--config.judge.rule=contains`; by a model, as in the paper, with
 `--config.judge.base_url=URL --config.judge.model=NAME`: the only thing it reaches.
 
     python -m vrag_jax.main --config=configs/grpo_3b.py --workdir=runs/grpo_3b \

@@ -59,7 +59,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.compile = ConfigDict({'topology': '', 'memory_gib': 0.0, 'programs': ()})
     config.data = ConfigDict({
         'source': 'files', 'manifest': '', 'train_questions': '', 'eval_questions': '',
-        'trajectories': '',
+        'trajectories': '', 'image_root': '',
     })
     config.retrieval = ConfigDict({'ocr': True, 'url': ''})
     config.environment = ConfigDict({
@@ -71,7 +71,8 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config.feature_windows = (LARGEST_SPAN, 256)
     config.feature_span = LARGEST_SPAN
     config.judge = ConfigDict({
-        'base_url': '', 'model': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
+        'base_url': '', 'model': '', 'rule': 'exact', 'prompt': '', 'prompt_file': '',
+        'correct': '', 'incorrect': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
         'concurrency': 16,
     })
     return config

@@ -79,13 +79,14 @@ def command(config: str, workdir: Path, overrides: Sequence[Override]) -> list[s
 
 
 def accuracies(workdir: Path) -> str:
-    """Returns 'method accuracy' of each method in a run's results; '' without results."""
+    """Returns the judge and 'method accuracy' of a run's results; '' without results."""
     path = workdir / 'results.json'
     if not path.is_file():
         return ''
-    methods = json.loads(path.read_text(encoding='utf-8'))['methods']
-    return '  '.join(f'{name} {figures["accuracy"]["value"]:.3f}'
-                     for name, figures in methods.items())
+    results = json.loads(path.read_text(encoding='utf-8'))
+    judge = results.get('run', {}).get('judge', 'rule: exact')
+    return '  '.join([f'({judge})', *(f'{name} {figures["accuracy"]["value"]:.3f}'
+                                      for name, figures in results['methods'].items())])
 
 
 def run_sweep(

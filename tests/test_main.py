@@ -46,7 +46,7 @@ ACCEPTED = {
     'a tuple': [TINY, '--config.sampler.attend_lengths=(16,32)'],
     'fields that the file leaves to their defaults':
         [TINY, '--config.grpo.loss.averaging=sequence', '--config.grpo.dynamic_sampling=2',
-         '--config.judge.model=x'],
+         '--config.judge.rule=contains'],
     'a text': [TINY, '--config.task=build_index'],
     'documents to index':
         ['--config=configs/build_index.py', '--config.retrieval.sources=tests,configs'],
@@ -83,6 +83,8 @@ REFUSED = {
         ([TINY, '--config.sft.careful=0.9'], 'config.sft: careful + loose + hasty must be 1'),
     'mini-batches that do not divide':
         ([TINY, '--config.grpo.mini_batches=7'], 'config.grpo: mini_batches = 7'),
+    'a judge model without a server':
+        ([TINY, '--config.judge.model=x'], 'config.judge: model is for a judge model'),
     'two questions in the prompt':
         ([TINY, '--config.prompt.text={question} {question}'], 'config.prompt: text must hold'),
     'mesh that does not fit': ([TINY, '--config.mesh.fsdp=3'], 'config.mesh.data: 2 devices'),
@@ -150,7 +152,7 @@ def test_overrides_reach_the_task(accepted):
     assert accepted('a text')['task'] == 'build_index'
     defaults = accepted('fields that the file leaves to their defaults')
     assert defaults['grpo']['loss']['averaging'] == 'sequence'
-    assert defaults['grpo']['dynamic_sampling'] == 2 and defaults['judge']['model'] == 'x'
+    assert defaults['grpo']['dynamic_sampling'] == 2 and defaults['judge']['rule'] == 'contains'
     assert accepted('a plan without a checkpoint')['policy']['checkpoint'] == ''
 
 

@@ -93,7 +93,10 @@ def run(config: RunConfig, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
         (workdir / 'config.json').write_text(text + '\n')
-    registry.TASKS[config.task](config, workdir)
+    try:
+        registry.TASKS[config.task](config, workdir)
+    except ConfigError as error:  # What is seen only when data are read, or a judge is asked.
+        sys.exit(' '.join(str(error).split()))
 
 
 if __name__ == '__main__':

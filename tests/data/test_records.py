@@ -76,16 +76,37 @@ def test_a_bare_list_lists_of_strings_and_single_pages_are_accepted(tmp_path):
     assert question.aliases == ('since',)
 
 
+def test_merged_files_keep_their_questions_under_uids_of_their_own(tmp_path, caplog):
+    other = {**EXAMPLE, 'query': 'when?'}
+    path = write(tmp_path / 'merged.json', [
+        EXAMPLE, other, EXAMPLE, {**EXAMPLE, 'uid': 'q1#2', 'query': 'who?'},
+        {**EXAMPLE, 'reference_answer': 'so'}, {**EXAMPLE, 'uid': 7}, {**EXAMPLE, 'uid': '7'}])
+    questions = load_questions(path)
+    assert [(q.uid, q.query, q.answer) for q in questions] == [
+        ('q1', 'why?', 'because'), ('q1#2', 'when?', 'because'), ('q1#2#2', 'who?', 'because'),
+        ('q1#3', 'why?', 'so'), ('7', 'why?', 'because')]
+    record, = caplog.records
+    assert record.getMessage() == (
+        f"{path}: of 7 questions 3 have a uid that is taken and get another, e.g. 'q1#2'; 2 stand "
+        'there twice and count once')
+    caplog.clear()
+    load_questions(write(tmp_path / 'good.json', [EXAMPLE, {**other, 'uid': 'q2'}]))
+    assert not caplog.records
+
+
 def test_page_ids_are_those_that_exist(tmp_path):
     path = write(tmp_path / 'q.json', {'examples': [EXAMPLE]})
     assert load_questions(path)[0].page_ids == ('a.b_2', 'a.b_7')
     store = PageStore(tmp_path, [Page('x', 'a.b', 7, 'x.jpg', 9, 9),
                                  Page('y', 'other', 2, 'y.jpg', 9, 9)])
-    assert load_questions(path, store)[0].page_ids == ('x',)
+    question, = load_questions(path, store)
+    assert question.page_ids == ('x',)
+    assert question.missing_pages == ("a.b.pdf page 2 (of 'a.b' there are other pages)",)
     explicit = {**EXAMPLE, 'meta_info': {'page_ids': ['y', 'z']}}
     path = write(tmp_path / 'explicit.json', {'examples': [explicit]})
     assert load_questions(path)[0].page_ids == ('y', 'z')
-    assert load_questions(path, store)[0].page_ids == ('y',)
+    question, = load_questions(path, store)
+    assert (question.page_ids, question.missing_pages) == (('y',), ("page id 'z'",))
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -119,8 +140,6 @@ def test_faults_of_the_whole_file(tmp_path):
         load_questions(tmp_path / 'torn.json')
     with pytest.raises(ValueError, match='expected .*examples'):
         load_questions(write(tmp_path / 'other.json', {'data': []}))
-    with pytest.raises(ValueError, match='uid q1: stands there twice'):
-        load_questions(write(tmp_path / 'twice.json', [EXAMPLE, EXAMPLE]))
 
 
 def test_reads_the_reference_sft_conversations(real_pages):
@@ -140,8 +159,30 @@ def test_a_system_message_may_come_first(tmp_path):
     assert [m.role for m in load_sharegpt(path)[0].messages] == ['system', 'user', 'assistant']
 
 
+@pytest.mark.parametrize('record', [
+    {'conversations': [{'from': 'system', 'value': 'be kind'}, {'from': 'human', 'value': 'hi'},
+                       {'from': 'gpt', 'value': 'ho'}]},
+    {'conversations': [{'from': 'user', 'value': 'hi'}, {'from': 'assistant', 'value': 'ho'}],
+     'system': 'be kind'},
+    {'messages': [USER, ASSISTANT], 'system': 'be kind'}])
+def test_sharegpts_own_names_are_read(tmp_path, record):
+    conversation, = load_sharegpt(write(tmp_path / 's.json', [record]))
+    assert conversation.messages == (
+        Message('system', 'be kind'), Message('user', 'hi'), Message('assistant', 'ho'))
+
+
+def test_one_image_may_stand_alone(tmp_path):
+    record = {'conversations': [{'from': 'human', 'value': 'hi'}, {'from': 'gpt', 'value': 'ho'},
+                                {'from': 'human', 'value': '<image>'},
+                                {'from': 'gpt', 'value': 'a'}], 'image': 'a.jpg'}
+    assert load_sharegpt(write(tmp_path / 's.json', [record]))[0].images == ('a.jpg',)
+
+
 @pytest.mark.parametrize(('record', 'message'), [
     ({}, 'messages: is missing'),
+    ({'conversations': [{'role': 'human', 'content': 'hi'}]}, 'message 0: from: is missing'),
+    ({'conversations': [{'from': 'human', 'value': 'hi'}, {'from': 'observation', 'value': 'x'}]},
+     "conversations: expected turns of user and assistant, got ['user', 'observation']"),
     ({'messages': [USER, ASSISTANT], 'images': ['a.jpg']}, 'images: there are 1, but 0 <image>'),
     ({'messages': [{'role': 'user', 'content': '<image> <image>'}, ASSISTANT],
       'images': ['a.jpg']}, 'images: there are 1, but 2'),

@@ -30,7 +30,7 @@ def make_trajectory(turns, images=(), answer=None, **fields):
       answer: the last answer.
       fields: of the question; 'rewards' and 'truncated' of the trajectory.
     """
-    rewards = fields.pop('rewards', {})
+    rewards = fields.pop('rewards', {'answer': 0.0, 'total': 0.0})
     truncated = fields.pop('truncated', False)
     question = Question(**{'uid': 'q1', 'query': 'How many?', 'answer': '472'} | fields)
     done = [Turn(text, parse_action(text), observation, image, retrieved)

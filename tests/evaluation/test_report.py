@@ -51,8 +51,8 @@ def workdir(tmp_path_factory, zooming, hasty, silent):
     save_results(
         tmp_path / 'results.json',
         {'grpo': summarize([zooming, hasty, silent]), 'vanilla_rag': summarize([hasty, silent])},
-        {'config': 'configs/tiny.py', 'seed': 3, 'minutes': 27.25,
-         'sampling': {'temperature': 1.0, 'top_k': 0}})
+        {'config': 'configs/tiny.py', 'judge': 'rule: contains', 'judge_failures': 0, 'seed': 3,
+         'minutes': 27.25, 'sampling': {'temperature': 1.0, 'top_k': 0}})
     rows = [{'step': step, 'phase': phase, 'time': 0.0, 'values': values}
             for phase, values in (('pretrain', {'loss': 2.0}), ('sft', {'loss': 1.0}),
                                   ('grpo', {'loss': 9.0, 'reward': 0.5, 'kl': float('nan')}))
@@ -88,6 +88,18 @@ def test_the_table_has_a_row_a_method_with_its_interval(page):
 def test_facts_about_the_run_are_given(page):
     for fact in ('configs/tiny.py', '3', '27.25', 'temperature 1.00, top_k 0'):
         assert fact in page.text
+
+
+def test_every_table_names_the_judge_and_answers_without_a_verdict(workdir, page, tmp_path):
+    text = ' '.join(page.text)
+    assert text.count('rule: contains') == 4  # Facts, results, two breakdowns.
+    assert 'no verdict' not in text
+    content = json.loads((workdir / 'results.json').read_text())
+    content['run'] |= {'judge': 'model: <grader> at http://h', 'judge_failures': 7}
+    (tmp_path / 'results.json').write_text(json.dumps(content))
+    text = ' '.join(Page(write_report(tmp_path, {}).read_text()).text)
+    assert 'model: <grader> at http://h' in text
+    assert 'gave no verdict on 7 answers' in text
 
 
 def test_there_is_a_chart_for_what_was_measured_and_finite(page):

@@ -121,7 +121,8 @@ def test_broken_files_are_named(tmp_path, zooming):
 
 def many(count, kind, correct):
     return [make_trajectory([], answer='472' if correct else '1', uid=f'{kind}{correct}{i}',
-                            source_type=kind) for i in range(count)]
+                            source_type=kind, rewards={'answer': float(correct)})
+            for i in range(count)]
 
 
 def test_select_gives_wrong_ones_their_share_and_spreads_over_kinds():

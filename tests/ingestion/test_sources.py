@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vrag_jax.ingestion.sources import Document, find_documents, natural_key
+from vrag_jax.ingestion.sources import Document, find_documents
+from vrag_jax.retrieval.numbered_names import natural_key
 
 
 def touch(folder, *names):

@@ -92,9 +92,9 @@ def test_it_stops_at_a_failure(three_runs, capfd):
 def test_it_goes_on_if_told_to_and_prints_what_was_reached(three_runs, capfd):
     assert run_sweep(three_runs, keep_going=True) == 1
     out = capfd.readouterr().out
-    assert 'seed=0: grpo 0.500' in out
+    assert 'seed=0: (rule: exact)  grpo 0.500' in out
     assert 'seed=1: failed (7)' in out
-    assert 'seed=2: grpo 0.750' in out
+    assert 'seed=2: (rule: exact)  grpo 0.750' in out
 
 
 def program(*arguments):

@@ -183,10 +183,45 @@ def test_a_folder_of_images_becomes_pages_with_explicit_ids(tmp_path):
     pages = scan_folder(tmp_path)
     assert pages == [
         Page('cover', tmp_path.name, 1, 'cover.jpg', 8, 6),
-        Page('report/02', 'report', 1, 'report/02.png', 5, 7),
-        Page('report/10', 'report', 2, 'report/10.JPG', 6, 8)]
+        Page('report/02', 'report', 2, 'report/02.png', 5, 7),
+        Page('report/10', 'report', 10, 'report/10.JPG', 6, 8)]
     PageStore.write(tmp_path / 'pages.jsonl', pages)
     assert PageStore.open(tmp_path / 'pages.jsonl').image('cover').size == (8, 6)
+
+
+@pytest.mark.parametrize('files, documents', [
+    # Flat folders: the names tell document and number.
+    (['deck_3.jpg', 'deck_12.jpg', 'other-deck-07.png'],
+     {'deck_3': ('deck', 3), 'deck_12': ('deck', 12), 'other-deck-07': ('other-deck', 7)}),
+    (['img/deck_3.jpg', 'img/a_95_1.jpg'],
+     {'img/deck_3': ('img/deck', 3), 'img/a_95_1': ('img/a_95', 1)}),
+    (['deck_3.jpg'], {'deck_3': ('deck', 3)}),
+    # Widths after the page's number.
+    (['x/s_1_1024.jpg', 'x/s_2_1024.jpg', 'x/t_1.jpg'],
+     {'x/s_1_1024': ('x/s', 1), 'x/s_2_1024': ('x/s', 2), 'x/t_1': ('x/t', 1)}),
+    # A folder a document, its pages by number, not in the order of letters.
+    (['r/1.png', 'r/10.png', 'r/2.png'], {'r/1': ('r', 1), 'r/2': ('r', 2), 'r/10': ('r', 10)}),
+    (['r/page_7.png', 'r/page_9.png'], {'r/page_7': ('r', 7), 'r/page_9': ('r', 9)}),
+    (['r/scan-a_2.png', 'r/scan-a_3.png'], {'r/scan-a_2': ('r', 2), 'r/scan-a_3': ('r', 3)}),
+    # Numbers that do not count pages from 1, or not all pages: the natural order.
+    (['r/0.png', 'r/1.png', 'r/10.png'], {'r/0': ('r', 1), 'r/1': ('r', 2), 'r/10': ('r', 3)}),
+    (['r/a.png', 'r/p10.png', 'r/p9.png'],
+     {'r/a': ('r', 1), 'r/p9': ('r', 2), 'r/p10': ('r', 3)}),
+    (['r/plan_2022.png', 'r/plan_2023.png'],
+     {'r/plan_2022': ('r', 1), 'r/plan_2023': ('r', 2)}),
+    (['r/deck_1.png', 'r/deck-1.png'], {'r/deck-1': ('r', 1), 'r/deck_1': ('r', 2)}),
+])
+def test_numbers_in_names_are_page_numbers(tmp_path, files, documents):
+    for file in files:
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        Image.new('L', (5, 7)).save(tmp_path / file)
+    pages = scan_folder(tmp_path)
+    assert {page.page_id: (page.document, page.page) for page in pages} == documents
+    assert [page.file for page in pages] == [
+        f'{page.page_id}{(tmp_path / page.file).suffix}' for page in pages]
+    PageStore.write(tmp_path / 'pages.jsonl', pages)
+    for page_id, place in documents.items():
+        assert PageStore.open(tmp_path / 'pages.jsonl').find(*place) == page_id
 
 
 def test_a_folder_without_images_or_with_ambiguous_ones_is_refused(tmp_path):

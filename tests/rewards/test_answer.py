@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrag_jax.rewards.answer import anls, edit_distance, exact_match, normalise
+from vrag_jax.rewards.answer import anls, edit_distance, exact_match, normalise, token_f1
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -73,3 +73,15 @@ def recursive_distance(a: str, b: str) -> int:
 @given(st.text('abc', max_size=5), st.text('abc', max_size=5))
 def test_edit_distance_is_the_recursive_definition(a, b):
     assert edit_distance(a, b) == recursive_distance(a, b)
+
+
+@pytest.mark.parametrize('answer, references, expected', [
+    ('the red whale', ['red whale'], 1.0),
+    ('a big red whale', ['red whale'], 2 * (2 / 3) * 1 / (2 / 3 + 1)),
+    ('red red', ['red'], 2 * (1 / 2) * 1 / (1 / 2 + 1)),
+    ('blue', ['red', 'blue sea'], 2 / 3),
+    ('北京市', ['北京'], 4 / 5),
+    ('诞生于2014年', ['2014年'], 2 * 2 / (5 + 2)),
+    ('12.5', ['12'], 0.0), ('', ['red'], 0.0), ('red', [], 0.0)])
+def test_f1_of_words_and_characters(answer, references, expected):
+    assert token_f1(answer, references) == pytest.approx(expected)

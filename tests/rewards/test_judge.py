@@ -1,5 +1,6 @@
 """Judges: by rule, and by a model behind a real HTTP server on loopback."""
 
+import dataclasses
 import json
 import threading
 import time
@@ -15,14 +16,35 @@ from vrag_jax.rewards.judge import (
     OpenAIJudgeConfig,
     RuleJudge,
 )
+from vrag_jax.rewards.verdicts import JudgePrompt, VerdictPattern
 
 RIGHT = JudgeRequest('What colour?', 'Red.', ('red',))
 WRONG = JudgeRequest('What colour?', 'blue', ('red',))
 MISSING = JudgeRequest('What colour?', None, ('red',))
 
 
+def score(judge, requests):
+    return [judgement.score for judgement in judge.judge(requests)]
+
+
 def test_rule_judge_is_exact_match():
-    assert RuleJudge().score([RIGHT, WRONG, MISSING]) == [1.0, 0.0, 0.0]
+    judge = RuleJudge()
+    assert score(judge, [RIGHT, WRONG, MISSING]) == [1.0, 0.0, 0.0]
+    assert judge.name == 'rule: exact'
+
+
+@pytest.mark.parametrize('rule, scores', [
+    ('exact', [0.0, 0.0, 0.0]), ('contains', [1.0, 0.0, 0.0]),
+    ('anls', [0.0, pytest.approx(2 / 3), 0.0])])
+def test_rules_differ_on_sentences_and_near_misses(rule, scores):
+    sentence = JudgeRequest('What colour is it?', 'The colour is red.', ('red',))
+    assert score(RuleJudge(rule), [sentence, dataclasses.replace(RIGHT, answer='rad'),
+                                   MISSING]) == scores
+
+
+def test_a_rule_that_does_not_exist():
+    with pytest.raises(ValueError, match="rule must be one of .*'contains'.*, got 'fuzzy'"):
+        RuleJudge('fuzzy')
 
 
 class FakeServer:
@@ -112,7 +134,7 @@ def make_judge(server):
 def test_request_is_openai_compatible_and_carries_the_key(server, make_judge, monkeypatch):
     monkeypatch.setenv('GRADER_KEY', 'secret')
     judge = make_judge(api_key_env='GRADER_KEY', base_url=server.url + '/')
-    assert judge.score([JudgeRequest('Q {x}?', 'an answer', ('one', 'two'))]) == [1.0]
+    assert score(judge, [JudgeRequest('Q {x}?', 'an answer', ('one', 'two'))]) == [1.0]
     (path, headers, body), = server.received
     assert path == '/v1/chat/completions'
     assert headers['Authorization'] == 'Bearer secret'
@@ -121,13 +143,14 @@ def test_request_is_openai_compatible_and_carries_the_key(server, make_judge, mo
         assert part in body['messages'][0]['content']
 
 
-@pytest.mark.parametrize('content, score', [
+@pytest.mark.parametrize('content, expected', [
     ('CORRECT', 1.0), ('INCORRECT', 0.0), ('incorrect.', 0.0), ('**Correct**', 1.0),
-    ('<think>It may look incorrect, but</think>CORRECT', 1.0)])
-def test_verdicts(server, make_judge, content, score):
+    ('<think>It may look incorrect, but</think>CORRECT', 1.0),
+    ('The answer is not correct.', 0.0)])
+def test_verdicts(server, make_judge, content, expected):
     server.reply = lambda prompt, attempt: (200, completion(content))
     judge = make_judge()
-    assert judge.score([WRONG]) == [score]
+    assert score(judge, [WRONG]) == [expected]
     assert judge.counts.judged == 1 and judge.counts.failures == 0
 
 
@@ -135,14 +158,14 @@ def test_batch_keeps_its_order_and_missing_answers_cost_nothing(server, make_jud
     server.reply = lambda prompt, attempt: (
         200, completion('CORRECT' if 'answer 3' in prompt else 'INCORRECT'))
     requests = [JudgeRequest('Q', f'answer {i}', ('r',)) for i in range(5)] + [MISSING]
-    assert make_judge().score(requests) == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
+    assert score(make_judge(), requests) == [0.0, 0.0, 0.0, 1.0, 0.0, 0.0]
     assert len(server.received) == 5
 
 
 def test_equal_requests_are_sent_once(server, make_judge):
     judge = make_judge()
-    assert judge.score([RIGHT, WRONG, RIGHT]) == [1.0, 1.0, 1.0]
-    assert judge.score([WRONG]) == [1.0]
+    assert score(judge, [RIGHT, WRONG, RIGHT]) == [1.0, 1.0, 1.0]
+    assert score(judge, [WRONG]) == [1.0]
     assert len(server.received) == 2
     assert (judge.counts.judged, judge.counts.cached) == (2, 2)
 
@@ -153,7 +176,7 @@ def test_requests_run_beside_each_other_within_the_bound(server, make_judge):
         return 200, completion('CORRECT')
 
     server.reply = slow
-    make_judge(concurrency=3).score([JudgeRequest('Q', str(i), ()) for i in range(9)])
+    score(make_judge(concurrency=3), [JudgeRequest('Q', str(i), ()) for i in range(9)])
     assert 2 <= server.most_at_once <= 3
 
 
@@ -163,19 +186,19 @@ def test_requests_run_beside_each_other_within_the_bound(server, make_judge):
 def test_a_passing_fault_is_retried(server, make_judge, bad):
     server.reply = lambda prompt, attempt: bad if attempt < 2 else (200, completion('INCORRECT'))
     judge = make_judge()
-    assert judge.score([RIGHT]) == [0.0]
+    assert score(judge, [RIGHT]) == [0.0]
     assert (judge.counts.judged, judge.counts.retries, judge.counts.failures) == (1, 2, 0)
 
 
 def test_a_lasting_fault_ends_in_the_rule_is_counted_and_not_kept(server, make_judge, caplog):
     server.reply = lambda prompt, attempt: (503, 'down')
     judge = make_judge()
-    assert judge.score([RIGHT, WRONG]) == [1.0, 0.0]
+    assert score(judge, [RIGHT, WRONG]) == [1.0, 0.0]
     assert len(server.received) == 6
     assert (judge.counts.judged, judge.counts.retries, judge.counts.failures) == (0, 4, 2)
-    assert 'falling back to exact match' in caplog.text and '503' in caplog.text
+    assert 'falling back to rule: exact' in caplog.text and '503' in caplog.text
     server.reply = lambda prompt, attempt: (200, completion('INCORRECT'))
-    assert judge.score([RIGHT]) == [0.0]
+    assert score(judge, [RIGHT]) == [0.0]
 
 
 def test_a_slow_server_times_out(server, make_judge):
@@ -185,13 +208,13 @@ def test_a_slow_server_times_out(server, make_judge):
 
     server.reply = slow
     judge = make_judge(timeout_s=0.05, attempts=2)
-    assert judge.score([RIGHT]) == [1.0]
+    assert score(judge, [RIGHT]) == [1.0]
     assert (judge.counts.retries, judge.counts.failures) == (1, 1)
 
 
 def test_no_server_at_all(make_judge):
     judge = make_judge(base_url='http://127.0.0.1:1', attempts=2)
-    assert judge.score([RIGHT]) == [1.0]
+    assert score(judge, [RIGHT]) == [1.0]
     assert judge.counts.failures == 1
 
 
@@ -199,14 +222,14 @@ def test_delays_double_up_to_the_greatest(server, make_judge, monkeypatch):
     delays = []
     monkeypatch.setattr(time, 'sleep', delays.append)
     server.reply = lambda prompt, attempt: (500, '')
-    make_judge(attempts=6, backoff_s=1.0, max_backoff_s=5.0).score([RIGHT])
+    score(make_judge(attempts=6, backoff_s=1.0, max_backoff_s=5.0), [RIGHT])
     assert [delay for delay in delays if delay >= 1] == [1.0, 2.0, 4.0, 5.0, 5.0]
 
 
 def test_a_refused_answer_is_not_sent_again(server, make_judge):
     server.reply = lambda prompt, attempt: (400, 'content filter')
     judge = make_judge()
-    assert judge.score([WRONG]) == [0.0]
+    assert score(judge, [WRONG]) == [0.0]
     assert len(server.received) == 1 and judge.counts.failures == 1
 
 
@@ -214,8 +237,46 @@ def test_a_refused_answer_is_not_sent_again(server, make_judge):
 def test_a_wrong_key_path_or_model_is_an_error(server, make_judge, status):
     server.reply = lambda prompt, attempt: (status, 'no')
     with pytest.raises(JudgeError, match=f"answered {status} for model 'grader'"):
-        make_judge().score([RIGHT])
+        score(make_judge(), [RIGHT])
     assert len(server.received) == 1
+
+
+def test_failures_are_marked_and_scored_by_the_rule_that_was_chosen(server, make_judge):
+    server.reply = lambda prompt, attempt: (503, 'down')
+    judge = make_judge(rule='contains', attempts=1)
+    sentence = dataclasses.replace(RIGHT, answer='The colour is red.')
+    assert judge.judge([sentence, WRONG, MISSING]) == [(1.0, True), (0.0, True), (0.0, False)]
+
+
+def test_what_is_asked_and_how_it_is_read_can_be_chosen(server, make_judge):
+    server.reply = lambda prompt, attempt: (
+        200, completion('score: 0 ... score: 1' if '<red {answer}>' in prompt else 'score: 0'))
+    judge = make_judge(
+        prompt=JudgePrompt('Is <{answer}> {references}? {"json": 1} {question}'),
+        verdict=VerdictPattern('score: 1', 'score: 0'))
+    asked = JudgeRequest('Q {answer}', 'red {answer}', ('red', 'reddish'))
+    assert score(judge, [asked, WRONG]) == [1.0, 0.0]
+    assert {body['messages'][0]['content'] for _, _, body in server.received} == {
+        'Is <red {answer}> red; reddish? {"json": 1} Q {answer}',
+        'Is <blue> red? {"json": 1} What colour?'}
+
+
+def test_the_name_says_which_model_where_and_no_password(make_judge):
+    judge = make_judge(base_url='http://me:secret@host:8000/x')
+    assert judge.name == 'model: grader at http://host:8000/x'
+
+
+def test_a_trial_shows_a_judge_that_cannot_be_asked_or_read(server, make_judge, caplog):
+    make_judge().check()
+    assert not caplog.records
+    server.reply = lambda prompt, attempt: (200, completion('INCORRECT'))
+    make_judge().check()
+    assert 'calls Paris a wrong answer' in caplog.text
+    server.reply = lambda prompt, attempt: (200, completion('Yes, it is.'))
+    with pytest.raises(JudgeError, match='no verdict on a trial answer: .*Yes, it is'):
+        make_judge().check()
+    with pytest.raises(JudgeError, match='no verdict on a trial answer: .*refused'):
+        make_judge(base_url='http://127.0.0.1:1', attempts=1).check()
 
 
 def test_a_missing_key_is_an_error_before_anything_is_sent(make_judge, monkeypatch):

@@ -19,6 +19,7 @@ from typing import Any
 
 from PIL import Image
 
+from vrag_jax.data.image_root import find_image_root
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.records import (
     Conversation,
@@ -26,8 +27,10 @@ from vrag_jax.data.records import (
     load_questions,
     load_sharegpt,
     parse_conversation,
+    parse_examples,
     parse_questions,
     read_examples,
+    with_unique_uids,
 )
 from vrag_jax.retrieval.pages import PageStore
 
@@ -38,6 +41,13 @@ Row = Mapping[str, Any]
 _QUESTION_FEATURES = frozenset(
     ('uid', 'query', 'reference_answer', 'answer_aliases', 'meta_info', 'evidence'))
 _CONVERSATION_FEATURES = frozenset(('messages', 'images'))
+
+
+def split_sources(text: str) -> list[str]:
+    """Returns sources that are separated by commas; a file whose name has one stays whole."""
+    if Path(text).exists():
+        return [text]
+    return [part.strip() for part in text.split(',') if part.strip()]
 
 
 def read_questions(source: Source, store: PageStore | None = None) -> list[Question]:
@@ -109,13 +119,16 @@ def write_questions(files: Mapping[str, Source], out: Source) -> Path:
     return _write(VragQuestions, files, out, lambda file: list(_question_rows(file)))
 
 
-def write_conversations(files: Mapping[str, Source], out: Source) -> Path:
+def write_conversations(
+    files: Mapping[str, Source], out: Source, image_root: str = ''
+) -> Path:
     """Makes a TFDS dataset of files of conversations, with their images.
 
     Args:
-      files: the file of each split; images are relative to its folder. They are
-        copied as they are, one conversation at a time.
+      files: the file of each split. Images are copied as they are, one conversation at a
+        time.
       out: the dataset is written to `out/vrag_conversations/VERSION`.
+      image_root: what images are relative to, see `image_root.find_image_root`.
 
     Returns:
       The dataset's directory, a source for `read_conversations`.
@@ -128,7 +141,7 @@ def write_conversations(files: Mapping[str, Source], out: Source) -> Path:
     """
     from vrag_jax.data.tfds_builders import VragConversations  # Slow to import.
 
-    return _write(VragConversations, files, out, _ConversationRows)
+    return _write(VragConversations, files, out, lambda file: _ConversationRows(file, image_root))
 
 
 def _split_source(source: Source) -> tuple[Path, str] | None:
@@ -214,10 +227,11 @@ def _write(
 
 def _question_rows(file: Source) -> Iterator[Row]:
     examples = read_examples(file)
-    questions = parse_questions(examples, file)
+    questions = with_unique_uids(parse_examples(examples, file), file)
     if not questions:
         raise ValueError(f'{file}: holds no questions')
-    for example, question in zip(examples, questions, strict=True):
+    for place, question in questions.items():
+        example = examples[place]
         # `meta_info` stays as it is: page ids that are not in it follow from the
         # pages there are when the dataset is read.
         yield {
@@ -242,16 +256,17 @@ def _to_example(row: Row) -> dict[str, Any]:
 class _ConversationRows:
     """Rows of a file of conversations; images are read while iterating."""
 
-    def __init__(self, file: Source):
+    def __init__(self, file: Source, image_root: str):
         self._file = Path(file)
         self._conversations = load_sharegpt(file)
         if not self._conversations:
             raise ValueError(f'{file}: holds no conversations')
+        self._root = find_image_root(file, self._conversations, image_root)
         for index, conversation in enumerate(self._conversations):
             for name in conversation.images:
-                if not (self._file.parent / name).is_file():
+                if not (self._root / name).is_file():
                     raise FileNotFoundError(
-                        f'{file}, record {index}: no image {self._file.parent / name}')
+                        f'{file}, record {index}: no image {self._root / name}')
 
     def __iter__(self) -> Iterator[Row]:
         for index, conversation in enumerate(self._conversations):
@@ -263,7 +278,7 @@ class _ConversationRows:
 
     def _image(self, index: int, name: str) -> bytes:
         """Returns the bytes of an image file, if it is one."""
-        file = self._file.parent / name
+        file = self._root / name
         data = file.read_bytes()
         try:
             with Image.open(io.BytesIO(data)) as image:

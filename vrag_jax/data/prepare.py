@@ -24,6 +24,9 @@ from vrag_jax.data.records import split_system
 _QUESTIONS = flags.DEFINE_multi_string('questions', [], 'Question file of a split.')
 _CONVERSATIONS = flags.DEFINE_multi_string('conversations', [], 'ShareGPT file of a split.')
 _SPLIT = flags.DEFINE_multi_string('split', ['train'], 'Name of the split of each file.')
+_IMAGE_ROOT = flags.DEFINE_string(
+    'image_root', '', 'Folder that images of conversations are relative to; unless given that of '
+    'their file or the next one above it that holds them.')
 _OUT = flags.DEFINE_string('out', None, 'Folder that the dataset is written to.')
 _PROMPT = flags.DEFINE_string(
     'prompt', None, 'File that the prompt of the conversations is written to.')
@@ -74,9 +77,14 @@ def main(argv: list[str]) -> None:
     if len(set(splits)) != len(splits) or len(splits) != len(files):
         sys.exit(f'{len(files)} files and the splits {splits}: pass one --split a file, all '
                  'different')
-    write = write_questions if _QUESTIONS.value else write_conversations
+    if _QUESTIONS.value and _IMAGE_ROOT.value:
+        sys.exit('--image_root is for the images of --conversations')
+    sources = dict(zip(splits, files, strict=True))
     try:
-        directory = write(dict(zip(splits, files, strict=True)), _OUT.value)
+        if _QUESTIONS.value:
+            directory = write_questions(sources, _OUT.value)
+        else:
+            directory = write_conversations(sources, _OUT.value, _IMAGE_ROOT.value)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     print(directory)

@@ -2,14 +2,18 @@
 
 import dataclasses
 import json
+import logging
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from vrag_jax.data.reference_pages import ReferencePages
 from vrag_jax.retrieval.pages import PageStore
 
 IMAGE_MARK = '<image>'
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class Question:
       language: e.g. 'en'; or ''.
       evidence: boxes that show the answer, where they are known.
       extra: all other fields of `meta_info`.
+      missing_pages: texts on reference pages that are not among the pages there are.
     """
 
     uid: str
@@ -51,6 +56,7 @@ class Question:
     language: str = ''
     evidence: tuple[Evidence, ...] = ()
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    missing_pages: tuple[str, ...] = ()
 
 
 def load_questions(path: str | os.PathLike, store: PageStore | None = None) -> list[Question]:
@@ -60,8 +66,12 @@ def load_questions(path: str | os.PathLike, store: PageStore | None = None) -> l
     of `meta_info` are optional and may be a string or a list of strings where
     this makes sense. `answer_aliases` and `evidence` are optional additions.
     A question's page ids stand in the optional list `page_ids` of `meta_info`, or
-    are those of its reference pages in the document that is named as the stem of
-    `file_name`.
+    are those of its reference pages in the document that `file_name` names, see
+    `reference_pages.ReferencePages`.
+
+    Files are merged without regard to uids, so an example whose uid is taken gets another
+    one ('7#2'), and one that stands there twice with all it says is left out; a warning
+    says how many.
 
     Args:
       path: the file.
@@ -70,8 +80,7 @@ def load_questions(path: str | os.PathLike, store: PageStore | None = None) -> l
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if a field is missing or wrong, or a uid stands there twice;
-        names the file, the uid and the field.
+      ValueError: if a field is missing or wrong; names the file, the uid and the field.
     """
     return parse_questions(read_examples(path), path, store)
 
@@ -97,15 +106,58 @@ def parse_questions(
       store: the pages there are, or None.
 
     Raises:
-      ValueError: if a field is missing or wrong, or a uid stands there twice.
+      ValueError: if a field is missing or wrong.
     """
-    questions: dict[str, Question] = {}
-    for index, example in enumerate(examples):
-        question = _parse_example(example, f'{where}, example {index}', store)
-        if question.uid in questions:
-            raise ValueError(f'{where}, uid {question.uid}: stands there twice')
-        questions[question.uid] = question
-    return list(questions.values())
+    return list(with_unique_uids(parse_examples(examples, where, store), where).values())
+
+
+def parse_examples(
+    examples: Iterable[Any], where: str | os.PathLike, store: PageStore | None = None
+) -> list[Question]:
+    """Returns a question an example, whatever their uids; see `parse_questions`."""
+    pages = None if store is None else ReferencePages(store)
+    return [_parse_example(example, f'{where}, example {index}', store, pages)
+            for index, example in enumerate(examples)]
+
+
+def with_unique_uids(
+    questions: Iterable[Question], where: str | os.PathLike
+) -> dict[int, Question]:
+    """Gives questions of merged files uids of their own; a warning says how many.
+
+    Args:
+      questions: in order.
+      where: what they come from, for the warning.
+
+    Returns:
+      The questions by their places, without those that stood there before with the same uid,
+      query, answers and pages.
+    """
+    seen: set[tuple] = set()
+    taken: set[str] = set()
+    found: dict[int, Question] = {}
+    twice, renamed = 0, []
+    for place, question in enumerate(questions):
+        content = (question.uid, question.query, question.answer, question.aliases,
+                   question.file_name, question.reference_pages, question.page_ids)
+        if content in seen:
+            twice += 1
+            continue
+        seen.add(content)
+        uid, number = question.uid, 1
+        while uid in taken:
+            number += 1
+            uid = f'{question.uid}#{number}'
+        if number > 1:
+            renamed.append(uid)
+        taken.add(uid)
+        found[place] = dataclasses.replace(question, uid=uid)
+    if twice or renamed:
+        some = f', e.g. {renamed[0]!r}' if renamed else ''
+        _LOG.warning('%s: of %d questions %d have a uid that is taken and get another%s; %d stand '
+                     'there twice and count once', where, len(found) + twice, len(renamed), some,
+                     twice)
+    return found
 
 
 def save_questions(path: str | os.PathLike, questions: Iterable[Question]) -> None:
@@ -135,7 +187,9 @@ def _to_example(question: Question) -> dict[str, Any]:
     }
 
 
-def _parse_example(example: Any, where: str, store: PageStore | None) -> Question:
+def _parse_example(
+    example: Any, where: str, store: PageStore | None, known: ReferencePages | None
+) -> Question:
     if not isinstance(example, dict):
         raise ValueError(f'{where}: expected an object, got {example!r}')
     uid = example.get('uid')
@@ -150,8 +204,13 @@ def _parse_example(example: Any, where: str, store: PageStore | None) -> Questio
         if isinstance(page, bool) or not isinstance(page, int):
             raise ValueError(f'{where}: reference_page: expected integers, got {pages!r}')
     page_ids = _strings(meta, 'page_ids', where)
+    missing = [f'page id {p!r}' for p in page_ids if store is not None and p not in store]
     if 'page_ids' not in meta and file_name:
-        page_ids = _page_ids(PurePath(file_name).stem, pages, store)
+        if known is None:
+            stem = PurePath(file_name).stem
+            page_ids = [f'{stem}_{page}' for page in pages]
+        else:
+            page_ids, missing = known.find(file_name, pages)
     return Question(
         uid=str(uid),
         query=_field(example, 'query', str, where),
@@ -165,15 +224,9 @@ def _parse_example(example: Any, where: str, store: PageStore | None) -> Questio
         language=_field(meta, 'language', str, where, ''),
         evidence=tuple(_parse_evidence(e, where)
                        for e in _field(example, 'evidence', list, where, [])),
+        missing_pages=tuple(missing),
         extra={k: v for k, v in meta.items() if k not in _QUESTION_FIELDS},
     )
-
-
-def _page_ids(document: str, pages: list[int], store: PageStore | None) -> list[str]:
-    if store is None:
-        return [f'{document}_{page}' for page in pages]
-    found = (store.find(document, page) for page in pages)
-    return [page_id for page_id in found if page_id is not None]
 
 
 _QUESTION_FIELDS = frozenset(
@@ -252,6 +305,10 @@ def split_system(conversation: Conversation) -> tuple[str | None, tuple[Message,
 def load_sharegpt(path: str | os.PathLike) -> list[Conversation]:
     """Reads SFT conversations in the ShareGPT format of the reference.
 
+    A record has `messages` of `role` and `content`, or `conversations` of `from` and `value`,
+    as ShareGPT itself has; `human` and `gpt` are the user and the assistant. `system` may be
+    beside them. Images stand in `images` or `image`.
+
     Raises:
       FileNotFoundError: if there is no such file.
       ValueError: if a conversation is malformed, its roles do not alternate
@@ -262,6 +319,10 @@ def load_sharegpt(path: str | os.PathLike) -> list[Conversation]:
     if not isinstance(records, list):
         raise ValueError(f'{path}: expected a list of conversations')
     return [parse_conversation(record, f'{path}, record {i}') for i, record in enumerate(records)]
+
+
+_MESSAGE_FIELDS = {'messages': ('role', 'content'), 'conversations': ('from', 'value')}
+_ROLES = {'human': 'user', 'gpt': 'assistant'}
 
 
 def parse_conversation(record: Any, where: str) -> Conversation:
@@ -276,19 +337,23 @@ def parse_conversation(record: Any, where: str) -> Conversation:
     """
     if not isinstance(record, dict):
         raise ValueError(f'{where}: expected an object, got {record!r}')
-    messages = []
-    for i, message in enumerate(_field(record, 'messages', list, where)):
+    style = 'conversations' if 'messages' not in record and 'conversations' in record else (
+        'messages')
+    role, content = _MESSAGE_FIELDS[style]
+    system = _field(record, 'system', str, where, '')
+    messages = [Message('system', system)] if system else []
+    for i, message in enumerate(_field(record, style, list, where)):
         if not isinstance(message, dict):
-            raise ValueError(f'{where}: messages[{i}]: expected an object, got {message!r}')
+            raise ValueError(f'{where}: {style}[{i}]: expected an object, got {message!r}')
         inside = f'{where}, message {i}'
-        messages.append(Message(_field(message, 'role', str, inside),
-                                _field(message, 'content', str, inside)))
+        name = _field(message, role, str, inside)
+        messages.append(Message(_ROLES.get(name, name), _field(message, content, str, inside)))
     roles = [message.role for message in messages]
     if roles[:1] == ['system']:
         roles = roles[1:]
     if not roles or roles != ['user', 'assistant'] * (len(roles) // 2):
-        raise ValueError(f'{where}: messages: expected turns of user and assistant, got {roles}')
-    images = _strings(record, 'images', where)
+        raise ValueError(f'{where}: {style}: expected turns of user and assistant, got {roles}')
+    images = _strings(record, 'images' if 'images' in record else 'image', where)
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if marks != len(images):
         raise ValueError(f'{where}: images: there are {len(images)}, but {marks} {IMAGE_MARK} '

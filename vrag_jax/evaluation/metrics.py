@@ -3,13 +3,13 @@
 import dataclasses
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from vrag_jax.perception.actions import ActionKind
-from vrag_jax.rewards.answer import anls, exact_match
+from vrag_jax.rewards.answer import anls, exact_match, token_f1
 from vrag_jax.rewards.retrieval import ndcg, recall
 from vrag_jax.rollout.trajectory import Trajectory
 
@@ -63,45 +63,69 @@ def mean(values: Iterable[float], seed: int = 0) -> Estimate:
     return Estimate(float(observed.mean()), float(low), float(high), n)
 
 
+RIGHT = 0.5
+"""Judged score from which on an answer is shown as right."""
+
+
+def judged(trajectory: Trajectory) -> float:
+    """Returns the judge's score of a trajectory's answer, in [0, 1].
+
+    Raises:
+      ValueError: if the trajectory has not been scored.
+    """
+    if 'answer' not in trajectory.rewards:
+        raise ValueError(f'question {trajectory.question.uid}: the trajectory has no scores')
+    return trajectory.rewards['answer']
+
+
 def is_correct(trajectory: Trajectory) -> bool:
-    """Whether the answer equals a reference after normalisation; without one, no."""
-    references = (trajectory.question.answer, *trajectory.question.aliases)
-    return trajectory.answer is not None and exact_match(trajectory.answer, references) == 1.0
+    """Whether the judge takes the answer for right: its score is at least `RIGHT`."""
+    return judged(trajectory) >= RIGHT
+
+
+def score_of(values: Iterable[float]) -> Estimate:
+    """Mean of scores, with the interval of a share where all of them are 0 or 1."""
+    scores = list(values)
+    if all(score in (0.0, 1.0) for score in scores):
+        return share(score == 1.0 for score in scores)
+    return mean(scores)
 
 
 def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     """Works out all figures of a method on a set of questions.
 
     Args:
-      trajectories: one a question, finished or not.
+      trajectories: one a question, finished or not, scored.
 
     Returns:
-      A JSON-able dict: 'n', then {'value', 'low', 'high', 'n'} each for
-      'accuracy' (exact match), 'anls', 'ndcg', 'recall' (of the relevant pages),
-      'invalid' (share of turns), 'finished', 'zoomed' (share of trajectories that
-      select a region), 'turns', and 'reward' where rewards are given; and the
-      accuracies 'by_source_type' and 'by_query_type' (single-hop, multi-hop).
+      A JSON-able dict: 'n', 'judge_failures' (answers on which a judge model gave no verdict),
+      then {'value', 'low', 'high', 'n'} each for 'accuracy' (the judge's score), 'exact_match',
+      'anls', 'f1', 'ndcg', 'recall' (of the relevant pages), 'invalid' (share of turns),
+      'finished', 'zoomed' (share of trajectories that select a region), 'turns' and 'reward';
+      and the accuracies 'by_source_type' and 'by_query_type' (single-hop, multi-hop).
 
     Raises:
-      ValueError: if there are no trajectories.
+      ValueError: if there are no trajectories, or one has not been scored.
     """
     if not trajectories:
         raise ValueError('no trajectories to summarise')
     kinds = [[turn.action.kind for turn in t.turns] for t in trajectories]
     figures = {
-        'accuracy': share(map(is_correct, trajectories)),
-        'anls': mean(map(_anls, trajectories)),
+        'accuracy': score_of(map(judged, trajectories)),
+        'exact_match': share(_compared(t, exact_match) == 1.0 for t in trajectories),
+        'anls': mean(_compared(t, anls) for t in trajectories),
+        'f1': mean(_compared(t, token_f1) for t in trajectories),
         'ndcg': mean(ndcg(t.retrieved, t.question.page_ids) for t in trajectories),
         'recall': mean(recall(t.retrieved, t.question.page_ids) for t in trajectories),
         'invalid': share(kind is ActionKind.INVALID for turns in kinds for kind in turns),
         'finished': share(t.finished for t in trajectories),
         'zoomed': share(ActionKind.BBOX in turns for turns in kinds),
         'turns': mean(float(len(turns)) for turns in kinds),
+        'reward': mean(t.rewards['total'] for t in trajectories),
     }
-    if all('total' in t.rewards for t in trajectories):
-        figures['reward'] = mean(t.rewards['total'] for t in trajectories)
     return {
         'n': len(trajectories),
+        'judge_failures': sum(t.judge_failed for t in trajectories),
         **{name: dataclasses.asdict(figure) for name, figure in figures.items()},
         'by_source_type': _accuracy_by(
             trajectories, lambda t: [part.strip() for part in t.question.source_type.split(',')]),
@@ -109,17 +133,18 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
     }
 
 
-def _anls(trajectory: Trajectory) -> float:
+def _compared(trajectory: Trajectory, measure: Callable[[str, Iterable[str]], float]) -> float:
+    """How near an answer is to its references by a measure; without one 0."""
     if trajectory.answer is None:
         return 0.0
-    return anls(trajectory.answer, (trajectory.question.answer, *trajectory.question.aliases))
+    return measure(trajectory.answer, (trajectory.question.answer, *trajectory.question.aliases))
 
 
 def _accuracy_by(trajectories: Sequence[Trajectory], groups_of) -> dict[str, dict[str, float]]:
     """Accuracy in each named group; a trajectory may belong to several or none."""
-    groups: dict[str, list[bool]] = defaultdict(list)
+    groups: dict[str, list[float]] = defaultdict(list)
     for trajectory in trajectories:
         for name in groups_of(trajectory):
             if name:
-                groups[name].append(is_correct(trajectory))
-    return {name: dataclasses.asdict(share(groups[name])) for name in sorted(groups)}
+                groups[name].append(judged(trajectory))
+    return {name: dataclasses.asdict(score_of(groups[name])) for name in sorted(groups)}

@@ -13,14 +13,16 @@ import numpy as np
 from markupsafe import Markup
 
 from vrag_jax.evaluation.charts import Series, interval_bar, line_chart, running_mean
-from vrag_jax.evaluation.results import METHOD_LABELS, load_results, ordered_methods
+from vrag_jax.evaluation.results import METHOD_LABELS, judge_of, load_results, ordered_methods
 from vrag_jax.evaluation.text import visible
 from vrag_jax.evaluation.trajectory_io import TrajectoryRecord, load_trajectories
 from vrag_jax.metrics import read_rows
 
 # Columns of the results table after the accuracy: figure, heading, whether a share.
 COLUMNS = (
+    ('exact_match', 'Exact match', True),
     ('anls', 'ANLS', False),
+    ('f1', 'F1', False),
     ('ndcg', 'NDCG', False),
     ('recall', 'Recall', False),
     ('invalid', 'Invalid', True),
@@ -53,7 +55,7 @@ CHARTS = (
     Chart('Pretraining loss', 'loss', 'pretrain', log_axis=True),
     Chart('SFT loss', 'loss', 'sft', log_axis=True),
     Chart('Reward', 'reward', 'grpo'),
-    Chart('Accuracy of sampled trajectories', 'accuracy', 'grpo'),
+    Chart('Judged score of sampled trajectories', 'accuracy', 'grpo'),
     Chart('Turns', 'turns', 'grpo'),
     Chart('Share of invalid actions', 'invalid', 'grpo'),
     Chart('KL to the reference policy', 'kl', 'grpo'),
@@ -84,6 +86,7 @@ def write_report(
     page = _environment().get_template('report.html.j2').render(
         title=title,
         run=results['run'],
+        judge=judge_of(results['run']),
         columns=[heading for _, heading, _ in COLUMNS],
         methods=_table(results['methods']),
         breakdowns=_breakdowns(results['methods']),

@@ -59,6 +59,14 @@ def load_results(path: Path) -> dict[str, dict[str, Any]]:
     return {'methods': content['methods'], 'run': content.get('run', {})}
 
 
+def judge_of(run: Mapping[str, Any]) -> str:
+    """Returns who judged the answers of a run, from the facts about it.
+
+    Where none is named the results are of a time when accuracy was exact match always.
+    """
+    return run.get('judge', 'rule: exact')
+
+
 def ordered_methods(methods: Mapping[str, Any]) -> list[str]:
     """Returns the names of methods in the order in which a table lists them."""
     known = [name for name in METHOD_LABELS if name in methods]

@@ -73,7 +73,7 @@ class TrajectoryRecord:
       folder: where the image files lie.
       uid, question, reference, source_type, query_type: of the question.
       answer: what was answered, None without an answer.
-      correct: whether this is right (exact match after normalisation).
+      correct: whether the judge takes this for right.
       truncated: whether the token limit cut it off.
       rewards: parts of the reward and 'total'.
       turns: what happened.
@@ -140,7 +140,10 @@ def save_trajectories(folder: Path, trajectories: Sequence[Trajectory]) -> None:
     Args:
       folder: gets `trajectories.jsonl` and `images/`; an image that several
         trajectories saw is stored once.
-      trajectories: what to write; the file is replaced.
+      trajectories: what to write, with their images; the file is replaced.
+
+    Raises:
+      ValueError: if an image was not kept, or a trajectory has not been scored.
     """
     (folder / 'images').mkdir(parents=True, exist_ok=True)
     lines = [json.dumps(_to_json(folder, t), ensure_ascii=False) + '\n' for t in trajectories]
@@ -214,6 +217,9 @@ def _turn_record(turn: Turn, images_before: int) -> TurnRecord:
 
 
 def _save_image(folder: Path, view: ImageView, trajectory: Trajectory) -> ImageRecord:
+    if view.image is None:
+        raise ValueError(f'question {trajectory.question.uid}: an image of {view.frame.page_id} '
+                         'was not kept; make it again from its frame')
     lossless = view.image.width * view.image.height <= LOSSLESS_PIXELS
     file = f'images/{view.key}.{"png" if lossless else "jpg"}'
     if not (folder / file).exists():

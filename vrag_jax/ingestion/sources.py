@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from vrag_jax.retrieval.numbered_names import natural_key
 from vrag_jax.retrieval.pages import IMAGE_SUFFIXES
 
 PDF_SUFFIX = '.pdf'
@@ -143,13 +144,6 @@ def _walk(folder: Path, passed: set[Path], closed: list[tuple[Path, OSError]]) -
                 yield from _walk(path, passed, closed)
         elif path.suffix.lower() in (PDF_SUFFIX, *IMAGE_SUFFIXES):
             yield path
-
-
-def natural_key(name: str) -> tuple[tuple[int, int | str], ...]:
-    """Sorts numbers in names by value: 'page 2' before 'page 10'."""
-    # The end comes before anything that goes on; '01' and '1' differ in it.
-    parts = [part for part in re.split(r'([0-9]+)', name) if part]
-    return (*((0, int(p)) if p.isdecimal() and p.isascii() else (1, p) for p in parts), (-1, name))
 
 
 def _group(pictures: Sequence[tuple[Path, str]], images: str, top: str

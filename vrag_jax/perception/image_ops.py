@@ -153,7 +153,7 @@ def show_page(
     width, height = page_image.size
     frame = Frame(page_id, (width, height), (0, 0, width, height),
                   encoder_size(width, height, limits), box_size(width, height, limits))
-    return _render(page_image, frame), frame
+    return render(page_image, frame), frame
 
 
 def crop_and_zoom(
@@ -176,7 +176,7 @@ def crop_and_zoom(
         raise ValueError(f'page {frame.page_id!r} is {page_image.size}, '
                          f'but its frame says {frame.page_size}')
     cut = crop_frame(frame, box, limits, padding)
-    return _render(page_image, cut), cut
+    return render(page_image, cut), cut
 
 
 def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) -> Frame:
@@ -277,8 +277,13 @@ def _widen(interval: tuple[int, int], length: int, size: int) -> tuple[int, int]
     return start, start + length
 
 
-def _render(page_image: Image.Image, frame: Frame) -> Image.Image:
-    """Cuts the frame's region and resizes it as Qwen's image processor would."""
+def render(page_image: Image.Image, frame: Frame) -> Image.Image:
+    """Returns the image of a frame, RGB: its region, resized as Qwen's image processor would.
+
+    Args:
+      page_image: the page, of `frame.page_size`.
+      frame: what is shown of it.
+    """
     left, top, right, bottom = map(int, frame.region)
     cut = page_image.crop((left, top, right, bottom)).convert('RGB')
     if frame.box_size != frame.encoder_size:

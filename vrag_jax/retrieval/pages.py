@@ -14,6 +14,7 @@ from typing import Any
 from PIL import ExifTags, Image, ImageOps
 
 from vrag_jax.retrieval.artifact import sync
+from vrag_jax.retrieval.numbered_names import natural_key, numbered_names
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff')
 _BYTES_PER_PIXEL = 3
@@ -198,11 +199,14 @@ def load_image(path: Path) -> Image.Image:
 
 
 def scan_folder(folder: Path) -> list[Page]:
-    """Lists the image files of a folder as pages of documents named after subfolders.
+    """Lists the image files of a folder as pages of documents.
 
-    A file `report/03.png` is page `report/03`; the pages of a folder are numbered
-    in the order of their names. Images at the top belong to the document named
-    like the folder itself.
+    The images of a subfolder are the pages of a document named after it, numbered as their
+    names are if all of them are (`report/03.png` is page 3 of `report`), else in their natural
+    order. Images at the top are the pages of the documents that their names tell, if all of
+    them do (`deck_3.jpg` is page 3 of `deck`), else of one that is named like the folder.
+    A subfolder whose files tell of several documents is such a flat folder, too: `img/deck_3.jpg`
+    is page 3 of `img/deck`. A page's id is its path without the ending.
 
     Args:
       folder: is searched with all its subfolders.
@@ -212,21 +216,46 @@ def scan_folder(folder: Path) -> list[Page]:
       ValueError: if two files differ in their suffix only, or one is no image.
     """
     folder = Path(folder)
-    files = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+    files = sorted((p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES),
+                   key=lambda p: natural_key(p.relative_to(folder).as_posix()))
     if not files:
         raise FileNotFoundError(f'{folder}: no {", ".join(IMAGE_SUFFIXES)} file there')
-    numbers: dict[str, int] = {}
-    pages: dict[str, Page] = {}
+    taken: dict[str, str] = {}
+    folders: dict[str, list[str]] = {}
     for path in files:
         name = path.relative_to(folder)
-        document = name.parent.as_posix() if name.parent != Path('.') else folder.resolve().name
         page_id = name.with_suffix('').as_posix()
-        if page_id in pages:
-            raise ValueError(f'{path}: page id {page_id!r} is taken by {pages[page_id].file}')
-        numbers[document] = numbers.get(document, 0) + 1
-        width, height = _upright_size(path)
-        pages[page_id] = Page(page_id, document, numbers[document], name.as_posix(), width, height)
-    return list(pages.values())
+        if page_id in taken:
+            raise ValueError(f'{path}: page id {page_id!r} is taken by {taken[page_id]}')
+        taken[page_id] = name.as_posix()
+        folders.setdefault(name.parent.as_posix(), []).append(name.stem)
+    places: dict[str, tuple[str, int]] = {}
+    for parent, stems in folders.items():
+        at_top = parent == '.'
+        named = _documents(stems, folder.resolve().name if at_top else parent, at_top)
+        places |= {stem if at_top else f'{parent}/{stem}': place for stem, place in named.items()}
+    pages = [Page(page_id, *places[page_id], file, *_upright_size(folder / file))
+             for page_id, file in taken.items()]
+    return pages
+
+
+def _documents(stems: Sequence[str], whole: str, at_top: bool) -> dict[str, tuple[str, int]]:
+    """Returns document and page number of each image of a folder; see `scan_folder`.
+
+    Args:
+      stems: names without their endings, in order.
+      whole: the document that the folder is, if it is one.
+      at_top: whether `whole` is the folder that is scanned, which is no part of names.
+    """
+    numbered = numbered_names(stems)
+    if len(numbered) == len(stems) == len(set(numbered.values())):
+        names = {name for name, _ in numbered.values()}
+        if '' not in names and len(names) > (0 if at_top else 1):
+            prefix = '' if at_top else f'{whole}/'
+            return {stem: (prefix + name, page) for stem, (name, page) in numbered.items()}
+        if len(names) == 1:
+            return {stem: (whole, page) for stem, (_, page) in numbered.items()}
+    return {stem: (whole, place) for place, stem in enumerate(stems, start=1)}
 
 
 def _upright_size(path: Path) -> tuple[int, int]:

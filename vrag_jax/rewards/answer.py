@@ -1,15 +1,17 @@
-"""Comparing an answer with its references: normalisation, exact match, ANLS."""
+"""Comparing an answer with its references: normalisation, exact match, ANLS, F1."""
 
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Iterable
 
-_THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
+THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
 _PERCENT = re.compile(r'%|\bper\s?cent\b')
 # An article stands before a word: the A of 'panel A' is none.
 _ARTICLE = re.compile(r'\b(?:a|an|the)\s+(?=\w)')
-_IDEOGRAPH = '[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]'
-_SPACE_AT_IDEOGRAPH = re.compile(rf'(?<={_IDEOGRAPH})\s+|\s+(?={_IDEOGRAPH})')
+IDEOGRAPH = '[\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff]'
+_WORD = re.compile(rf'{IDEOGRAPH}|(?:(?!{IDEOGRAPH})\S)+')
+_SPACE_AT_IDEOGRAPH = re.compile(rf'(?<={IDEOGRAPH})\s+|\s+(?={IDEOGRAPH})')
 
 
 def normalise(text: str) -> str:
@@ -27,7 +29,7 @@ def normalise(text: str) -> str:
       The normal form; if nothing would be left of a text, its case-folded self.
     """
     folded = unicodedata.normalize('NFKC', text).casefold().replace('\u2212', '-').strip()
-    numbers = _THOUSANDS.sub(lambda match: match[0].replace(',', ''), folded)
+    numbers = THOUSANDS.sub(lambda match: match[0].replace(',', ''), folded)
     words = _without_punctuation(_PERCENT.sub(' ', numbers))
     words = _ARTICLE.sub('', ' '.join(words.split()))
     return _SPACE_AT_IDEOGRAPH.sub('', words) or folded
@@ -77,6 +79,30 @@ def _similarity(a: str, b: str, threshold: float) -> float:
         return 0.0
     distance = edit_distance(a, b) / longest
     return 1.0 - distance if distance < threshold else 0.0
+
+
+def token_f1(answer: str, references: Iterable[str]) -> float:
+    """F1 of the words that an answer shares with a reference (Rajpurkar et al., 2016).
+
+    Args:
+      answer: what was said.
+      references: accepted answers; the best one counts.
+
+    Returns:
+      The harmonic mean of precision and recall, in [0, 1], on normalised texts; Chinese and
+      Japanese characters count as words.
+    """
+    found = _words(answer)
+    return max((_f1(found, _words(reference)) for reference in references), default=0.0)
+
+
+def _words(text: str) -> Counter[str]:
+    return Counter(_WORD.findall(normalise(text)))
+
+
+def _f1(found: Counter[str], expected: Counter[str]) -> float:
+    shared = (found & expected).total()
+    return 2 * shared / (found.total() + expected.total()) if shared else 0.0
 
 
 def edit_distance(a: str, b: str) -> int:

@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 
@@ -55,6 +56,7 @@ def run_policy(
     seeds: Sequence[int],
     opening: Sequence[str] = (),
     cancelled: Callable[[], bool] = lambda: False,
+    keep: Callable[[Trajectory], Trajectory] = lambda trajectory: trajectory,
 ) -> list[Trajectory]:
     """Samples one episode a question, as many at a time as there is room for.
 
@@ -72,6 +74,8 @@ def run_policy(
       opening: texts of turns that are given to the policy instead of sampled, with
         `{question}`; they are not trained on.
       cancelled: asked between calls to the sampler whether to give up.
+      keep: what is kept of a trajectory, from the moment when it is over. Images are made when
+        an episode's turn comes, so that those alive are bounded by the sampler's cache.
 
     Returns:
       Trajectories in the order of the questions.
@@ -87,27 +91,51 @@ def run_policy(
             raise ValueError(
                 f'question {episode.question.uid} has {len(episode)} prompt tokens, but '
                 f'sampler.max_length is {max_length}')
-    for template in opening:
-        begun = [episode for episode in episodes if not episode.done]
-        texts = [template.format(question=e.question.query) for e in begun]
-        for episode, text in zip(begun, texts, strict=True):
-            episode.append_text(world.chat.encode(text))
-        world.advance(begun, texts, [''] * len(begun), max_length)
     scheduler = Scheduler(sampler, features, params, sampling)
-    seed_of = {id(episode): seed for episode, seed in zip(episodes, seeds, strict=True)}
-    started = [episode for episode in episodes if not episode.done]
+    place_of = {id(episode): place for place, episode in enumerate(episodes)}
+    running: list[Episode | None] = list(episodes)
+    played: dict[int, Trajectory] = {}
     same_prompt = lambda e: (e.question.uid, e.tail(0)[0].tobytes())  # noqa: E731
-    for _, members in itertools.groupby(started, key=same_prompt):
-        group = list(members)
-        scheduler.add(group, [seed_of[id(episode)] for episode in group])
+    unopened = deque(list(group) for _, group in itertools.groupby(episodes, key=same_prompt))
+    del episodes  # What is over is let go.
+
+    def over(episode: Episode) -> None:
+        place = place_of.pop(id(episode))
+        played[place], running[place] = keep(episode.finish()), None
+
+    def begin() -> None:
+        """Opens episodes until more wait than can be let in at a time."""
+        chosen: list[Episode] = []
+        while unopened and scheduler.waiting + len(chosen) <= sampler.config.slots:
+            chosen += unopened.popleft()
+        for template in opening:
+            begun = [episode for episode in chosen if not episode.done]
+            texts = [template.format(question=e.question.query) for e in begun]
+            for episode, text in zip(begun, texts, strict=True):
+                episode.append_text(world.chat.encode(text))
+            world.advance(begun, texts, [''] * len(begun), max_length)
+        for episode in chosen:
+            if episode.done:
+                over(episode)
+        started = [episode for episode in chosen if not episode.done]
+        for _, members in itertools.groupby(started, key=same_prompt):
+            group = list(members)
+            scheduler.add(group, [seeds[place_of[id(episode)]] for episode in group])
+
+    begin()
     with Observer(world, max_length) as observer:
-        while not scheduler.idle or observer.busy:
+        while unopened or not scheduler.idle or observer.busy:
             if cancelled():
                 raise CancelledError('the rollout was given up')
             for episode in observer.collect(wait=scheduler.idle):
-                (scheduler.finish if episode.done else scheduler.resume)(episode)
+                if episode.done:
+                    scheduler.finish(episode)
+                    over(episode)
+                else:
+                    scheduler.resume(episode)
+            begin()
             observer.submit(scheduler.step())
-    return [episode.finish() for episode in episodes]
+    return [played[place] for place in range(len(running))]
 
 
 def episode_seed(*parts: object) -> int:

@@ -17,13 +17,14 @@ class ImageView:
 
     Attributes:
       key: hash of its pixels.
-      image: RGB image exactly as the encoder sees it.
+      image: RGB image exactly as the encoder sees it; None where only what was said is kept:
+        the frame tells how to make it again.
       frame: where on which page it lies.
       token_start: index in the trajectory's tokens of its first image token.
     """
 
     key: str
-    image: Image.Image
+    image: Image.Image | None
     frame: Frame
     token_start: int
 
@@ -68,6 +69,8 @@ class Trajectory:
         its last turn ran into a limit of tokens without an answer.
       retrieved: page ids in the order in which they were shown.
       rewards: parts of the reward and their sum under 'total'.
+      judge_failed: whether a judge model gave no verdict on the answer, which was then
+        scored by rule.
     """
 
     question: Question
@@ -85,6 +88,20 @@ class Trajectory:
     truncated: bool
     retrieved: list[str]
     rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    judge_failed: bool = False
+
+    def without_tensors(self) -> 'Trajectory':
+        """Returns what people look at: all but tokens, what belongs to them, and pixels.
+
+        Frames, texts and rewards stay, so that an evaluation of thousands of questions fits
+        into memory.
+        """
+        none = np.zeros(0, np.int32)
+        return dataclasses.replace(
+            self, tokens=none, loss_mask=np.zeros(0, bool),
+            position_ids=np.zeros((3, 0), np.int32), logprobs=np.zeros(0, np.float32),
+            image_index=none, processed=[],
+            images=[dataclasses.replace(view, image=None) for view in self.images])
 
     def sequence(
         self,

@@ -160,6 +160,11 @@ class Scheduler:
         return self._starved or all(job.state is _State.AWAY for job in self._jobs.values())
 
     @property
+    def waiting(self) -> int:
+        """Streams that have no room yet."""
+        return sum(map(len, self._waiting))
+
+    @property
     def done(self) -> bool:
         """Whether every stream has been taken out."""
         return not self._jobs

@@ -7,10 +7,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from vrag_jax.config import ConfigError
-from vrag_jax.data.datasets import check_conversations, check_questions, read_questions
+from vrag_jax.data.datasets import (
+    check_conversations,
+    check_questions,
+    read_questions,
+    split_sources,
+)
 from vrag_jax.data.pageworld import build as pageworld
 from vrag_jax.data.pageworld.layout import PageSpec
-from vrag_jax.data.records import Question
+from vrag_jax.data.records import Question, with_unique_uids
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.embedding import Embedder
@@ -18,6 +23,7 @@ from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.remote import RemoteSearch
 from vrag_jax.retrieval.search import PageSearch
+from vrag_jax.tasks.references import report_references
 from vrag_jax.tasks.retrievers import open_engine
 from vrag_jax.tasks.settings import RunConfig
 
@@ -59,6 +65,7 @@ def check_paths(config: RunConfig) -> None:
         paths['data.eval_questions'] = (config.data.eval_questions, config.task == 'evaluate')
     paths['data.trajectories'] = (
         config.data.trajectories, config.task == 'sft' and config.data.source == 'files')
+    paths['data.image_root'] = (config.data.image_root, False)
     if config.policy.preset != 'tiny':
         paths['policy.checkpoint'] = (config.policy.checkpoint, True)
     checkpoint = config.policy.checkpoint
@@ -83,9 +90,20 @@ def _check_exists(path: str) -> None:
         raise FileNotFoundError(f'{path} does not exist')
 
 
+def _check_question_sources(text: str) -> None:
+    for source in split_sources(text):
+        check_questions(source)
+
+
+def _check_folder(path: str) -> None:
+    if not Path(path).is_dir():
+        raise FileNotFoundError(f'{path} is no folder')
+
+
 _PATH_CHECKS: Mapping[str, Callable[[str], None]] = {
-    'data.train_questions': check_questions,
-    'data.eval_questions': check_questions,
+    'data.train_questions': _check_question_sources,
+    'data.eval_questions': _check_question_sources,
+    'data.image_root': _check_folder,
     'data.trajectories': check_conversations,
 }
 
@@ -121,11 +139,13 @@ def page_manifest(config: RunConfig, workdir: Path) -> Path:
 
 def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question]]:
     """Reads the questions; each source stands in for the other where one is not given."""
-    read = {
-        name: read_questions(source, store)
-        for name, source in (('train', config.data.train_questions),
-                             ('test', config.data.eval_questions)) if source
-    }
+    read = {}
+    for name, field in (('train', 'train_questions'), ('test', 'eval_questions')):
+        text = getattr(config.data, field)
+        if text:
+            questions = [q for source in split_sources(text) for q in read_questions(source, store)]
+            read[name] = list(with_unique_uids(questions, text).values())
+            report_references(field, text, read[name], store)
     if not read:
         return {'train': [], 'validation': [], 'test': []}
     train, test = read.get('train', read.get('test')), read.get('test', read.get('train'))

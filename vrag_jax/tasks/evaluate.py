@@ -7,7 +7,7 @@ from vrag_jax.data.records import Question
 from vrag_jax.models.parameters import Params
 from vrag_jax.parallel.processes import merge_shares, share
 from vrag_jax.rollout.driver import World, episode_seed, run_policy
-from vrag_jax.rollout.scoring import score
+from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.tasks.workspace import Workspace
@@ -36,8 +36,10 @@ def evaluate(
       sampling: how tokens are drawn; None takes `config.evaluation.sampling`.
 
     Returns:
-      Scored trajectories in the order of the questions; those of other processes come
-      without their images.
+      Scored trajectories in the order of the questions, `without_tensors`.
+
+    Raises:
+      JudgeError: if a judge model gave no verdict on any answer.
     """
     opening: tuple[str, ...] = ()
     if vanilla_pages:
@@ -51,11 +53,9 @@ def evaluate(
     played = run_policy(
         world, space.sampler, space.features, space.for_sampling(params),
         [questions[i] for i in own], sampling or space.config.evaluation.sampling,
-        [seeds[i] for i in own], opening)
+        [seeds[i] for i in own], opening, keep=Trajectory.without_tensors)
     space.sampler.release()
     score(played, space.config.reward, space.judge)
-    light = [dataclasses.replace(t, images=[], processed=[]) for t in played]
-    merged = merge_shares(light, len(questions))
-    for i, trajectory in zip(own, played, strict=True):
-        merged[i] = trajectory
+    merged = merge_shares(played, len(questions))
+    refuse_if_all_failed(merged, space.judge)
     return merged

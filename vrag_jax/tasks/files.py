@@ -1,11 +1,15 @@
 """Tasks on the user's own pages and questions: SFT, GRPO, evaluation."""
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
+from vrag_jax.config import ConfigError
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.datasets import read_conversations
+from vrag_jax.data.image_root import find_image_root
 from vrag_jax.data.prompt import Prompt
+from vrag_jax.data.records import Conversation
 from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.parameters import Params
 from vrag_jax.tasks.corpus import report_retrieval
@@ -28,9 +32,10 @@ def run_sft(space: Workspace) -> None:
     if config.data.trajectories:
         source = config.data.trajectories
         conversations = read_conversations(source)
+        root = _image_root(source, conversations, config.data.image_root)
         prompt = conversation_prompt(config, conversations, source)
         sequences = conversation_sequences(
-            conversations, Path(source).parent, ChatFormat(space.tokenizer, prompt or Prompt()),
+            conversations, root, ChatFormat(space.tokenizer, prompt or Prompt()),
             space.preprocess, space.model_config, config.environment.limits,
             config.sft.learner.length)
     else:
@@ -40,12 +45,20 @@ def run_sft(space: Workspace) -> None:
     export_policy(space, finetune(space, space.initial_params(), 'sft', sequences), prompt)
 
 
+def _image_root(source: str, conversations: Sequence[Conversation], given: str) -> Path:
+    try:
+        return find_image_root(source, conversations, given)
+    except (FileNotFoundError, ValueError) as error:
+        raise ConfigError(f'config.data.trajectories: {error}') from error
+
+
 def run_grpo(space: Workspace) -> None:
     """Trains with GRPO, evaluates before and after, writes the report and the policy.
 
     With `evidence_sft` SFT on an expert that knows the evidence boxes comes first.
     """
     started = time.monotonic()
+    space.judge  # noqa: B018 (says who judges)
     quality = report_retrieval(space.corpus)
     world, questions = space.world(), test_questions(space)
     before = space.initial_params()
@@ -63,6 +76,7 @@ def run_grpo(space: Workspace) -> None:
 def run_evaluate(space: Workspace) -> None:
     """Evaluates the policy of `config.policy.checkpoint`, and vanilla RAG with it."""
     started = time.monotonic()
+    space.judge  # noqa: B018 (says who judges)
     params: Params = space.initial_params()
     world, questions = space.world(), test_questions(space)
     write_results(space, {

@@ -17,16 +17,21 @@ from vrag_jax.learner.learner import Learner
 from vrag_jax.learner.losses import DRIFT
 from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.models.parameters import Params
+from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import merge_shares, share
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rollout.driver import episode_seed, run_policy
-from vrag_jax.rollout.scoring import score
+from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
+from vrag_jax.tasks.answer_spread import AnswerSpread, without_spread
 from vrag_jax.tasks.phase import host_rng, run_phase
 from vrag_jax.tasks.settings import GrpoConfig
 from vrag_jax.tasks.train import directory, epoch_slice, make_learner, total_steps
 from vrag_jax.tasks.workspace import Workspace
+
+FAILURES_THAT_TELL = 8
+"""Answers of an iteration from which on a judge that fails on all of them ends the run."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +73,8 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
     space.clear_features()
     collector = Collector(space, name, world, reward, questions, learner.vision_is_frozen)
 
+    spread = AnswerSpread(space.judge.name)
+
     def warm_up() -> None:
         scored = config.loss.kl_coef or config.old_source == 'learner'
         learner.warm_up(features, params if scored else None)
@@ -87,6 +94,8 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
         # A checkpoint holds no rollout, so none is under way when it is saved.
         if config.overlap and step + 1 < total and (step + 1) % config.save_every:
             ahead.start(step + 1, learner, prepare(step + 1))
+        if is_main():
+            spread.add(rollout.metrics)
         metrics = update(learner, params, rollout, config, features,
                          host_rng(space.config.seed, name, step))
         return metrics | rollout.metrics
@@ -162,8 +171,11 @@ class Collector:
                 everything += _without_pixels(sampled)
                 kept += _with_spread(sampled)
         self._space.sampler.release()
-        metrics = rollout_metrics([t for group in everything for t in group])
-        metrics |= {'no_spread': float(np.mean([not _has_spread(g) for g in everything])),
+        trajectories = [t for group in everything for t in group]
+        refuse_if_all_failed(trajectories, self._space.judge, FAILURES_THAT_TELL)
+        metrics = rollout_metrics(trajectories)
+        metrics |= {'no_spread': without_spread(everything, 'total'),
+                    'no_spread_answer': without_spread(everything, 'answer'),
                     'rounds': float(1 + rounds)}
         return Rollout(kept, metrics)
 
@@ -343,6 +355,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         'finished': float(np.mean([t.finished for t in trajectories])),
         'turns': float(np.mean([len(t.turns) for t in trajectories])),
         'length': float(np.mean([len(t.tokens) for t in trajectories])),
+        'judge_failures': float(sum(t.judge_failed for t in trajectories)),
         'invalid': float(np.mean([a.kind.name == 'INVALID' for a in actions])),
         'crops': float(np.mean([a.kind.name == 'BBOX' for a in actions])),
         'tokens_sampled': float(sum(t.loss_mask.sum() for t in trajectories)),

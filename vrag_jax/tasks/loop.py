@@ -27,6 +27,7 @@ def run(space: Workspace) -> None:
     """
     config = space.config
     started = time.monotonic()
+    space.judge  # noqa: B018 (says who judges)
     world, world_without_crop = space.world(), space.world(allow_crop=False)
     base = pretrain(space, space.initial_params())
     shares = config.sft.shares

@@ -17,7 +17,8 @@ from vrag_jax.models import hf_checkpoint, hf_files
 from vrag_jax.models.lora import merged_parameter, save_adapters
 from vrag_jax.models.parameters import Params
 from vrag_jax.parallel.distributed import barrier, is_main
-from vrag_jax.parallel.processes import exchange
+from vrag_jax.perception.image_ops import render
+from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.tasks.workspace import Workspace
 
@@ -37,13 +38,17 @@ def write_results(
     """
     config = space.config
     name, trajectories = list(methods.items())[-1]
-    drawn = with_images(select(trajectories, config.evaluation.report_trajectories))
     if not is_main():
         return
+    drawn = with_images(
+        select(trajectories, config.evaluation.report_trajectories), space.corpus.store)
+    figures = {name: summarize(trajectories) for name, trajectories in methods.items()}
     save_results(
         space.workdir / 'results.json',
-        {name: summarize(trajectories) for name, trajectories in methods.items()},
+        figures,
         {
+            'judge': space.judge.name,
+            'judge_failures': sum(each['judge_failures'] for each in figures.values()),
             'seed': config.seed,
             # As taken: the config may give epochs instead, and a task has some phases only.
             **{f'{phase}_steps': steps
@@ -61,12 +66,11 @@ def write_results(
     write_report(space.workdir, {METHOD_LABELS.get(name, name): folder}, title)
 
 
-def with_images(trajectories: Sequence[Trajectory]) -> list[Trajectory]:
-    """Gives every process the images of trajectories that others have played."""
-    shared: dict[int, Trajectory] = {}
-    for found in exchange({i: t for i, t in enumerate(trajectories) if t.images}):
-        shared |= found
-    return [shared.get(i, t) for i, t in enumerate(trajectories)]
+def with_images(trajectories: Sequence[Trajectory], store: PageStore) -> list[Trajectory]:
+    """Makes the images of trajectories again, from their pages."""
+    return [dataclasses.replace(trajectory, images=[
+        dataclasses.replace(view, image=render(store.image(view.frame.page_id), view.frame))
+        for view in trajectory.images]) for trajectory in trajectories]
 
 
 def export_policy(space: Workspace, params: Params, prompt: Prompt | None) -> None:

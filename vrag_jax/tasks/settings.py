@@ -16,12 +16,12 @@ from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.rewards.combine import RewardWeights
-from vrag_jax.rewards.judge import OpenAIJudgeConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.slots import SamplerConfig
 from vrag_jax.serving.config import ServiceConfig
+from vrag_jax.tasks.judging import JudgeConfig
 from vrag_jax.tasks.phase_settings import GrpoConfig, PretrainConfig, SftConfig
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 
@@ -148,6 +148,7 @@ class PromptConfig:
 class DataConfig:
     """Where pages and questions come from.
 
+    Several question files are given as one text, separated by commas.
     Questions and conversations are JSON files, or datasets that
     `vrag_jax.data.prepare` made of them, as `DIR/NAME/VERSION` or, where there are
     several splits, `DIR/NAME/VERSION:SPLIT`.
@@ -159,6 +160,8 @@ class DataConfig:
       train_questions: questions to train on, for 'files'.
       eval_questions: questions to evaluate on, for 'files'; '' uses the others.
       trajectories: SFT conversations (ShareGPT format), for the SFT of 'files'.
+      image_root: folder that the image files of these conversations are relative to; '' takes
+        that of their file or the next one above it in which the first image is found.
     """
 
     source: str = 'pageworld'
@@ -167,40 +170,13 @@ class DataConfig:
     train_questions: str = ''
     eval_questions: str = ''
     trajectories: str = ''
+    image_root: str = ''
 
     def __post_init__(self):
         if self.source not in ('pageworld', 'files'):
             raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
-
-
-@dataclasses.dataclass(frozen=True)
-class JudgeConfig:
-    """Who judges answers: a model behind an OpenAI-compatible server, or exact match.
-
-    Attributes:
-      base_url: of the server, without '/v1'; '' judges by exact match after
-        normalisation.
-      model: name of the judge model.
-      api_key_env: environment variable that holds the key; '' sends none.
-      timeout_s: seconds to wait for a reply.
-      attempts: most times that one answer is sent.
-      concurrency: answers judged at the same time.
-    """
-
-    base_url: str = ''
-    model: str = ''
-    api_key_env: str = ''
-    timeout_s: float = 60.0
-    attempts: int = 4
-    concurrency: int = 16
-
-    def __post_init__(self):
-        if self.base_url:
-            self.server()
-
-    def server(self) -> OpenAIJudgeConfig:
-        """Returns the settings of the client; raises ValueError where they cannot work."""
-        return OpenAIJudgeConfig(**dataclasses.asdict(self))
+        if self.image_root and not self.trajectories:
+            raise ValueError('image_root is for the images of trajectories: give these, too')
 
 
 @dataclasses.dataclass(frozen=True)

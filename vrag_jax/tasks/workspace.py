@@ -28,12 +28,13 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.processes import local_mesh, main_first
 from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.perception.stopping import build_stop_table
-from vrag_jax.rewards.judge import AnswerJudge, OpenAIJudge, RuleJudge
+from vrag_jax.rewards.judge import AnswerJudge
 from vrag_jax.rollout.environment import Environment
 from vrag_jax.rollout.world import World
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.tasks.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
+from vrag_jax.tasks.judging import open_judge
 from vrag_jax.tasks.policy import (
     abstract_policy,
     base_policy,
@@ -167,9 +168,8 @@ class Workspace:
 
     @functools.cached_property
     def judge(self) -> AnswerJudge:
-        if self.config.judge.base_url:
-            return OpenAIJudge(self.config.judge.server())
-        return RuleJudge()
+        """The run's judge; a task asks for it first, so that one that cannot work shows."""
+        return open_judge(self.config.judge)
 
     @functools.cached_property
     def sampler(self) -> Sampler:

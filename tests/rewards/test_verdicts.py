@@ -1,0 +1,55 @@
+"""Replies of judge models say what they say, also where they say it in a sentence."""
+
+import pytest
+
+from vrag_jax.rewards.verdicts import PROMPT, JudgePrompt, VerdictPattern
+
+
+@pytest.mark.parametrize('reply, right', [
+    ('CORRECT', True), ('**Correct**', True), ('correct.', True), ('{"correct": true}', True),
+    ('Correct? Yes', True), ('not incorrect', True), ('Not wrong. Correct!', True),
+    ('I have no doubt that it is correct', True), ('not only that: it is correct', True),
+    ('The correct answer is 5, and so is the one to grade. CORRECT', True),
+    ('Is it CORRECT or INCORRECT? CORRECT', True), ('It may look incorrect, but: CORRECT', True),
+    ('INCORRECT', False), ('incorrect.', False), ('The answer is not correct.', False),
+    ("It isn't correct", False), ('It isn\u2019t correct', False), ('not entirely correct', False),
+    ('It is **not** correct', False), ('not a fully correct answer', False),
+    ('non-correct', False), ('NOT_CORRECT', False), ('not\ncorrect', False),
+    ('cannot be considered correct', False), ('I would not say that it is correct', False),
+    ('It can hardly be called correct', False), ('partially correct', False),
+    ('Correct: no', False), ('{"correct": false}', False), ('CORRECT... no, INCORRECT', False),
+    ('Maybe', None), ('CORRECT or INCORRECT', None), ('correctly', None), ('', None)])
+def test_words_of_a_verdict(reply, right):
+    assert VerdictPattern().read(reply) is right
+
+
+@pytest.mark.parametrize('reply, right', [
+    ('yes', True), ('no', False), ('yes? no: yes', True), ('yes, then no', False), ('?', None),
+    ('not yes', False)])
+def test_own_patterns_the_last_counts_and_of_two_at_an_end_the_wrong_one(reply, right):
+    assert VerdictPattern('yes', r'(not yes|\bno\b)').read(reply) is right
+
+
+@pytest.mark.parametrize('patterns, message', [
+    (('yes', ''), 'give both or neither'), (('', 'no'), 'give both or neither'),
+    (('(', 'no'), 'correct: not a regular expression'),
+    (('yes', '['), 'incorrect: not a regular expression')])
+def test_patterns_that_cannot_work(patterns, message):
+    with pytest.raises(ValueError, match=message):
+        VerdictPattern(*patterns)
+
+
+def test_braces_of_what_is_filled_in_are_text():
+    text = JudgePrompt('{question}|{references}|{answer}|{"x": {}}').fill(
+        '{answer}', '{question}', '{0} {references}')
+    assert text == '{answer}|{question}|{0} {references}|{"x": {}}'
+    assert 'Answer to grade: four' in JudgePrompt(PROMPT).fill('q', 'r', 'four')
+
+
+@pytest.mark.parametrize('text, message', [
+    ('{question} {references}', r'does not hold \{answer\}'),
+    ('{answer}', r'does not hold \{references\}'),
+    ('{answer} {references} {reference}', r'holds \{reference\}; known are')])
+def test_prompts_that_cannot_work(text, message):
+    with pytest.raises(ValueError, match=message):
+        JudgePrompt(text)
