@@ -1,5 +1,6 @@
 """Training on given sequences: pretraining, and SFT on expert trajectories."""
 
+import functools
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -185,12 +186,13 @@ def directory(space: Workspace, name: str) -> Path:
 
 def epoch_slice(count: int, size: int, step: int, seed: int, name: str) -> list[int]:
     """Returns indices of a step's items: epochs in an order of their own, one after the other."""
-    out: list[int] = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, place = divmod(position, count)
-        out.append(int(_epoch_order(count, seed, name, epoch)[place]))
-    return out
+    epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
+    return np.concatenate([
+        _epoch_order(count, seed, name, int(epoch))[places[epochs == epoch]]
+        for epoch in np.unique(epochs)]).tolist()
 
 
+@functools.lru_cache(maxsize=4)  # A step ends one epoch and begins the next, of two phases.
 def _epoch_order(count: int, seed: int, name: str, epoch: int) -> np.ndarray:
+    """Returns the order of an epoch, `[count]`; not to be written to."""
     return host_rng(seed, f'{name}/order', epoch).permutation(count)
