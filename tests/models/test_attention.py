@@ -112,7 +112,8 @@ def test_rows_that_do_not_fill_splash_blocks_are_done_plainly():
 
 @pytest.mark.parametrize(('platform', 'dtype', 'expected'), [
     ('cpu', 'bfloat16', 'plain'), ('tpu', 'bfloat16', 'splash'), ('tpu', 'float32', 'splash'),
-    ('gpu', 'bfloat16', 'cudnn'), ('gpu', 'float32', 'plain')])
+    ('cuda', 'bfloat16', 'cudnn'), ('cuda', 'float32', 'plain'),
+    ('rocm', 'bfloat16', 'plain'), ('gpu', 'bfloat16', 'plain')])
 def test_each_platform_has_its_own(platform, dtype, expected):
     assert choose_backend('auto', platform, jnp.dtype(dtype)) == expected
     assert choose_backend('plain', platform, jnp.dtype(dtype)) == 'plain'
@@ -120,8 +121,14 @@ def test_each_platform_has_its_own(platform, dtype, expected):
 
 @pytest.mark.parametrize(('backend', 'platform', 'message'), [
     ('flash', 'cpu', "attention must be one of .* got 'flash'"),
-    ('splash', 'gpu', "'splash' does not run on gpu"),
-    ('cudnn', 'cpu', "'cudnn' takes float16 and bfloat16")])
+    ('splash', 'cuda', "'splash' does not run on cuda"),
+    ('cudnn', 'rocm', "'cudnn' does not run on rocm"),
+    ('cudnn', 'cpu', "'cudnn' does not run on cpu")])
 def test_what_cannot_run_is_refused(backend, platform, message):
     with pytest.raises(ValueError, match=message):
-        choose_backend(backend, platform, jnp.dtype('float32'))
+        choose_backend(backend, platform, jnp.dtype('bfloat16'))
+
+
+def test_cudnn_is_refused_in_full_precision():
+    with pytest.raises(ValueError, match="'cudnn' takes float16 and bfloat16, not float32"):
+        choose_backend('cudnn', 'cuda', jnp.dtype('float32'))

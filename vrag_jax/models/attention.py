@@ -40,7 +40,7 @@ def choose_backend(backend: str, platform: str, dtype: jnp.dtype) -> str:
 
     Args:
       backend: one of `BACKENDS`; 'auto' is the platform's own.
-      platform: 'cpu', 'tpu' or 'gpu', see `jax.Device.platform`.
+      platform: see `mesh.device_platform`; cuDNN is CUDA's alone.
       dtype: of queries and keys; cuDNN takes half precision alone.
 
     Raises:
@@ -49,14 +49,13 @@ def choose_backend(backend: str, platform: str, dtype: jnp.dtype) -> str:
     if backend not in BACKENDS:
         raise ValueError(f'attention must be one of {BACKENDS}, got {backend!r}')
     half = jnp.dtype(dtype).itemsize == 2
-    own = {'tpu': 'splash', 'gpu': 'cudnn' if half else 'plain', 'cuda': 'cudnn' if half
-           else 'plain'}.get(platform, 'plain')
-    if backend == 'auto':
-        return own
+    own = {'tpu': 'splash', 'cuda': 'cudnn'}.get(platform, 'plain')
+    if backend not in ('auto', 'plain', own):
+        raise ValueError(f'attention = {backend!r} does not run on {platform}')
     if backend == 'cudnn' and not half:
         raise ValueError(f"attention = 'cudnn' takes float16 and bfloat16, not {dtype}")
-    if backend != 'plain' and backend != own:
-        raise ValueError(f'attention = {backend!r} does not run on {platform}')
+    if backend == 'auto':
+        return 'plain' if own == 'cudnn' and not half else own
     return backend
 
 

@@ -26,7 +26,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.decoder import KVCache, init_cache
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.sharding import (
     Rules,
     batch_sharding,
@@ -144,7 +144,7 @@ def plan(
     model_config = policy_config(config, tokenizer)
     rules = with_rules(config.mesh.learner_rules)
     sampler_rules = with_rules(config.mesh.sampler_rules)
-    graphdef, shapes = abstract_policy(config, model_config, mesh.devices.flat[0].platform)
+    graphdef, shapes = abstract_policy(config, model_config, mesh_platform(mesh))
     params = _placed(shapes, tree_shardings(shapes, mesh, rules))
     features = jax.ShapeDtypeStruct(
         (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),

@@ -17,6 +17,7 @@ from vrag_jax.models.lora import add_adapters, is_adapter, load_adapters
 from vrag_jax.models.parameters import Params, flat_params
 from vrag_jax.models.quantization import quantiser
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.processes import to_local
 from vrag_jax.parallel.sharding import Rules, tree_shardings
 from vrag_jax.sampling.programs import PRODUCTS
@@ -55,7 +56,7 @@ def abstract_policy(
     Args:
       config: the run's config.
       model_config: sizes of the policy.
-      platform: on which it will run, see `jax.Device.platform`.
+      platform: on which it will run, see `mesh.device_platform`.
     """
     graphdef, shapes = flat_params(nnx.eval_shape(lambda: _build(config, model_config, platform)))
     quantise = _quantiser(config)
@@ -81,7 +82,7 @@ def initial_params(
     `policy.adapter`.
     """
     policy = config.policy
-    platform = mesh.devices.flat[0].platform
+    platform = mesh_platform(mesh)
     shapes = abstract_policy(config, model_config, platform)[1]
     shardings = tree_shardings(shapes, mesh, rules)
     whole = tree_shardings(base_policy(config, model_config, platform)[1], mesh, rules)

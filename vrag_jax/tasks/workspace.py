@@ -24,7 +24,7 @@ from vrag_jax.metrics import MetricsWriter
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.processes import local_mesh, main_first
 from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.perception.stopping import build_stop_table
@@ -65,8 +65,8 @@ class Workspace:
 
     @property
     def platform(self) -> str:
-        """Of the devices, e.g. 'tpu'."""
-        return self.mesh.devices.flat[0].platform
+        """Of the devices, see `mesh.device_platform`."""
+        return mesh_platform(self.mesh)
 
     @functools.cached_property
     def corpus(self) -> Corpus:
