@@ -35,7 +35,7 @@ from vrag_jax.parallel.sharding import (
     with_rules,
 )
 from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
-from vrag_jax.tasks.policy import abstract_policy, policy_config
+from vrag_jax.tasks.policy import Shapes, abstract_policy, policy_config, sampler_copy
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
@@ -76,6 +76,8 @@ class Plan:
       params: the policy's parameters by path; a phase starts from them, and they
         stay while it runs: as the reference of the KL term, and to start another.
       phases: training phases by name.
+      sampler_params: what the sampler holds of the policy as it lies for sampling, where
+        that is not the learner's own; none where nothing is sampled.
       pool: pages of the sampler's cache, or None where nothing is sampled.
       working: what a call to decode copies out of them, at its largest.
       features: the buffer of image features, `[rows, D]`.
@@ -87,6 +89,7 @@ class Plan:
     mesh: Mesh
     params: Params
     phases: Mapping[str, PlannedPhase]
+    sampler_params: Shapes
     pool: KVPool | None
     working: KVCache | None
     features: jax.ShapeDtypeStruct
@@ -106,6 +109,7 @@ class Plan:
             out[f'{name}: micro-batch'] = phase.batch
             out[f'{name}: scores, if not fused'] = phase.scores
         if self.pool is not None:
+            out['sampler: copy of the policy'] = self.sampler_params
             out['sampler: pages of the cache'] = self.pool
             out['sampler: copy of a call'] = self.working
         return out | {'image features': self.features}
@@ -158,11 +162,15 @@ def plan(
             temperature = config.grpo.sampling.temperature
         phases[name] = _phase(
             graphdef, params, features, model_config, learner, loss, temperature, mesh, rules)
+    copied: Shapes = {}
     pool, working = None, None
     if list(phases) != ['sft']:
         pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
         working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
-    return Plan(config.task, model_config, graphdef, mesh, params, phases, pool, working, features)
+        trainable = list(phases.values())[-1].state.trainable if phases else {}
+        copied = sampler_copy(params, trainable, config, mesh)
+    return Plan(config.task, model_config, graphdef, mesh, params, phases, copied, pool, working,
+                features)
 
 
 def run(config: RunConfig, workdir: Path) -> None:
