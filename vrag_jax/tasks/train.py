@@ -20,6 +20,7 @@ from vrag_jax.rollout.driver import run_expert
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
+from vrag_jax.tasks.ahead import Ahead
 from vrag_jax.tasks.phase import host_rng, run_phase
 from vrag_jax.tasks.workspace import Workspace
 
@@ -122,7 +123,8 @@ def finetune(space: Workspace, params: Params, name: str,
       space: the run.
       params: weights to start from.
       name: of the phase, for metrics and checkpoints.
-      sequences: what is learned, in epochs of random order.
+      sequences: what is learned, in epochs of random order; made when they are asked for,
+        by several threads, or there already.
 
     Returns:
       The weights after the last step.
@@ -138,14 +140,14 @@ def finetune(space: Workspace, params: Params, name: str,
         if features is not None:
             features.warm_up(learner.state.params)
 
-    def prepare(step: int) -> list[TokenSequence]:
-        return [sequences[i] for i in epoch_slice(
-            len(sequences), config.sequences, step, space.config.seed, name)]
+    def order(step: int) -> list[int]:
+        return epoch_slice(len(sequences), config.sequences, step, space.config.seed, name)
 
-    run_phase(
-        name, learner, directory(space, name), space.config.seed, total, prepare,
-        lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
-        warm_up=warm_up, on_save=space.clear_features)
+    with Ahead(sequences, order, total, config.prepare_threads, config.prepare_ahead) as prepare:
+        run_phase(
+            name, learner, directory(space, name), space.config.seed, total, prepare,
+            lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
+            warm_up=warm_up, on_save=space.clear_features)
     return learner.state.params
 
 
