@@ -194,6 +194,17 @@ def test_a_missing_corpus_says_what_to_pass(name, field, tmp_path):
         check(parse(RunConfig, config))
 
 
+def test_weights_that_would_round_their_updates_away_are_refused():
+    config = tiny.get_config()
+    config.mesh.update({'data': 1, 'tensor': -1})
+    check(parse(RunConfig, config))
+    config.policy.param_dtype = 'bfloat16'
+    with pytest.raises(ConfigError, match='policy.param_dtype: bfloat16 rounds updates away'):
+        check(parse(RunConfig, config))
+    config.policy.lora = {'rank': 4}  # Adapters are float32 whatever the base is.
+    check(parse(RunConfig, config))
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_papers_settings(name):
     config = parse(RunConfig, config_of(name))
