@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from configs import grpo_3b, grpo_7b, sft_3b, sft_7b, tiny
+from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.tasks.check import check
 from vrag_jax.tasks.plan import Plan, device_bytes, plan, total_bytes
@@ -112,6 +112,18 @@ def test_the_sampler_holds_an_iteration(plans):
             assert device_bytes(cache) * 8 == total_bytes(cache)
         # An image of 512 tokens in each of the four turns before the closing one.
         assert made.features.shape == (160 * 4 * 512, hidden)
+
+
+def test_what_is_frozen_is_counted_once(plans):
+    """The reference policy shares it with the one that learns."""
+    made = plan(parse(RunConfig, grpo_3b_lora_16gb.get_config()), devices=jax.devices()[:1])
+    parts = made.parts()
+    adapters = {path for path in made.params if path.endswith(('lora_a', 'lora_b'))}
+    assert set(parts['grpo: trained parameters']) == adapters
+    assert set(parts['parameters, as they were at first']) > adapters
+    for size in ('3b', '7b'):
+        trained = plans[f'grpo_{size}'].parts()['grpo: trained parameters']
+        assert sum(math.prod(x.shape) for x in trained.values()) == PARAMETERS[size][1]
 
 
 def sampler_copy_by_hand(size: str) -> int:

@@ -103,7 +103,8 @@ class Plan:
         """Returns the trees of arrays that the run will hold, by what they are."""
         out: dict[str, Any] = {'parameters, as they were at first': self.params}
         for name, phase in self.phases.items():
-            out[f'{name}: parameters'] = phase.state.params
+            # What is frozen is shared with those that were at first.
+            out[f'{name}: trained parameters'] = phase.state.trainable
             out[f'{name}: optimiser'] = phase.state.opt_state
             out[f'{name}: gradients'] = phase.gradients
             out[f'{name}: micro-batch'] = phase.batch
