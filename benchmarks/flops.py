@@ -160,7 +160,7 @@ class RowCosts:
         if image.grid_thw not in self._images:
             graphdef, config = self._space.graphdef, self._space.model_config
             windows = count_windows([image.grid_thw], config.vision)
-            batch = pack_images([(image.pixel_values, image.grid_thw)], config, windows=windows,
+            batch = pack_images([(image.patches, image.grid_thw)], config, windows=windows,
                                 span=bucket_size(windows))
             self._images[image.grid_thw] = count(
                 lambda params, batch: merge(graphdef, params).encode_images(batch),

@@ -53,7 +53,7 @@ def save_sequences(path: Path, sequences: Sequence[TokenSequence]) -> None:
         'image_keys': np.array(list(images)),
         'image_grids': np.array([image.grid_thw for image in images.values()]).reshape(-1, 3),
         'image_tokens': np.array([image.tokens for image in images.values()], np.int64),
-        'pixel_values': np.concatenate([image.pixel_values for image in images.values()]),
+        'patches': np.concatenate([image.patches for image in images.values()]),
     }
     with path.open('wb') as file:
         np.savez(file, **arrays)
@@ -70,11 +70,11 @@ def load_sequences(path: Path) -> list[TokenSequence]:
     """Reads what `save_sequences` has written."""
     with np.load(path) as file:
         arrays = dict(file)
-    patches = np.cumsum(arrays['image_grids'].prod(axis=1))[:-1]
+    ends = np.cumsum(arrays['image_grids'].prod(axis=1))[:-1]
     images = [
-        ProcessedImage(str(key), pixels, (int(grid[0]), int(grid[1]), int(grid[2])), int(tokens))
-        for key, pixels, grid, tokens in zip(
-            arrays['image_keys'], np.split(arrays['pixel_values'], patches),
+        ProcessedImage(str(key), patches, (int(grid[0]), int(grid[1]), int(grid[2])), int(tokens))
+        for key, patches, grid, tokens in zip(
+            arrays['image_keys'], np.split(arrays['patches'], ends),
             arrays['image_grids'], arrays['image_tokens'], strict=True)]
     ends = np.cumsum(arrays['lengths'])[:-1]
     fields = {name: np.split(arrays[name], ends, axis=-1) for name in (

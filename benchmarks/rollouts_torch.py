@@ -27,6 +27,7 @@ from benchmarks.setting import CHECKPOINT, grouped_questions, open_run
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.data.tokenizer import token_bytes
+from vrag_jax.models.pixels import patch_values
 from vrag_jax.perception.stopping import StopTable, build_stop_table
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.tasks.workspace import Workspace
@@ -173,8 +174,10 @@ class GenerateLoop:
             'mm_token_type_ids': torch.from_numpy(
                 (tokens == self._space.model_config.image_token_id).astype(np.int32))}
         if images:
-            inputs['pixel_values'] = torch.from_numpy(
-                np.concatenate([image.pixel_values for image in images]))
+            vision = self._space.model_config.vision
+            inputs['pixel_values'] = torch.from_numpy(patch_values(
+                np.concatenate([image.patches for image in images]), vision.pixels,
+                vision.temporal_patch_size))
             inputs['image_grid_thw'] = torch.tensor([image.grid_thw for image in images])
         return inputs
 

@@ -26,6 +26,7 @@ from benchmarks.setting import CHECKPOINT, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.optimizer import learning_rate
 from vrag_jax.learner.variants import KL_LIMIT, LOG_RATIO_LIMIT
+from vrag_jax.models.pixels import patch_values
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
@@ -220,8 +221,10 @@ class Updates:
         images = [image for s in sequences for image in s.images]
         seen: dict[str, torch.Tensor] = {}
         if images:
-            seen = {'pixel_values': torch.from_numpy(
-                        np.concatenate([image.pixel_values for image in images])),
+            vision = self._model_config.vision
+            seen = {'pixel_values': torch.from_numpy(patch_values(
+                        np.concatenate([image.patches for image in images]), vision.pixels,
+                        vision.temporal_patch_size)),
                     'image_grid_thw': torch.tensor([image.grid_thw for image in images])}
         positions, _ = self._model.model.get_rope_index(
             tokens, (tokens == self._model_config.image_token_id).int(),

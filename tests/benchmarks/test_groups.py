@@ -8,8 +8,8 @@ import pytest
 from benchmarks import groups
 from vrag_jax.data.sequences import ProcessedImage, TokenSequence
 
-PAGE = ProcessedImage('page', np.arange(12, dtype=np.float32).reshape(4, 3), (1, 2, 2), 1)
-CROP = ProcessedImage('crop', -np.arange(24, dtype=np.float32).reshape(8, 3), (1, 2, 4), 2)
+PAGE = ProcessedImage('page', np.arange(12, dtype=np.uint8).reshape(4, 3), (1, 2, 2), 1)
+CROP = ProcessedImage('crop', -np.arange(24, dtype=np.uint8).reshape(8, 3), (1, 2, 4), 2)
 
 
 def sequence(seed, images, length):
@@ -37,7 +37,8 @@ def test_a_file_gives_back_what_was_written(tmp_path):
             np.testing.assert_array_equal(got, wanted)
         assert [image.key for image in after.images] == [image.key for image in before.images]
         for wanted, got in zip(before.images, after.images, strict=True):
-            np.testing.assert_array_equal(got.pixel_values, wanted.pixel_values)
+            assert got.patches.dtype == np.uint8
+            np.testing.assert_array_equal(got.patches, wanted.patches)
             assert (got.grid_thw, got.tokens) == (wanted.grid_thw, wanted.tokens)
 
 

@@ -149,7 +149,7 @@ def tokenised(tiny_tokenizer):
     vision = model_config.vision
     preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size), vision.spatial_merge_size)
+        temporal_patch_size=vision.temporal_patch_size), vision)
     return lambda conversations, root, length=2048: conversation_sequences(
         conversations, root, ChatFormat(tiny_tokenizer), preprocess, model_config,
         PixelLimits(28 * 28, 16 * 28 * 28), length)

@@ -9,8 +9,11 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.data.sequences import ImagePreprocessor, image_key
+from vrag_jax.models.config import preset
+from vrag_jax.models.pixels import patch_values
 
-BYTES = 16 * 3 * 2 * 14 * 14 * 4  # Of the patches of a picture of 56 x 56.
+VISION = preset('tiny', vocab_size=64).vision
+BYTES = 16 * 3 * 14 * 14  # Of the patches of a picture of 56 x 56.
 
 
 def picture(seed, size=(56, 56)):
@@ -18,83 +21,96 @@ def picture(seed, size=(56, 56)):
     return Image.fromarray(rng.integers(0, 256, (*size[::-1], 3), np.uint8))
 
 
-class Counted:
-    """The HF processor, which notes what it is given; waits until it is let through."""
+class Counted(ImagePreprocessor):
+    """One that notes what it cuts into patches; waits until it is let through."""
 
-    def __init__(self):
-        self._processor = Qwen2VLImageProcessorPil()
+    def __init__(self, cache_bytes=0):
+        super().__init__(Qwen2VLImageProcessorPil(), VISION, cache_bytes)
         self.calls = []
         self.open = threading.Event()
         self.open.set()
 
-    def __call__(self, images, **options):
-        self.calls.append([image_key(image) for image in images])
+    def _process(self, images):
+        self.calls.append(list(images))
         assert self.open.wait(20)
-        return self._processor(images=images, **options)
+        return super()._process(images)
 
 
-@pytest.fixture
-def counted():
-    return Counted()
-
-
-def test_patches_are_those_of_the_processor_whatever_is_kept(counted):
+def test_patches_are_those_of_the_processor_whatever_is_kept():
     pictures = [picture(0), picture(1, (84, 56)), picture(0), picture(2, (28, 112))]
     for cache_bytes in (0, BYTES, 1 << 30):
-        preprocess = ImagePreprocessor(counted, 2, cache_bytes)
+        preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil(), VISION, cache_bytes)
         for _ in range(2):
             for image, made in zip(pictures, preprocess(pictures), strict=True):
                 want = Qwen2VLImageProcessorPil()(
                     images=[image], do_resize=False, return_tensors='np')
-                np.testing.assert_array_equal(made.pixel_values, want['pixel_values'])
-                assert made.key == image_key(image) and made.tokens == len(made.pixel_values) // 4
+                values = patch_values(made.patches, VISION.pixels, VISION.temporal_patch_size)
+                np.testing.assert_allclose(values, want['pixel_values'], rtol=0, atol=1e-6)
+                assert made.key == image_key(image) and made.tokens == len(made.patches) // 4
                 assert made.grid_thw == tuple(want['image_grid_thw'][0])
-                assert made.pixel_values.base is None or (
-                    made.pixel_values.base.nbytes == made.pixel_values.nbytes)
+                # An eighth of the processor's numbers, and nothing else is kept alive.
+                held = made.patches if made.patches.base is None else made.patches.base
+                assert held.nbytes * 8 == made.patches.nbytes * 8 == want['pixel_values'].nbytes
 
 
-def test_those_used_last_are_kept_within_the_bytes(counted):
-    preprocess = ImagePreprocessor(counted, 2, 2 * BYTES)
+@pytest.mark.parametrize(('options', 'message'), [
+    ({'patch_size': 16}, r'the patch_size of the image processor is 16, .* vision tower 14'),
+    ({'merge_size': 1}, 'the merge_size of the image processor is 1, .* vision tower 2'),
+    ({'temporal_patch_size': 1}, 'the temporal_patch_size of the image processor is 1'),
+    ({'image_mean': [0.5] * 3}, r'the scale of the image processor .*mean=\(0.5, 0.5, 0.5\)'),
+    ({'do_rescale': False}, r'the scale of the image processor .*factor=1.0'),
+])
+def test_a_processor_that_is_not_the_towers_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        ImagePreprocessor(Qwen2VLImageProcessorPil(**options), VISION)
+
+
+def test_those_used_last_are_kept_within_the_bytes():
+    preprocess = Counted(2 * BYTES)
     one, two = preprocess([picture(0), picture(1)])
-    assert one.pixel_values.nbytes == BYTES
+    assert one.patches.nbytes == BYTES
     assert preprocess([picture(0)])[0] is one
     preprocess([picture(2)])  # The second one makes room.
-    assert preprocess([picture(0)])[0] is one and len(counted.calls) == 2
-    assert preprocess([picture(1)])[0] is not two and len(counted.calls) == 3
+    assert preprocess([picture(0)])[0] is one and len(preprocess.calls) == 2
+    assert preprocess([picture(1)])[0] is not two and len(preprocess.calls) == 3
     preprocess.clear()
     assert preprocess([picture(0)])[0] is not one
     assert preprocess([]) == []
 
 
-def test_who_asks_at_the_same_time_waits_for_the_first(counted):
-    preprocess = ImagePreprocessor(counted, 2, 1 << 30)
-    counted.open.clear()
+def test_who_asks_at_the_same_time_waits_for_the_first():
+    preprocess = Counted(1 << 30)
+    preprocess.open.clear()
     with ThreadPoolExecutor(4) as pool:
         first = pool.submit(preprocess, [picture(0), picture(1)])
-        while not counted.calls:
+        while not preprocess.calls:
             pass
         others = [pool.submit(preprocess, [picture(1), picture(2 + i), picture(0)])
                   for i in range(3)]
-        while len(counted.calls) < 4:
+        while len(preprocess.calls) < 4:
             pass
-        counted.open.set()
+        preprocess.open.set()
         zero, one = first.result(20)
         for other in others:
             got = other.result(20)
             assert got[0] is one and got[2] is zero
-    assert sorted(map(len, counted.calls)) == [1, 1, 1, 2]
+    assert sorted(map(len, preprocess.calls)) == [1, 1, 1, 2]
 
 
-def test_what_goes_wrong_is_heard_of_by_all_who_wait_and_tried_again(counted):
-    preprocess = ImagePreprocessor(counted, 2, 1 << 30)
-    process, started, go = counted._processor, threading.Event(), threading.Event()
+def test_what_goes_wrong_is_heard_of_by_all_who_wait_and_tried_again():
+    started, go = threading.Event(), threading.Event()
 
-    def broken(images, **options):
-        started.set()
-        assert go.wait(20)
-        raise MemoryError('too large')
+    class Broken(ImagePreprocessor):
+        broken = True
 
-    counted._processor = broken
+        def _process(self, images):
+            started.set()
+            assert go.wait(20)
+            if self.broken:
+                raise MemoryError('too large')
+            return super()._process(images)
+
+    preprocess = Broken(Qwen2VLImageProcessorPil(), VISION, 1 << 30)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(preprocess, [picture(0)])
         assert started.wait(20)
@@ -105,5 +121,5 @@ def test_what_goes_wrong_is_heard_of_by_all_who_wait_and_tried_again(counted):
         for future in (first, second):
             with pytest.raises(MemoryError, match='too large'):
                 future.result(20)
-    counted._processor = process
+    preprocess.broken = False
     assert preprocess([picture(0)])[0].tokens == 4

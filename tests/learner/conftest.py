@@ -39,8 +39,9 @@ def policy():
 def images():
     """One image of each grid."""
     rng = np.random.default_rng(7)
-    return [ProcessedImage(f'image{i}', rng.normal(size=(h * w, CONFIG.vision.patch_dim)).astype(
-        np.float32), (t, h, w), h * w // 4) for i, (t, h, w) in enumerate(GRIDS)]
+    return [ProcessedImage(
+        f'image{i}', rng.integers(0, 256, (h * w, CONFIG.vision.patch_bytes), np.uint8),
+        (t, h, w), h * w // 4) for i, (t, h, w) in enumerate(GRIDS)]
 
 
 @pytest.fixture(scope='session')

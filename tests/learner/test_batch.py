@@ -69,7 +69,7 @@ def test_image_rows_point_to_the_images_own_features(sequences, model_config):
     for micro in micro_batches(sequences, LAYOUT, model_config):
         for place in micro.placements:
             sequence = sequences[place.sequence]
-            patches = [image.pixel_values.reshape(image.tokens, 4, -1)
+            patches = [image.patches.reshape(image.tokens, 4, -1)
                        for image in sequence.images]
             want = iter(np.concatenate(patches)) if patches else iter(())
             rows = micro.batch.image_index[place.row, place.start : place.start + place.length]

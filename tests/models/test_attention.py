@@ -1,5 +1,8 @@
 """Every way of working out attention gives what plain attention gives."""
 
+import contextlib
+import io
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +10,7 @@ import pytest
 
 from vrag_jax.models import attention
 from vrag_jax.models.attention import causal_attention, choose_backend
+from vrag_jax.models.layers import REMAT
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import sharded_over
 
@@ -96,6 +100,31 @@ def test_on_a_mesh_it_is_that_of_one_device(plain, shape, backend, monkeypatch):
     assert_close(got, plain, 1e-5)
 
 
+@pytest.mark.parametrize('shape', [None, {'data': 2, 'tensor': 2}, {'sequence': 2, 'tensor': 2}])
+@pytest.mark.parametrize('remat', ['attention', 'dots', 'full'])
+@pytest.mark.parametrize('backend', ['plain', 'splash', 'cudnn'])
+def test_its_output_is_saved_once(backend, remat, shape, monkeypatch):
+    call = attention._cudnn
+    monkeypatch.setattr(attention, '_cudnn', lambda *a: call(*a, implementation='xla'))
+    mesh = None if shape is None else make_mesh(shape, jax.devices()[:4])
+    q, k, v, segments = inputs()
+
+    def layer(q, k, v):
+        out = causal_attention(2 * q, k, v, segments, backend=backend, interpret=True)
+        return jnp.sum(jnp.sin(out))
+
+    printed = io.StringIO()
+    with (contextlib.redirect_stdout(printed), jax.set_mesh(mesh) if mesh is not None
+          else contextlib.nullcontext(), sharded_over(mesh)):
+        jax.ad_checkpoint.print_saved_residuals(
+            jax.checkpoint(layer, policy=REMAT[remat]), q, k, v)
+    lines = [line for line in printed.getvalue().splitlines() if 'from the argument' not in line]
+    sizes = [np.prod([int(n) for n in line[line.index('[') + 1 : line.index(']')].split(',')])
+             for line in lines]
+    assert sizes.count(q.size) == (remat != 'full'), lines
+    assert max(sizes) == q.size or remat == 'full'
+
+
 def test_heads_that_do_not_split_stay_whole():
     arrays = inputs(heads=3, kv_heads=1)
     mesh = make_mesh({'tensor': 2}, jax.devices()[:2])
@@ -112,7 +141,8 @@ def test_rows_that_do_not_fill_splash_blocks_are_done_plainly():
 
 @pytest.mark.parametrize(('platform', 'dtype', 'expected'), [
     ('cpu', 'bfloat16', 'plain'), ('tpu', 'bfloat16', 'splash'), ('tpu', 'float32', 'splash'),
-    ('gpu', 'bfloat16', 'cudnn'), ('gpu', 'float32', 'plain')])
+    ('cuda', 'bfloat16', 'cudnn'), ('cuda', 'float32', 'plain'),
+    ('rocm', 'bfloat16', 'plain'), ('gpu', 'bfloat16', 'plain')])
 def test_each_platform_has_its_own(platform, dtype, expected):
     assert choose_backend('auto', platform, jnp.dtype(dtype)) == expected
     assert choose_backend('plain', platform, jnp.dtype(dtype)) == 'plain'
@@ -120,8 +150,14 @@ def test_each_platform_has_its_own(platform, dtype, expected):
 
 @pytest.mark.parametrize(('backend', 'platform', 'message'), [
     ('flash', 'cpu', "attention must be one of .* got 'flash'"),
-    ('splash', 'gpu', "'splash' does not run on gpu"),
-    ('cudnn', 'cpu', "'cudnn' takes float16 and bfloat16")])
+    ('splash', 'cuda', "'splash' does not run on cuda"),
+    ('cudnn', 'rocm', "'cudnn' does not run on rocm"),
+    ('cudnn', 'cpu', "'cudnn' does not run on cpu")])
 def test_what_cannot_run_is_refused(backend, platform, message):
     with pytest.raises(ValueError, match=message):
-        choose_backend(backend, platform, jnp.dtype('float32'))
+        choose_backend(backend, platform, jnp.dtype('bfloat16'))
+
+
+def test_cudnn_is_refused_in_full_precision():
+    with pytest.raises(ValueError, match="'cudnn' takes float16 and bfloat16, not float32"):
+        choose_backend('cudnn', 'cuda', jnp.dtype('float32'))

@@ -125,10 +125,26 @@ def test_padding_rows_are_zero():
     ([(np.zeros((32, CONFIG.vision.patch_dim)), (2, 4, 4))], {}, 'video'),
     ([(np.zeros((12, CONFIG.vision.patch_dim)), (1, 3, 4))], {}, 'multiples of 2'),
     ([(np.zeros((15, CONFIG.vision.patch_dim)), (1, 4, 4))], {}, r'\(15, 1176\)'),
+    ([(np.zeros((16, 1176), np.uint8), (1, 4, 4))], {}, r'uint8 .*, expected \(16, 588\)'),
 ])
 def test_images_that_do_not_fit_are_refused(images, options, message):
     with pytest.raises(ValueError, match=message):
         pack_images(images, CONFIG, **options)
+
+
+def test_bytes_are_packed_as_floats_are():
+    images = make_images()
+    as_bytes = [(np.arange(grid[1] * grid[2] * CONFIG.vision.patch_bytes).reshape(
+        len(pixels), -1).astype(np.uint8), grid) for pixels, grid in images]
+    batch, floats = pack_images(as_bytes, CONFIG), pack_images(images, CONFIG)
+    assert batch.pixels.dtype == np.uint8 and floats.pixels.dtype == np.float32
+    np.testing.assert_array_equal(batch.order, floats.order)
+    packed = batch.pixels.reshape(-1, 4, CONFIG.vision.patch_bytes)
+    for start, (patches, _) in zip((0, 15, 23), as_bytes, strict=True):
+        rows = batch.order[start : start + len(patches) // 4]
+        np.testing.assert_array_equal(packed[rows].reshape(patches.shape), patches)
+    with pytest.raises(ValueError, match=r'images \[0, 2\] are floats'):
+        pack_images([images[0], as_bytes[1], images[2]], CONFIG)
 
 
 def test_no_images_give_an_empty_buffer():

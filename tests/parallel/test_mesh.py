@@ -1,9 +1,11 @@
 """Mesh shapes: filled in, or refused with the name of the field."""
 
+from types import SimpleNamespace
+
 import jax
 import pytest
 
-from vrag_jax.parallel.mesh import AXES, make_mesh, resolve_shape
+from vrag_jax.parallel.mesh import AXES, device_platform, make_mesh, mesh_platform, resolve_shape
 
 
 @pytest.mark.parametrize('shape, devices, expected', [
@@ -51,3 +53,24 @@ def test_axes_that_are_parts_of_an_axis_of_the_torus():
         one, other = (device.coords for device in pair)
         steps = [min(abs(a - b), 4 - abs(a - b)) for a, b in zip(one, other, strict=True)]
         assert sum(steps) == 1
+
+
+@pytest.mark.parametrize(('platform', 'client', 'version', 'kind', 'expected'), [
+    # As JAX shows the devices of its CUDA and ROCm plugins, and as older ones named them.
+    ('gpu', 'cuda', 'PJRT C API\ncuda 12090', 'NVIDIA H100 80GB HBM3', 'cuda'),
+    ('gpu', 'gpu', 'cuda 12030', 'Tesla V100-SXM2-16GB', 'cuda'),
+    ('gpu', 'rocm', 'PJRT C API\nrocm 60400', 'AMD Instinct MI300X', 'rocm'),
+    ('gpu', 'gpu', 'rocm 60000', 'gfx942', 'rocm'),
+    ('rocm', 'rocm', '', '', 'rocm'), ('cuda', 'cuda', '', '', 'cuda'),
+    ('gpu', 'sycl', '', 'Intel Data Center GPU Max', 'gpu'),
+    ('tpu', 'tpu', 'PJRT C API\nTFRT TPU v5', 'TPU v5', 'tpu'),
+])
+def test_gpus_of_cuda_and_rocm_are_told_apart(platform, client, version, kind, expected):
+    device = SimpleNamespace(
+        platform=platform, device_kind=kind,
+        client=SimpleNamespace(platform=client, platform_version=version))
+    assert device_platform(device) == expected
+
+
+def test_the_platform_of_a_mesh_is_that_of_its_devices():
+    assert mesh_platform(make_mesh({'data': -1})) == mesh_platform(None) == 'cpu'

@@ -89,6 +89,21 @@ def test_grey_and_palette_pages_are_shown_in_rgb():
         assert show_page(Image.new(mode, (60, 60)), 'p', TINY)[0].mode == 'RGB'
 
 
+@pytest.mark.parametrize('mode', ['RGB', 'L', 'RGBA'])
+def test_a_whole_page_is_resized_and_nothing_else_and_left_alone(mode):
+    rng = np.random.default_rng(0)
+    page = Image.fromarray(rng.integers(0, 256, (84, 168, 3), np.uint8)).convert(mode)
+    before = page.tobytes()
+    for size in ((56, 56), (28, 112), (84, 168)):
+        limits = PixelLimits(size[0] * size[1], size[0] * size[1])
+        shown, frame = show_page(page, 'p', limits)
+        want = page.crop((0, 0, *page.size)).convert('RGB').resize(
+            frame.encoder_size, Image.Resampling.BICUBIC)
+        assert shown.tobytes() == want.tobytes() and shown is not page
+        shown.putpixel((0, 0), (1, 2, 3))
+    assert page.tobytes() == before
+
+
 def test_crop_is_cut_from_the_full_resolution_page():
     page = gradient_page(240, 120)
     frame = Frame('p', (240, 120), (0, 0, 240, 120), (112, 56))

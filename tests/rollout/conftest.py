@@ -97,7 +97,7 @@ def make_world(pageworld, store, tokenizer, model_config):
         environment = Environment(
             store, engine or WordSearch(pageworld.layouts), dataclasses.replace(RULES, **rules))
         return World(environment, ChatFormat(tokenizer),
-                     ImagePreprocessor(processor, vision.spatial_merge_size), model_config)
+                     ImagePreprocessor(processor, vision), model_config)
 
     return make
 

@@ -30,8 +30,9 @@ def policy():
 @pytest.fixture(scope='module')
 def images():
     rng = np.random.default_rng(0)
-    return [ProcessedImage(f'image{i}', rng.normal(size=(h * w, CONFIG.vision.patch_dim)).astype(
-        np.float32), (t, h, w), h * w // 4) for i, (t, h, w) in enumerate(GRIDS)]
+    return [ProcessedImage(
+        f'image{i}', rng.integers(0, 256, (h * w, CONFIG.vision.patch_bytes), np.uint8),
+        (t, h, w), h * w // 4) for i, (t, h, w) in enumerate(GRIDS)]
 
 
 @pytest.fixture(scope='module')
@@ -49,7 +50,7 @@ def alone(policy, images):
     """Features of each image, encoded by itself."""
     encode = jax.jit(lambda params, batch: merge(policy[0], params).encode_images(batch))
     return {image.key: np.asarray(encode(policy[1], pack_images(
-        [(image.pixel_values, image.grid_thw)], CONFIG, windows=2, span=2)))[: image.tokens]
+        [(image.patches, image.grid_thw)], CONFIG, windows=2, span=2)))[: image.tokens]
         for image in images}
 
 

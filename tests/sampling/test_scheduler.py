@@ -222,8 +222,9 @@ def test_the_feature_buffer_bounds_what_is_taken_in_at_once(make_sampler, policy
     from vrag_jax.data.sequences import ProcessedImage
 
     rng = np.random.default_rng(0)
-    images = [ProcessedImage(f'image{n}', rng.normal(size=(16, model.vision.patch_dim)).astype(
-        np.float32), (1, 4, 4), 4) for n in range(3)]
+    images = [ProcessedImage(
+        f'image{n}', rng.integers(0, 256, (16, model.vision.patch_bytes), np.uint8), (1, 4, 4), 4)
+        for n in range(3)]
 
     class Shown(Text):
         def tail(self, start):

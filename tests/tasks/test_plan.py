@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from configs import grpo_3b, grpo_7b, sft_3b, sft_7b
+from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.tasks.check import check
 from vrag_jax.tasks.plan import Plan, device_bytes, plan, total_bytes
@@ -114,6 +114,60 @@ def test_the_sampler_holds_an_iteration(plans):
         assert made.features.shape == (160 * 4 * 512, hidden)
 
 
+def test_what_is_frozen_is_counted_once(plans):
+    """The reference policy shares it with the one that learns."""
+    made = plan(parse(RunConfig, grpo_3b_lora_16gb.get_config()), devices=jax.devices()[:1])
+    parts = made.parts()
+    adapters = {path for path in made.params if path.endswith(('lora_a', 'lora_b'))}
+    assert set(parts['grpo: trained parameters']) == adapters
+    assert set(parts['parameters, as they were at first']) > adapters
+    for size in ('3b', '7b'):
+        trained = plans[f'grpo_{size}'].parts()['grpo: trained parameters']
+        assert sum(math.prod(x.shape) for x in trained.values()) == PARAMETERS[size][1]
+
+
+def sampler_copy_by_hand(size: str) -> int:
+    """Bytes of a device's copy: bfloat16, whole hidden sizes, the rest over the mesh.
+
+    Heads are split over `tensor`; MLPs and vocabularies over both axes, where these divide
+    them. Norms stay float32 and whole, as they are, and are shared.
+    """
+    layers, hidden, vocabulary, key_heads = SHAPES[size]
+    tensor = MESHES[size]['tensor']
+    keys, wide = 128 * key_heads, {'3b': 11008, '7b': 18944}[size]
+    attention = 2 * hidden * hidden + 2 * hidden * keys
+    per_layer = (attention // tensor + 3 * hidden * wide // 8
+                 + hidden + 2 * keys)  # Biases of queries, keys and values are whole.
+    heads = 1 if size == '3b' else 2  # That of 3B is the embedding.
+    # 3,420 hidden units of the tower's MLPs do not divide by 8.
+    tower = 4 * 1280 * 1280 // tensor + 3 * 1280 * 3420 + 4 * 1280 + 2 * 3420 + 1280
+    merger = (5120 * 5120 + 5120 * hidden) // 8 + 5120 + hidden
+    patches = 3 * 2 * 14 * 14 * 1280
+    return 2 * (layers * per_layer + heads * vocabulary * hidden // 8 + 32 * tower + merger
+                + patches)
+
+
+def test_the_sampler_has_a_copy_of_the_policy_as_it_lies_for_sampling(plans):
+    assert plans['sft_7b'].sampler_params == {}
+    assert not any('sampler' in part for part in plans['sft_7b'].parts())
+    for size in ('3b', '7b'):
+        made = plans[f'grpo_{size}']
+        assert made.parts()['sampler: copy of the policy'] is made.sampler_params
+        assert device_bytes(made.sampler_params) == sampler_copy_by_hand(size)
+    assert device_bytes(plans['grpo_7b'].sampler_params) / GIB == pytest.approx(2.9, abs=0.05)
+
+
+@pytest.mark.parametrize('overlap', [False, True])
+def test_what_lies_for_sampling_as_for_learning_is_no_copy(overlap):
+    """The tiny policy computes in the dtype of its parameters, by the same rules."""
+    config = tiny.get_config()
+    config.grpo.overlap = overlap
+    made = plan(parse(RunConfig, config), devices=jax.devices()[:1])
+    # Beside the learner it samples with weights that the learner no longer has.
+    trained = made.phases['grpo'].state.trainable
+    assert device_bytes(made.sampler_params) == (device_bytes(trained) if overlap else 0)
+
+
 def test_what_is_planned_fits_a_device_with_80_gb(named):
     _, _, made = named
     # A backward pass holds a few arrays as large as the scores at the same time.
@@ -125,6 +179,7 @@ def test_the_summary_names_every_part(plans):
     text = str(plans['grpo_7b'])
     assert text.startswith('8.292B parameters on 8 devices (data 1, fsdp 2, sequence 1, tensor 4)')
     lines = {line[:34].strip(): line[34:].split() for line in text.splitlines()[2:]}
+    assert lines['sampler: copy of the policy'][2] == f'{sampler_copy_by_hand("7b") / GIB:.3f}'
     assert lines['sampler: pages of the cache'] == ['29.531', 'GiB', '3.691', 'GiB']
     assert lines['sampler: copy of a call'] == ['43.750', 'GiB', '5.469', 'GiB']
     assert set(lines) == set(plans['grpo_7b'].parts())
@@ -149,6 +204,17 @@ def test_a_missing_corpus_says_what_to_pass(name, field, tmp_path):
                        **{field.replace('.', '__'): '/nowhere/at/all'})
     with pytest.raises(ConfigError, match=f'{field}: /nowhere/at/all does not exist'):
         check(parse(RunConfig, config))
+
+
+def test_weights_that_would_round_their_updates_away_are_refused():
+    config = tiny.get_config()
+    config.mesh.update({'data': 1, 'tensor': -1})
+    check(parse(RunConfig, config))
+    config.policy.param_dtype = 'bfloat16'
+    with pytest.raises(ConfigError, match='policy.param_dtype: bfloat16 rounds updates away'):
+        check(parse(RunConfig, config))
+    config.policy.lora = {'rank': 4}  # Adapters are float32 whatever the base is.
+    check(parse(RunConfig, config))
 
 
 @pytest.mark.parametrize('name', CONFIGS)

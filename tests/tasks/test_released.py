@@ -78,7 +78,7 @@ def folder(tmp_path_factory):
     write_checkpoint(folder / 'policy', texts)
     with np.load(golden_cases.GOLDENS / 'colqwen2.npz') as stored:
         golden_cases.write_checkpoint(
-            folder / 'colqwen', json.loads(str(stored['config'])), json.loads(str(stored['shapes'])))
+            folder / 'colqwen', *(json.loads(str(stored[name])) for name in ('config', 'shapes')))
     golden_cases.write_processor(folder / 'colqwen')
     return folder
 
@@ -150,7 +150,8 @@ def test_the_prompt_from_the_authors_conversations_evaluates_their_policy(folder
     assert code == 0 and read_prompt(prompt) == Prompt(FRAME), text
     code, text = run(*flags(folder, tmp_path / 'run', 'evaluate', **{'prompt.file': prompt}))
     assert code == 0, text[-3000:]
-    assert json.loads((tmp_path / 'run' / 'results.json').read_text())['methods']['policy']['n'] == 2
+    results = json.loads((tmp_path / 'run' / 'results.json').read_text())
+    assert results['methods']['policy']['n'] == 2
 
 
 def test_another_prompt_than_that_of_the_policy_is_refused(folder, runs, tmp_path):
@@ -221,7 +222,7 @@ def assert_ids_of_the_template(folder, conversations, pictures):
         text = space.tokenizer.apply_chat_template(
             [{'role': m.role, 'content': [{'type': 'image'}] if m.content == '<image>'
               else m.content} for m in conversation.messages], tokenize=False)
-        text = re.sub(r'<\|image_pad\|>', lambda m: m[0] * next(counts), text)
+        text = re.sub(r'<\|image_pad\|>', lambda m, counts=counts: m[0] * next(counts), text)
         ids = space.tokenizer.encode(text, add_special_tokens=False)
         # The template ends the last line, which nobody samples.
         assert sequence.tokens.tolist() == ids[:len(sequence)]

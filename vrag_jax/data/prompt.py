@@ -90,8 +90,9 @@ def read_prompt(path: str | os.PathLike) -> Prompt:
         if path.suffix != '.json':
             return Prompt(text)
         fields = json.loads(text)
-        if not isinstance(fields, dict) or not isinstance(fields.get('text'), str) or (
-                not isinstance(fields.get('system', ''), str) or fields.keys() - {'text', 'system'}):
+        known = isinstance(fields, dict) and 'text' in fields and not (
+            fields.keys() - {'text', 'system'})
+        if not known or not all(isinstance(value, str) for value in fields.values()):
             raise ValueError(f"expected {{'text': ..., 'system': ...}}, got {fields!r}")
         return Prompt(**fields)
     except ValueError as error:  # Also of JSON and of UTF-8.

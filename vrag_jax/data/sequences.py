@@ -11,6 +11,9 @@ from concurrent.futures import Future
 import numpy as np
 from PIL import Image
 
+from vrag_jax.models.config import VisionConfig
+from vrag_jax.models.pixels import PixelScale, image_patches
+
 
 @dataclasses.dataclass(frozen=True)
 class ProcessedImage:
@@ -18,32 +21,44 @@ class ProcessedImage:
 
     Attributes:
       key: hash of the pixels and the size; equal images have equal keys.
-      pixel_values: `[n, patch_dim]` float32 patches from the HF image processor.
+      patches: `[n, patch_bytes]` uint8, see `pixels.image_patches`.
       grid_thw: `(t, h, w)`, the image's size in patches.
       tokens: number of merged features, `t * h * w / merge_size**2`.
     """
 
     key: str
-    pixel_values: np.ndarray
+    patches: np.ndarray
     grid_thw: tuple[int, int, int]
     tokens: int
 
 
 class ImagePreprocessor:
-    """Turns PIL images of encoder size into patches with the HF image processor.
+    """Cuts PIL images of encoder size into patches, as the HF image processor does.
 
     Episodes of a group look at the same pages, often at the same time; patches are made once
     and shared, as long as they are kept. Safe to call from several threads.
 
     Args:
-      processor: a `transformers` image processor of the Qwen2-VL family.
-      merge_size: patches a side that one token covers.
+      processor: a `transformers` image processor of the Qwen2-VL family. It makes numbers
+        of bytes, in patches of a size, as the policy's vision tower has to.
+      vision: sizes of the tower, and how it scales bytes.
       cache_bytes: patches that are kept, those used last; 0 for none.
+
+    Raises:
+      ValueError: if the processor does it in another way than the tower; names what differs.
     """
 
-    def __init__(self, processor, merge_size: int, cache_bytes: int = 0):
-        self._processor = processor
-        self._merge_area = merge_size**2
+    def __init__(self, processor, vision: VisionConfig, cache_bytes: int = 0):
+        for name, wanted, has in (
+                ('patch_size', processor.patch_size, vision.patch_size),
+                ('merge_size', processor.merge_size, vision.spatial_merge_size),
+                ('temporal_patch_size', processor.temporal_patch_size,
+                 vision.temporal_patch_size),
+                ('scale', PixelScale.of_processor(processor), vision.pixels)):
+            if wanted != has:
+                raise ValueError(f'the {name} of the image processor is {wanted}, but that of the '
+                                 f'vision tower {has}')
+        self._vision = vision
         self._cache_bytes = cache_bytes
         self._kept: OrderedDict[str, ProcessedImage] = OrderedDict()
         self._kept_bytes = 0
@@ -98,24 +113,22 @@ class ImagePreprocessor:
             for image in made:
                 self._under_way.pop(image.key).set_result(image)
                 self._kept[image.key] = image
-                self._kept_bytes += image.pixel_values.nbytes
+                self._kept_bytes += image.patches.nbytes
             while self._kept_bytes > self._cache_bytes:
                 _, oldest = self._kept.popitem(last=False)
-                self._kept_bytes -= oldest.pixel_values.nbytes
+                self._kept_bytes -= oldest.patches.nbytes
         return {image.key: image for image in made}
 
     def _process(self, images: Mapping[str, Image.Image]) -> list[ProcessedImage]:
-        # The sizes were chosen by perception, so the processor must not resize:
-        # the boxes' frames would no longer be those of the image that is encoded.
-        output = self._processor(
-            images=list(images.values()), do_resize=False, return_tensors='np')
-        grids = [(int(t), int(h), int(w)) for t, h, w in output['image_grid_thw']]
-        ends = np.cumsum([t * h * w for t, h, w in grids])
-        values = np.split(np.asarray(output['pixel_values'], np.float32), ends[:-1])
-        if len(values) > 1:  # A part of an array would hold the whole in memory.
-            values = [part.copy() for part in values]
-        return [ProcessedImage(key, pixels, grid, len(pixels) // self._merge_area)
-                for key, pixels, grid in zip(images, values, grids, strict=True)]
+        # The sizes were chosen by perception, so nothing is resized here: the boxes' frames
+        # would no longer be those of the image that is encoded.
+        size, merge = self._vision.patch_size, self._vision.spatial_merge_size
+        made = []
+        for key, image in images.items():
+            patches = image_patches(image, size, merge)
+            grid = (1, image.height // size, image.width // size)
+            made.append(ProcessedImage(key, patches, grid, len(patches) // merge**2))
+        return made
 
 
 def image_key(image: Image.Image) -> str:

@@ -22,6 +22,7 @@ from vrag_jax.models.lora import CONFIG_FILE
 from vrag_jax.models.packing import PatchBatch
 from vrag_jax.models.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.sharding import Rules, tree_shardings
 
 PROJECTION = 'custom_text_proj'
@@ -165,8 +166,7 @@ def load(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None, rules: Rules
     """
     tensors = hf_checkpoint.Tensors(checkpoint.directory, published_name)
     dims = _projection_dims(tensors) if checkpoint.projected else 0
-    platform = (mesh.devices.flat[0] if mesh is not None else jax.devices()[0]).platform
-    attention = choose_backend('auto', platform, jnp.dtype(dtype))
+    attention = choose_backend('auto', mesh_platform(mesh), jnp.dtype(dtype))
     graphdef, shapes = flat_params(nnx.eval_shape(lambda: VisualRetriever(
         checkpoint.config, dims, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype,
         attention=attention)))

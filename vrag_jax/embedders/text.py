@@ -24,6 +24,7 @@ from vrag_jax.models import hf_checkpoint, hf_layout
 from vrag_jax.models.attention import choose_backend
 from vrag_jax.models.layers import Numerics
 from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.sharding import (
     RULES,
     Rules,
@@ -106,9 +107,9 @@ class TextEmbedder:
         self._windows = _Windows(directory, self.config)
         self._pad_id = sizes.pad_token_id
         self._batch_tokens, self._mesh, self._rules = batch_tokens, mesh, rules
-        platform = (mesh.devices.flat[0] if mesh is not None else jax.devices()[0]).platform
-        numerics = Numerics(jnp.dtype(dtype), jnp.dtype(dtype),
-                            attention=choose_backend('auto', platform, jnp.dtype(dtype)))
+        numerics = Numerics(
+            jnp.dtype(dtype), jnp.dtype(dtype),
+            attention=choose_backend('auto', mesh_platform(mesh), jnp.dtype(dtype)))
         self._params, self._run = _load(
             directory, sizes, numerics, self.config.pooling, mesh, rules)
         self.dims = sizes.hidden_size

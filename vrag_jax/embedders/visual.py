@@ -20,6 +20,7 @@ from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.prompts import PromptEncoder, Prompts
 from vrag_jax.models.packing import bucket_size, count_windows, pack_images
 from vrag_jax.models.parameters import merge
+from vrag_jax.models.pixels import PixelScale
 from vrag_jax.parallel.sharding import (
     RULES,
     Rules,
@@ -74,6 +75,11 @@ class VisualEmbedder:
                  dtype: str = 'bfloat16', batch_tokens: int = 16_384, mesh: Mesh | None = None,
                  rules: Rules = RULES):
         checkpoint = colqwen.find_checkpoint(Path(directory), projected, config.base)
+        processor = _image_processor(checkpoint.processor)
+        vision = dataclasses.replace(
+            checkpoint.config.vision, pixels=PixelScale.of_processor(processor))
+        checkpoint = dataclasses.replace(
+            checkpoint, config=dataclasses.replace(checkpoint.config, vision=vision))
         self.kind = 'visual_tokens' if projected else 'visual'
         self.multi_vector = projected
         self._config = checkpoint.config
@@ -82,10 +88,8 @@ class VisualEmbedder:
                           config.positions or checkpoint.prompts.positions)
         self._prompts = PromptEncoder(
             load_tokenizer(checkpoint.processor), prompts, checkpoint.config)
-        processor = _image_processor(checkpoint.processor)
         self._limits = _pixel_limits(processor, config, checkpoint)
-        self._preprocess = ImagePreprocessor(
-            processor, checkpoint.config.vision.spatial_merge_size)
+        self._preprocess = ImagePreprocessor(processor, vision)
         self._batch_tokens, self._mesh, self._rules = batch_tokens, mesh, rules
         graphdef, self._params, self.dims = colqwen.load(checkpoint, dtype, mesh, rules)
 
@@ -115,8 +119,8 @@ class VisualEmbedder:
     def input_digest(self, page: PageContent) -> str:
         """Returns a digest of the pixels of a page: equal if nothing tells two apart."""
         image = self._process(page)
-        return hashlib.sha256(
-            repr(image.grid_thw).encode() + image.pixel_values.tobytes()).hexdigest()
+        how = repr((image.grid_thw, self._config.vision.pixels)).encode()
+        return hashlib.sha256(how + image.patches.tobytes()).hexdigest()
 
     def page_grids(self, pages: Sequence[PageContent]) -> list[Grid]:
         """Returns rows and columns of each page's image tokens, and the tokens before them."""
@@ -167,7 +171,7 @@ class VisualEmbedder:
         # Room for as many windows in each row as the largest image takes: a full batch of
         # pages of one size has one shape.
         span = bucket_size(max(count_windows([i.grid_thw], self._config.vision) for i in shown))
-        arrays['images'] = pack_images([(i.pixel_values, i.grid_thw) for i in shown],
+        arrays['images'] = pack_images([(i.patches, i.grid_thw) for i in shown],
                                        self._config, windows=batch.rows * span, span=span)
         is_image = tokens == self._config.image_token_id
         arrays['image_index'] = np.where(

@@ -226,7 +226,8 @@ def _save_image(folder: Path, view: ImageView, trajectory: Trajectory) -> ImageR
         _write_image(view.image, folder / file)
     evidence = tuple(view.frame.from_page(item.bbox) for item in trajectory.question.evidence
                      if item.page_id == view.frame.page_id)
-    return ImageRecord(file, view.frame.page_id, view.frame.box_size, _whole_page(view.frame), evidence)
+    frame = view.frame
+    return ImageRecord(file, frame.page_id, frame.box_size, _whole_page(frame), evidence)
 
 
 def _write_image(image: Image.Image, path: Path) -> None:

@@ -286,7 +286,7 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
     unique = list(images.values())
     if feature_rows is None:
         packed = pack_images(
-            [(i.pixel_values, i.grid_thw) for i in unique],
+            [(i.patches, i.grid_thw) for i in unique],
             config,
             windows=windows,
             span=layout.span,

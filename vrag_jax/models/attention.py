@@ -40,7 +40,7 @@ def choose_backend(backend: str, platform: str, dtype: jnp.dtype) -> str:
 
     Args:
       backend: one of `BACKENDS`; 'auto' is the platform's own.
-      platform: 'cpu', 'tpu' or 'gpu', see `jax.Device.platform`.
+      platform: see `mesh.device_platform`; cuDNN is CUDA's alone.
       dtype: of queries and keys; cuDNN takes half precision alone.
 
     Raises:
@@ -49,14 +49,13 @@ def choose_backend(backend: str, platform: str, dtype: jnp.dtype) -> str:
     if backend not in BACKENDS:
         raise ValueError(f'attention must be one of {BACKENDS}, got {backend!r}')
     half = jnp.dtype(dtype).itemsize == 2
-    own = {'tpu': 'splash', 'gpu': 'cudnn' if half else 'plain', 'cuda': 'cudnn' if half
-           else 'plain'}.get(platform, 'plain')
-    if backend == 'auto':
-        return own
+    own = {'tpu': 'splash', 'cuda': 'cudnn'}.get(platform, 'plain')
+    if backend not in ('auto', 'plain', own):
+        raise ValueError(f'attention = {backend!r} does not run on {platform}')
     if backend == 'cudnn' and not half:
         raise ValueError(f"attention = 'cudnn' takes float16 and bfloat16, not {dtype}")
-    if backend != 'plain' and backend != own:
-        raise ValueError(f'attention = {backend!r} does not run on {platform}')
+    if backend == 'auto':
+        return 'plain' if own == 'cudnn' and not half else own
     return backend
 
 
@@ -89,10 +88,9 @@ def causal_attention(
     local: Local = {'plain': _plain, 'cudnn': _cudnn}.get(backend, _plain)
     if alone:
         if backend == 'splash':
-            out = _splash(_splash_kernel(q.shape, 1, 1, interpret), q, k, v, segment_ids,
-                          segment_ids)
-        else:
-            out = local(q, k, v, segment_ids, segment_ids, 0)
+            return _splash(_splash_kernel(q.shape, 1, 1, interpret), q, k, v, segment_ids,
+                           segment_ids)
+        out = local(q, k, v, segment_ids, segment_ids, 0)
         return checkpoint_name(out, ATTENTION_OUTPUT)
 
     k, v = (_repeat_heads(x, q.shape[2], devices_along('heads', mesh)) for x in (k, v))
@@ -111,14 +109,13 @@ def causal_attention(
                                 shards if places else 1, interpret)
         of_kernel = kernel.manual_sharding_spec(
             NamedSharding(mesh, PartitionSpec(heads, places)))
-        out = on_devices(_splash, in_specs=(of_kernel, *specs))(kernel, *arrays)
-    else:
-        def run(q, *rest):
-            first = jax.lax.axis_index(places) * q.shape[1] if places else 0
-            return local(q, *rest, first)
+        return on_devices(_splash, in_specs=(of_kernel, *specs))(kernel, *arrays)
 
-        out = on_devices(run, in_specs=specs)(*arrays)
-    return checkpoint_name(out, ATTENTION_OUTPUT)
+    def run(q, *rest):
+        first = jax.lax.axis_index(places) * q.shape[1] if places else 0
+        return local(q, *rest, first)
+
+    return checkpoint_name(on_devices(run, in_specs=specs)(*arrays), ATTENTION_OUTPUT)
 
 
 def _repeat_heads(x: jax.Array, heads: int, devices: int) -> jax.Array:
@@ -225,6 +222,11 @@ def _splash_kernel(
 
 
 def _splash(kernel, q, k, v, q_segments, segments) -> jax.Array:
+    """Attention `[B, T, H, d]`.
+
+    What remat saves is the kernel's own output `[B, H, T, d]`, with its normalisers: the
+    kernel's backward pass needs both. Named again here, it would be saved twice.
+    """
     scaled = (q * q.shape[-1] ** -0.5).astype(q.dtype)
     out = jax.vmap(kernel)(
         scaled.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2),

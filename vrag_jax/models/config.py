@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vrag_jax.models import hf_fields
+from vrag_jax.models.pixels import PixelScale
 
 # Model types, and what transformers' classes begin with.
 _CLASSES = {'qwen2_5_vl': 'Qwen2_5_VL', 'qwen2_vl': 'Qwen2VL'}
@@ -19,7 +20,9 @@ class VisionConfig:
 
     `tokens_per_second` matters to videos only and is kept for round trips. The tower of
     Qwen2-VL (`architecture` 'qwen2_vl') has LayerNorm, an MLP with quick GELU and full
-    attention in every layer; its windows are only how patches lie in memory.
+    attention in every layer; its windows are only how patches lie in memory. `pixels` is how
+    the image processor scales bytes; it comes from the processor's own file, not from the
+    model's, and is not written to one.
     """
 
     depth: int = 32
@@ -35,11 +38,17 @@ class VisionConfig:
     fullatt_block_indexes: tuple[int, ...] = (7, 15, 23, 31)
     tokens_per_second: int = 2
     architecture: str = 'qwen2_5_vl'
+    pixels: PixelScale = PixelScale()
 
     @property
     def patch_dim(self) -> int:
         """Numbers in a flattened patch."""
         return self.in_channels * self.temporal_patch_size * self.patch_size**2
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of a patch of a still image."""
+        return self.in_channels * self.patch_size**2
 
     @property
     def head_dim(self) -> int:
@@ -151,6 +160,10 @@ class ModelConfig:
         if vision.window_size % (vision.patch_size * vision.spatial_merge_size):
             raise ValueError(f'vision.window_size {vision.window_size} must be a multiple of '
                              'patch_size * spatial_merge_size')
+        if len(vision.pixels.mean) != vision.in_channels or len(vision.pixels.std) != (
+                vision.in_channels):
+            raise ValueError(f'vision.pixels {vision.pixels} must have a mean and a deviation for '
+                             f'each of vision.in_channels = {vision.in_channels}')
         if not all(0 <= i < vision.depth for i in vision.fullatt_block_indexes):
             raise ValueError(f'vision.fullatt_block_indexes {vision.fullatt_block_indexes} must '
                              f'be below vision.depth {vision.depth}')
@@ -181,7 +194,7 @@ class ModelConfig:
         ids = {f.name: config.get(f.name, text.get(f.name)) for f in dataclasses.fields(cls)
                if f.name.endswith('token_id')}
         return cls(
-            vision=_read(VisionConfig, {**vision, 'architecture': kind}),
+            vision=_read(VisionConfig, {**vision, 'architecture': kind}, optional=('pixels',)),
             text=_read(TextConfig, {**text, 'yarn': yarn and YarnConfig(**yarn)}),
             **dict[str, Any]((k, v) for k, v in ids.items() if isinstance(v, int)))
 
@@ -226,7 +239,7 @@ class ModelConfig:
 def _hf_vision(config: VisionConfig) -> dict[str, Any]:
     """A `vision_config` as the published checkpoints write it."""
     vision = dataclasses.asdict(config)
-    del vision['architecture']
+    del vision['architecture'], vision['pixels']
     if config.architecture == 'qwen2_vl':
         for name in ('window_size', 'fullatt_block_indexes', 'tokens_per_second',
                      'out_hidden_size', 'intermediate_size'):
@@ -239,9 +252,10 @@ def _hf_vision(config: VisionConfig) -> dict[str, Any]:
     return {**vision, 'hidden_act': 'silu'}
 
 
-def _read(cls: type, fields: Mapping[str, Any]) -> Any:
+def _read(cls: type, fields: Mapping[str, Any], optional: tuple[str, ...] = ()) -> Any:
     """Builds a config dataclass from the fields of a HF config."""
-    values = {field.name: fields[field.name] for field in dataclasses.fields(cls)}
+    values = {field.name: fields[field.name] for field in dataclasses.fields(cls)
+              if field.name in fields or field.name not in optional}
     return cls(**{name: tuple(value) if isinstance(value, list) else value
                   for name, value in values.items()})
 

@@ -21,6 +21,7 @@ from vrag_jax.models.layers import (
     scan_layers,
     stack_layers,
 )
+from vrag_jax.models.lookup import lookup
 from vrag_jax.models.mrope import rotary_angles, rotate
 from vrag_jax.parallel.sharding import constrain
 
@@ -83,11 +84,11 @@ class Decoder(nnx.Module):
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Looks up `[B, T]` int32 tokens: `[B, T, D]` in the dtype of the computation."""
-        table = self.embed_tokens.embedding[...].astype(self.numerics.dtype)
         # Rows of the batch and columns of the table lie on the same mesh axis. Left to
         # itself the compiler splits what is looked up by columns, and its gradient too,
         # and goes between that and rows by way of whole copies on every device.
-        return constrain(constrain(table, ('vocab',))[tokens], ('batch', 'length'))
+        x = lookup(self.embed_tokens.embedding[...], tokens, self.numerics.dtype, ('vocab',))
+        return constrain(x, ('batch', 'length'))
 
     def __call__(
         self, x: jax.Array, position_ids: jax.Array, segment_ids: jax.Array,

@@ -31,7 +31,8 @@ class PatchBatch:
     An image's windows are consecutive rows.
 
     Attributes:
-      pixels: `[W, P, patch_dim]` float, as the HF image processor flattens them.
+      pixels: `[W, P, patch_bytes]` uint8, see `pixels.image_patches`; or, of images that
+        came as numbers, `[W, P, patch_dim]` float32, as the HF image processor flattens them.
       positions: `[W, P, 2]` int32, row and column of the patch in its image.
       image_ids: `[W, P]` int32, number of the image, -1 on padding.
       first_window: `[W]` int32, the row where the window's image begins.
@@ -70,8 +71,9 @@ def pack_images(
     """Packs processed images into one buffer.
 
     Args:
-      images: `(pixel_values [n, patch_dim], (t, h, w) in patches)` of each image,
-        from the HF image processor.
+      images: `(patches, (t, h, w) in patches)` of each image: `[n, patch_bytes]` uint8 in
+        the order of `pixels.image_patches`, or, all of them, `[n, patch_dim]` floats from
+        the HF image processor.
       config: gives the sizes of patches and windows.
       windows: rows of the buffer; None takes the bucket that holds the images.
       span: see `PatchBatch`; None takes the bucket of the largest image. Fix it,
@@ -82,9 +84,14 @@ def pack_images(
 
     Raises:
       ValueError: if the images do not fit into `windows`, one does not fit into
-        `span`, a grid and its patches disagree, or an image is a video (t > 1).
+        `span`, a grid and its patches disagree, an image is a video (t > 1), or some are
+        bytes and some are floats.
     """
     vision = config.vision
+    as_bytes = [values.dtype == np.uint8 for values, _ in images]
+    if any(as_bytes) and not all(as_bytes):
+        raise ValueError(f'images {[n for n, own in enumerate(as_bytes) if not own]} are floats, '
+                         'the others bytes: all must be of one kind')
     for number, (pixels, grid) in enumerate(images):
         _check_image(number, pixels, grid, vision)
     sizes = [count_windows([grid], vision) for _, grid in images]
@@ -99,7 +106,8 @@ def pack_images(
                          f'but span = {span}')
 
     units, area = vision.window_units**2, vision.merge_area
-    pixels = np.zeros((rows * units, area, vision.patch_dim), np.float32)
+    pixels = (np.zeros((rows * units, area, vision.patch_bytes), np.uint8) if all(as_bytes)
+              else np.zeros((rows * units, area, vision.patch_dim), np.float32))
     positions = np.zeros((rows * units, area, 2), np.int32)
     image_ids = np.full((rows * units, area), -1, np.int32)
     order = np.full(rows * units, -1, np.int32)
@@ -107,7 +115,7 @@ def pack_images(
     start, filled = 0, 0
     for number, ((values, grid), size) in enumerate(zip(images, sizes, strict=True)):
         places = start * units + _window_places(grid, vision)
-        pixels[places] = np.reshape(values, (-1, area, vision.patch_dim))
+        pixels[places] = np.reshape(values, (-1, *pixels.shape[1:]))
         positions[places] = _patch_positions(grid, vision)
         image_ids[places] = number
         order[filled : filled + len(places)] = places
@@ -132,9 +140,10 @@ def _check_image(number: int, pixels: np.ndarray, grid: Grid, config: VisionConf
     if h < merge or w < merge or h % merge or w % merge:
         raise ValueError(f'image {number}: grid {tuple(grid)} must have sides that are '
                          f'multiples of {merge}')
-    if pixels.shape != (h * w, config.patch_dim):
-        raise ValueError(f'image {number}: pixel_values of shape {pixels.shape}, expected '
-                         f'{(h * w, config.patch_dim)} for grid {tuple(grid)}')
+    expected = (h * w, config.patch_bytes if pixels.dtype == np.uint8 else config.patch_dim)
+    if pixels.shape != expected:
+        raise ValueError(f'image {number}: {pixels.dtype} patches of shape {pixels.shape}, '
+                         f'expected {expected} for grid {tuple(grid)}')
 
 
 def _window_places(grid: Grid, config: VisionConfig) -> np.ndarray:

@@ -9,6 +9,7 @@ from jax.typing import DTypeLike
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.decoder import Caches, Decoder, KVCache, init_cache
 from vrag_jax.models.layers import MASKED, Numerics, linear
+from vrag_jax.models.lookup import lookup
 from vrag_jax.models.packing import PatchBatch
 from vrag_jax.models.vision import VisionTower
 
@@ -145,5 +146,5 @@ class Qwen2_5_VL(nnx.Module):
         x = self.language_model.embed(tokens)
         if image_features is None or image_index is None:
             return x
-        features = image_features[jnp.maximum(image_index, 0)].astype(x.dtype)
+        features = lookup(image_features, jnp.maximum(image_index, 0), x.dtype)
         return jnp.where((image_index >= 0)[..., None], features, x)

@@ -21,6 +21,7 @@ from vrag_jax.models.layers import (
 )
 from vrag_jax.models.mrope import rotate
 from vrag_jax.models.packing import PatchBatch
+from vrag_jax.models.pixels import patch_values
 from vrag_jax.parallel.sharding import constrain
 
 NORM_EPSILON = 1e-6
@@ -54,7 +55,12 @@ class VisionTower(nnx.Module):
           `[M, out_hidden_size]` merged features, images one after the other in
           raster order; zero on padding.
         """
-        x = self.patch_embed(jnp.asarray(batch.pixels, self.numerics.dtype))
+        pixels = jnp.asarray(batch.pixels)
+        if pixels.dtype == jnp.uint8:
+            # Scaled in float32: half precision would round bytes, and then the rest.
+            pixels = patch_values(
+                pixels, self.config.pixels, self.config.temporal_patch_size, jnp)
+        x = self.patch_embed(pixels.astype(self.numerics.dtype))
         x = constrain(x, ('windows',))
         angles = rotary_angles(jnp.asarray(batch.positions), self.config.head_dim)
         graphdef, stacked = nnx.split(self.blocks)

@@ -39,6 +39,28 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(laid_out, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def device_platform(device: jax.Device) -> str:
+    """Returns what a device is programmed through: 'cpu', 'tpu', 'cuda', 'rocm'.
+
+    JAX calls NVIDIA's and AMD's GPUs alike 'gpu' (`Device.platform`); their runtime, and the
+    name of the card, tell them apart. A GPU of which neither says anything stays 'gpu'.
+    """
+    if device.platform not in ('gpu', 'cuda', 'rocm'):
+        return device.platform
+    said = (device.platform, device.client.platform, device.client.platform_version,
+            device.device_kind)
+    words = ' '.join(said).lower()
+    for platform, marks in (('rocm', ('rocm', 'amd ', 'gfx')), ('cuda', ('cuda', 'nvidia'))):
+        if any(mark in words for mark in marks):
+            return platform
+    return device.platform
+
+
+def mesh_platform(mesh: Mesh | None) -> str:
+    """Returns the `device_platform` of a mesh, or of the default device."""
+    return device_platform(jax.devices()[0] if mesh is None else mesh.devices.flat[0])
+
+
 def resolve_shape(shape: Mapping[str, int], device_count: int) -> dict[str, int]:
     """Fills in a mesh shape for a number of devices; see `make_mesh`.
 

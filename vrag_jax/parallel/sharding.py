@@ -176,6 +176,14 @@ def spec_in_use(dimensions: Sequence[str | None], shape: Sequence[int]) -> Parti
     return spec(dimensions, shape, jax.sharding.get_abstract_mesh(), _RULES_IN_USE.get())
 
 
+def sharding_in_use(
+    dimensions: Sequence[str | None], shape: Sequence[int]
+) -> NamedSharding | None:
+    """Returns what `constrain` would do to an array, for later; None where no mesh is in use."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return None if mesh.empty else NamedSharding(mesh, spec_in_use(dimensions, shape))
+
+
 def devices_along(name: str, mesh: Mesh | AbstractMesh | None, rules: Rules | None = None) -> int:
     """Returns over how many devices a logical axis is spread; rules in use by default."""
     if mesh is None or mesh.empty:

@@ -285,7 +285,12 @@ def render(page_image: Image.Image, frame: Frame) -> Image.Image:
       frame: what is shown of it.
     """
     left, top, right, bottom = map(int, frame.region)
-    cut = page_image.crop((left, top, right, bottom)).convert('RGB')
+    # A page of 16 megapixels is not copied where it is taken whole and as it is.
+    cut = page_image
+    if (left, top, right, bottom) != (0, 0, *page_image.size):
+        cut = cut.crop((left, top, right, bottom))
+    if cut.mode != 'RGB':
+        cut = cut.convert('RGB')
     if frame.box_size != frame.encoder_size:
         cut = cut.resize(frame.box_size, Image.Resampling.BICUBIC)
     return cut.resize(frame.encoder_size, Image.Resampling.BICUBIC)

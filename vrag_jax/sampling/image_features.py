@@ -149,7 +149,7 @@ class ImageFeatureCache:
     def _run(self, params: Params, group: list[ProcessedImage], windows: int,
              places: np.ndarray) -> None:
         packed = pack_images(
-            [(image.pixel_values, image.grid_thw) for image in group],
+            [(image.patches, image.grid_thw) for image in group],
             self._config, windows=windows, span=self._span)
         # One scatter writes the group; rows past the images point outside the
         # buffer and are dropped.

@@ -19,6 +19,7 @@ from vrag_jax.tasks.settings import RunConfig
 
 # Tasks that ask a policy.
 ASKING = ('loop', 'sft', 'grpo', 'evaluate')
+LEARNING = ('loop', 'sft', 'grpo')
 
 
 def check(config: RunConfig) -> None:
@@ -53,6 +54,12 @@ def check(config: RunConfig) -> None:
         _check_checkpoint(Path(config.policy.checkpoint), whole=config.task in ASKING)
     if config.task in ASKING and not (config.task == 'sft' and config.data.trajectories):
         choose_prompt(config)
+    if config.task in LEARNING and not config.policy.lora.rank and (
+            config.policy.param_dtype != 'float32'):
+        # A weight of 0.02 changes by 6e-5 or not at all: steps of 1e-6 would all be lost.
+        raise ConfigError(f'config.policy.param_dtype: {config.policy.param_dtype} rounds updates '
+                          'away where all weights are trained; take float32, or adapters '
+                          '(policy.lora.rank)')
     shards = shape['data'] * shape['fsdp']
     for name, learner in config.learners.items():
         if learner.rows % shards:

@@ -15,9 +15,8 @@ from vrag_jax.compilation.chips import GIB, Chip, bound, parse_topology, topolog
 from vrag_jax.compilation.work import Work, work
 from vrag_jax.config import ConfigError
 from vrag_jax.models.flops import training_flops
-from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.tasks.plan import Plan, device_bytes, plan
-from vrag_jax.tasks.policy import sampling_shapes
+from vrag_jax.tasks.policy import sampler_copy
 from vrag_jax.tasks.programs import Program, programs
 from vrag_jax.tasks.settings import RunConfig
 
@@ -143,8 +142,7 @@ def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
     """Bytes that a chip holds while a program runs, whether or not it is given them.
 
     The policy as it was at first stays as the reference, and what is frozen is shared
-    with it; while it samples, there is a copy of the policy as it lies then. With
-    `overlap` it samples beside the learner, with weights that are no longer its own.
+    with it; while it samples, there is a copy of the policy as it lies then.
     """
     held: list[Any] = [planned.params, planned.features]
     # The sampler's cache is given back before an update.
@@ -156,24 +154,9 @@ def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
     if phase is not None:
         held += [phase.state.trainable, phase.state.opt_state, phase.gradients]
     if program.samples or config.grpo.overlap:
-        placed = sampling_shapes(planned.params, config, planned.mesh,
-                                 with_rules(config.mesh.sampler_rules))
-        copied = changed(placed, planned.params)
-        held.append(copied)
-        if config.grpo.overlap and phase is not None:
-            held.append({path: value for path, value in phase.state.trainable.items()
-                         if path not in copied})
+        held.append(sampler_copy(
+            planned.params, {} if phase is None else phase.state.trainable, config, planned.mesh))
     return device_bytes(held)
-
-
-def changed(placed: Mapping[str, Any], params: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns those parameters that are copied where they are placed."""
-    def same(x: Any, y: Any) -> bool:
-        return x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, len(x.shape))
-
-    return {path: value for path, value in placed.items() if not all(
-        same(x, y) for x, y in zip(
-            jax.tree.leaves(value), jax.tree.leaves(params[path]), strict=True))}
 
 
 HEADER = (f'{"program":20}{"compiled":>9}{"arguments":>11}{"temporary":>11}{"outputs":>9}'

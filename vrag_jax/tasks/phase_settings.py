@@ -71,6 +71,8 @@ class SftConfig:
       careful, loose, hasty: shares of the experts' habits; must sum to 1.
       learner: optimiser and shapes.
       save_every: steps between checkpoints.
+      prepare_threads: that open, scale and tokenise the trajectories of the next steps.
+      prepare_ahead: how many steps ahead; their trajectories are held in the host's memory.
     """
 
     steps: int = 0
@@ -82,10 +84,12 @@ class SftConfig:
     hasty: float = 0.5
     learner: LearnerConfig = LearnerConfig(lr=1e-5)
     save_every: int = 100
+    prepare_threads: int = 8
+    prepare_ahead: int = 2
 
     def __post_init__(self):
-        _check(self, positive=('sequences', 'save_every'), not_negative=(
-            'steps', 'epochs', 'trajectories', 'careful', 'loose', 'hasty'))
+        _check(self, positive=('sequences', 'save_every', 'prepare_threads'), not_negative=(
+            'steps', 'epochs', 'trajectories', 'careful', 'loose', 'hasty', 'prepare_ahead'))
         total = self.careful + self.loose + self.hasty
         if abs(total - 1) > 1e-6:
             raise ValueError(f'careful + loose + hasty must be 1, got {total}')

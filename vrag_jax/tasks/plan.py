@@ -26,7 +26,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.decoder import KVCache, init_cache
 from vrag_jax.models.parameters import Params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.sharding import (
     Rules,
     batch_sharding,
@@ -35,7 +35,7 @@ from vrag_jax.parallel.sharding import (
     with_rules,
 )
 from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
-from vrag_jax.tasks.policy import abstract_policy, policy_config
+from vrag_jax.tasks.policy import Shapes, abstract_policy, policy_config, sampler_copy
 from vrag_jax.tasks.settings import RunConfig
 from vrag_jax.tasks.workspace import Workspace
 
@@ -76,6 +76,8 @@ class Plan:
       params: the policy's parameters by path; a phase starts from them, and they
         stay while it runs: as the reference of the KL term, and to start another.
       phases: training phases by name.
+      sampler_params: what the sampler holds of the policy as it lies for sampling, where
+        that is not the learner's own; none where nothing is sampled.
       pool: pages of the sampler's cache, or None where nothing is sampled.
       working: what a call to decode copies out of them, at its largest.
       features: the buffer of image features, `[rows, D]`.
@@ -87,6 +89,7 @@ class Plan:
     mesh: Mesh
     params: Params
     phases: Mapping[str, PlannedPhase]
+    sampler_params: Shapes
     pool: KVPool | None
     working: KVCache | None
     features: jax.ShapeDtypeStruct
@@ -100,12 +103,14 @@ class Plan:
         """Returns the trees of arrays that the run will hold, by what they are."""
         out: dict[str, Any] = {'parameters, as they were at first': self.params}
         for name, phase in self.phases.items():
-            out[f'{name}: parameters'] = phase.state.params
+            # What is frozen is shared with those that were at first.
+            out[f'{name}: trained parameters'] = phase.state.trainable
             out[f'{name}: optimiser'] = phase.state.opt_state
             out[f'{name}: gradients'] = phase.gradients
             out[f'{name}: micro-batch'] = phase.batch
             out[f'{name}: scores, if not fused'] = phase.scores
         if self.pool is not None:
+            out['sampler: copy of the policy'] = self.sampler_params
             out['sampler: pages of the cache'] = self.pool
             out['sampler: copy of a call'] = self.working
         return out | {'image features': self.features}
@@ -144,7 +149,7 @@ def plan(
     model_config = policy_config(config, tokenizer)
     rules = with_rules(config.mesh.learner_rules)
     sampler_rules = with_rules(config.mesh.sampler_rules)
-    graphdef, shapes = abstract_policy(config, model_config, mesh.devices.flat[0].platform)
+    graphdef, shapes = abstract_policy(config, model_config, mesh_platform(mesh))
     params = _placed(shapes, tree_shardings(shapes, mesh, rules))
     features = jax.ShapeDtypeStruct(
         (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),
@@ -158,11 +163,15 @@ def plan(
             temperature = config.grpo.sampling.temperature
         phases[name] = _phase(
             graphdef, params, features, model_config, learner, loss, temperature, mesh, rules)
+    copied: Shapes = {}
     pool, working = None, None
     if list(phases) != ['sft']:
         pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
         working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
-    return Plan(config.task, model_config, graphdef, mesh, params, phases, pool, working, features)
+        trainable = list(phases.values())[-1].state.trainable if phases else {}
+        copied = sampler_copy(params, trainable, config, mesh)
+    return Plan(config.task, model_config, graphdef, mesh, params, phases, copied, pool, working,
+                features)
 
 
 def run(config: RunConfig, workdir: Path) -> None:

@@ -17,8 +17,9 @@ from vrag_jax.models.lora import add_adapters, is_adapter, load_adapters
 from vrag_jax.models.parameters import Params, flat_params
 from vrag_jax.models.quantization import quantiser
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.processes import to_local
-from vrag_jax.parallel.sharding import Rules, tree_shardings
+from vrag_jax.parallel.sharding import Rules, tree_shardings, with_rules
 from vrag_jax.sampling.programs import PRODUCTS
 from vrag_jax.tasks.settings import RunConfig
 
@@ -55,7 +56,7 @@ def abstract_policy(
     Args:
       config: the run's config.
       model_config: sizes of the policy.
-      platform: on which it will run, see `jax.Device.platform`.
+      platform: on which it will run, see `mesh.device_platform`.
     """
     graphdef, shapes = flat_params(nnx.eval_shape(lambda: _build(config, model_config, platform)))
     quantise = _quantiser(config)
@@ -81,7 +82,7 @@ def initial_params(
     `policy.adapter`.
     """
     policy = config.policy
-    platform = mesh.devices.flat[0].platform
+    platform = mesh_platform(mesh)
     shapes = abstract_policy(config, model_config, platform)[1]
     shardings = tree_shardings(shapes, mesh, rules)
     whole = tree_shardings(base_policy(config, model_config, platform)[1], mesh, rules)
@@ -119,6 +120,30 @@ def sampling_shapes(
     return cast(Shapes, jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
         cast_shapes, tree_shardings(cast_shapes, mesh, rules)))
+
+
+def sampler_copy(
+    params: Mapping[str, Any], trainable: Mapping[str, Any], config: RunConfig, mesh: Mesh
+) -> Shapes:
+    """Returns what the sampler holds of the policy besides the learner's own arrays.
+
+    Parameters that lie for sampling as they lie for learning are shared. With
+    `grpo.overlap` it samples beside the learner, with weights that are no longer its own.
+
+    Args:
+      params: shapes of all parameters, as they lie for learning.
+      trainable: those of them that are trained.
+      config: the run's config.
+      mesh: the devices.
+    """
+    placed = sampling_shapes(params, config, mesh, with_rules(config.mesh.sampler_rules))
+
+    def shared(path: str) -> bool:
+        own = zip(jax.tree.leaves(placed[path]), jax.tree.leaves(params[path]), strict=True)
+        return all(x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, len(x.shape))
+                   for x, y in own) and not (config.grpo.overlap and path in trainable)
+
+    return {path: value for path, value in placed.items() if not shared(path)}
 
 
 def sampling_placement(

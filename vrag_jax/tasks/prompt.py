@@ -61,8 +61,8 @@ def conversation_prompt(
     system = systems.pop() if len(systems) == 1 else None
     if config.prompt.system and not expected:
         if systems or system not in (None, config.prompt.system):
-            raise ConfigError(f'config.prompt.system: conversations of {source} have another system '
-                              f'turn, for instance {system or systems.pop()!r}')
+            raise ConfigError(f'config.prompt.system: conversations of {source} have another '
+                              f'system turn, for instance {system or systems.pop()!r}')
         system = config.prompt.system
     try:
         found = common_prompt((text for _, text in turns), system)

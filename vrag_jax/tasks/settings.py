@@ -70,8 +70,8 @@ class PolicyConfig:
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters.
       remat: what is computed again in the backward pass, see `layers.Numerics`.
-      attention: 'auto' is the platform's own: 'splash' on TPUs, 'cudnn' on GPUs in half
-        precision, 'plain' elsewhere.
+      attention: 'auto' is the platform's own: 'splash' on TPUs, 'cudnn' on NVIDIA's GPUs
+        in half precision, 'plain' elsewhere.
       quantization: of the decoder's frozen kernels: 'int8', 'int4', or '' for none.
       lora: adapters, which alone are trained.
       adapter: directory of adapters to start from; '' starts from new ones.

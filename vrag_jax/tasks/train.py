@@ -1,5 +1,6 @@
 """Training on given sequences: pretraining, and SFT on expert trajectories."""
 
+import functools
 import logging
 import random
 from collections.abc import Mapping, Sequence
@@ -19,6 +20,7 @@ from vrag_jax.rollout.driver import run_expert
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
+from vrag_jax.tasks.ahead import Ahead
 from vrag_jax.tasks.phase import host_rng, run_phase
 from vrag_jax.tasks.workspace import Workspace
 
@@ -121,7 +123,8 @@ def finetune(space: Workspace, params: Params, name: str,
       space: the run.
       params: weights to start from.
       name: of the phase, for metrics and checkpoints.
-      sequences: what is learned, in epochs of random order.
+      sequences: what is learned, in epochs of random order; made when they are asked for,
+        by several threads, or there already.
 
     Returns:
       The weights after the last step.
@@ -137,14 +140,14 @@ def finetune(space: Workspace, params: Params, name: str,
         if features is not None:
             features.warm_up(learner.state.params)
 
-    def prepare(step: int) -> list[TokenSequence]:
-        return [sequences[i] for i in epoch_slice(
-            len(sequences), config.sequences, step, space.config.seed, name)]
+    def order(step: int) -> list[int]:
+        return epoch_slice(len(sequences), config.sequences, step, space.config.seed, name)
 
-    run_phase(
-        name, learner, directory(space, name), space.config.seed, total, prepare,
-        lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
-        warm_up=warm_up, on_save=space.clear_features)
+    with Ahead(sequences, order, total, config.prepare_threads, config.prepare_ahead) as prepare:
+        run_phase(
+            name, learner, directory(space, name), space.config.seed, total, prepare,
+            lambda _, batch: learner.update(batch, features), space.metrics, config.save_every,
+            warm_up=warm_up, on_save=space.clear_features)
     return learner.state.params
 
 
@@ -185,12 +188,13 @@ def directory(space: Workspace, name: str) -> Path:
 
 def epoch_slice(count: int, size: int, step: int, seed: int, name: str) -> list[int]:
     """Returns indices of a step's items: epochs in an order of their own, one after the other."""
-    out: list[int] = []
-    for position in range(step * size, (step + 1) * size):
-        epoch, place = divmod(position, count)
-        out.append(int(_epoch_order(count, seed, name, epoch)[place]))
-    return out
+    epochs, places = np.divmod(np.arange(step * size, (step + 1) * size), count)
+    return np.concatenate([
+        _epoch_order(count, seed, name, int(epoch))[places[epochs == epoch]]
+        for epoch in np.unique(epochs)]).tolist()
 
 
+@functools.lru_cache(maxsize=4)  # A step ends one epoch and begins the next, of two phases.
 def _epoch_order(count: int, seed: int, name: str, epoch: int) -> np.ndarray:
+    """Returns the order of an epoch, `[count]`; not to be written to."""
     return host_rng(seed, f'{name}/order', epoch).permutation(count)

@@ -23,8 +23,9 @@ from vrag_jax.data.tokenizer import (
 from vrag_jax.metrics import MetricsWriter
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.parameters import Params
+from vrag_jax.models.pixels import PixelScale
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.parallel.mesh import make_mesh
+from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.processes import local_mesh, main_first
 from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.perception.stopping import build_stop_table
@@ -66,8 +67,8 @@ class Workspace:
 
     @property
     def platform(self) -> str:
-        """Of the devices, e.g. 'tpu'."""
-        return self.mesh.devices.flat[0].platform
+        """Of the devices, see `mesh.device_platform`."""
+        return mesh_platform(self.mesh)
 
     @functools.cached_property
     def corpus(self) -> Corpus:
@@ -111,10 +112,15 @@ class Workspace:
                        self.tokenizer.convert_tokens_to_ids('<|endoftext|>')})
 
     @functools.cached_property
+    def _sizes(self) -> ModelConfig:
+        return policy_config(self.config, self.tokenizer)
+
+    @functools.cached_property
     def model_config(self) -> ModelConfig:
-        sizes = policy_config(self.config, self.tokenizer)
-        return dataclasses.replace(sizes, suppressed_ids=ids_without_text(
-            self.tokenizer, sizes.text.vocab_size, self.end_ids))
+        vision = dataclasses.replace(
+            self._sizes.vision, pixels=PixelScale.of_processor(self.image_processor))
+        return dataclasses.replace(self._sizes, vision=vision, suppressed_ids=ids_without_text(
+            self.tokenizer, self._sizes.text.vocab_size, self.end_ids))
 
     @functools.cached_property
     def _abstract(self):
@@ -141,7 +147,7 @@ class Workspace:
 
     @functools.cached_property
     def image_processor(self) -> Qwen2VLImageProcessorPil:
-        vision = self.model_config.vision
+        vision = self._sizes.vision
         if self.config.policy.checkpoint:
             return Qwen2VLImageProcessorPil.from_pretrained(self.config.policy.checkpoint)
         # White paper becomes zero, ink the signal: a policy that starts from
@@ -154,7 +160,7 @@ class Workspace:
     @functools.cached_property
     def preprocess(self) -> ImagePreprocessor:
         return ImagePreprocessor(
-            self.image_processor, self.model_config.vision.spatial_merge_size,
+            self.image_processor, self.model_config.vision,
             self.config.observing.patch_cache_bytes)
 
     def world(self, allow_crop: bool = True) -> World:
