@@ -395,5 +395,6 @@ def _check_rows(vectors: np.ndarray | None, ids: tuple[str, ...]) -> None:
     if vectors is not None:
         bad = ~np.isfinite(vectors).all(axis=1)
         if bad.any():
-            raise ValueError(f'the vector of {ids[bad.argmax()]!r} is not finite ({bad.sum()} of '
+            first = ids[int(np.argmax(bad))]
+            raise ValueError(f'the vector of {first!r} is not finite ({bad.sum()} of '
                              f'{len(ids)} vectors)')
