@@ -1,12 +1,15 @@
 # make run         from random weights to a trained, evaluated agent and its report
-# make test        lint, types and all tests but the slow ones
+# make test        all tests but the slow ones
+# make check       lint and types
 # make test-slow   the slow tests
-# make check-transformers  an exported policy in transformers 4.51 and the newest
+# make check-transformers   exported policies in transformers 4.51 and the newest
 # make install     the environment only
+# make lock        newer releases for all of these, see requirements.lock
 #
 # Variables: PYTHON (3.11 or newer), ACCELERATOR (cpu, cuda or tpu; found out by itself),
 # CONFIG, WORKDIR, ARGS (more flags of vrag_jax.main, e.g. ARGS='--config.seed=1'), JOBS (how
-# many processes run the tests).
+# many processes run the tests), LATEST (1: the newest releases instead of those of
+# requirements.lock, in an environment of their own, .venv-latest).
 
 PYTHON ?= python3
 ACCELERATOR ?= $(shell sh launch/accelerator.sh)
@@ -14,31 +17,39 @@ CONFIG ?= configs/tiny.py
 WORKDIR ?= runs/tiny
 ARGS ?=
 JOBS ?= 2
+LATEST ?=
 
-VENV := .venv
+VENV := .venv$(if $(filter-out 0,$(LATEST)),-latest)
 BIN := $(VENV)/bin
-DECLARED := pyproject.toml requirements.txt requirements-cuda.txt requirements-tpu.txt
+DECLARED := pyproject.toml requirements.txt requirements-cuda.txt requirements-tpu.txt \
+  requirements-build.txt requirements.lock
 # One stamp an accelerator: set-up is done once, and again when what is declared changes.
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
+EXTRAS := dev,ocr,quantization,serve,tpu-aot
 
-# On a CPU a step's buffers are memory of this process, given back and asked for anew again and
-# again, which costs up to half of the time. Kept, and in huge pages, they cost nothing; glibc
-# reads this before Python starts.
-ifeq ($(ACCELERATOR),cpu)
-export GLIBC_TUNABLES ?= glibc.malloc.hugetlb=1:glibc.malloc.mmap_max=0:glibc.malloc.arena_max=1:glibc.malloc.trim_threshold=17179869184:glibc.malloc.top_pad=67108864
+PIP := $(BIN)/python -m pip install --quiet
+ifeq ($(filter-out 0,$(LATEST)),)
+PIP_LOCKED := $(PIP) --constraint requirements.lock
+# Some are built here, with the setuptools that the lock names.
+PIP_BUILDS := $(PIP_LOCKED) --build-constraint requirements.lock
+else
+PIP_LOCKED := $(PIP) --upgrade --upgrade-strategy eager
+PIP_BUILDS := $(PIP_LOCKED)
 endif
 
-.PHONY: run test test-slow check-transformers install
+.PHONY: run test check test-slow check-transformers install lock
 .DELETE_ON_ERROR:
 
 run: $(STAMP)
 	$(BIN)/python -m vrag_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(STAMP)-dev
-	$(BIN)/ruff check .
-	$(BIN)/mypy
 	$(BIN)/python -m pytest -m 'alone and not slow' $(ARGS) || [ $$? -eq 5 ]  # 5: none chosen.
 	$(BIN)/python -m pytest -m 'not alone and not slow' -n $(JOBS) --dist=worksteal $(ARGS)
+
+check: $(STAMP)-dev
+	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 test-slow: $(STAMP)-dev
 	$(BIN)/python -m pytest -m slow $(ARGS)
@@ -47,6 +58,16 @@ check-transformers: $(STAMP)-dev
 	$(BIN)/python -m tests.tasks.check_transformers $(ARGS)
 
 install: $(STAMP)
+
+# One file for all platforms, accelerators and Pythons from 3.11 on; uv, which makes it, is in an
+# environment of its own.
+lock: | $(BIN)/python
+	$(BIN)/python -m venv $(VENV)/lock
+	$(VENV)/lock/bin/python -m pip install --quiet --upgrade uv
+	$(VENV)/lock/bin/uv pip compile --quiet --upgrade --universal --python-version 3.11 \
+	  --all-extras --no-annotate --no-emit-index-url --no-emit-find-links \
+	  --custom-compile-command 'make lock' --output-file requirements.lock \
+	  pyproject.toml requirements-build.txt
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { \
@@ -58,11 +79,11 @@ $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
 
 $(STAMP): $(DECLARED) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet -r requirements$(patsubst %,-%,$(filter-out cpu,$(ACCELERATOR))).txt
-	$(BIN)/python -m pip install -qq -e .
+	$(PIP_LOCKED) -r requirements-build.txt
+	$(PIP_BUILDS) -r requirements$(patsubst %,-%,$(filter-out cpu,$(ACCELERATOR))).txt
+	$(PIP_BUILDS) -e .
 	@touch $@
 
 $(STAMP)-dev: $(STAMP)
-	$(BIN)/python -m pip install -qq -e '.[dev,ocr,quantization,serve,tpu-aot]'
+	$(PIP_BUILDS) -e '.[$(EXTRAS)]'
 	@touch $@

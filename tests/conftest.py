@@ -30,3 +30,16 @@ def shared_dir() -> Path:
     if not folder.is_dir():
         pytest.skip(f'needs the shared data: {folder} is not there (set VRAG_SHARED)')
     return folder
+
+
+@pytest.fixture(scope='session')
+def without_scann(tmp_path_factory) -> dict[str, str]:
+    """Environment variables of a process that has no ScaNN, wherever it is installed.
+
+    A module of its name that cannot be imported is before it on the path.
+    """
+    folder = tmp_path_factory.mktemp('without_scann')
+    (folder / 'scann.py').write_text(
+        """raise ModuleNotFoundError("No module named 'scann'", name='scann')\n""")
+    path = os.pathsep.join([str(folder), str(Path(__file__).resolve().parents[1])])
+    return {**os.environ, 'PYTHONPATH': path}

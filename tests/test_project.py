@@ -9,6 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULES = sorted([*ROOT.glob('vrag_jax/**/*.py'), *ROOT.glob('configs/*.py'),
@@ -77,7 +78,45 @@ def test_torch_and_tensorflow_are_never_imported():
 def test_requirements_admit_newer_versions():
     extras = PYPROJECT['project']['optional-dependencies'].values()
     for requirement in [*requirements('requirements.txt'), *sum(extras, [])]:
-        assert re.fullmatch(r'[\w-]+(\[\w+\])?>=[\d.]+', requirement), requirement
+        assert re.fullmatch(r'[\w-]+(\[\w+\])?>=[\d.]+(; .+)?', requirement), requirement
+
+
+# Where the first command of the README has to pass.
+MACHINES = [{'python_version': python, 'python_full_version': f'{python}.0',
+             'sys_platform': system, 'platform_machine': machine}
+            for python in ('3.11', '3.12', '3.13', '3.14')
+            for system, machine in (('linux', 'x86_64'), ('linux', 'aarch64'),
+                                    ('darwin', 'arm64'))]
+
+
+def applies(requirement, machine):
+    return requirement.marker is None or requirement.marker.evaluate({**machine, 'extra': ''})
+
+
+@pytest.mark.parametrize('machine', MACHINES, ids=lambda machine: '-'.join(
+    (machine['python_version'], machine['sys_platform'], machine['platform_machine'])))
+def test_the_lock_names_one_version_of_all_that_is_declared(machine):
+    lines = [line for line in requirements('requirements.lock')]
+    locked = {}
+    for requirement in map(Requirement, lines):
+        if applies(requirement, machine):
+            assert re.fullmatch(r'==[\w.]+', str(requirement.specifier)), requirement
+            assert requirement.name not in locked, requirement
+            locked[requirement.name] = str(requirement.specifier).removeprefix('==')
+    extras = PYPROJECT['project']['optional-dependencies'].values()
+    for requirement in map(Requirement, [*requirements('requirements.txt'), *sum(extras, []),
+                                         *requirements('requirements-build.txt')]):
+        if applies(requirement, machine):
+            name = requirement.name.lower().replace('_', '-')
+            assert requirement.specifier.contains(locked[name]), requirement
+    assert ('scann' in locked) == (
+        machine['sys_platform'] == 'linux' and machine['python_version'] != '3.14')
+
+
+def test_the_lock_names_releases_and_no_places_and_nothing_of_torch():
+    lines = requirements('requirements.lock')
+    assert not [line for line in lines if '://' in line or line.startswith('-') or '@' in line]
+    assert not {'torch', 'torchvision', 'tensorflow'} & {distribution(line) for line in lines}
 
 
 @pytest.mark.parametrize('accelerator', ['cuda', 'tpu'])
@@ -113,21 +152,42 @@ def test_make_run_installs_what_fits_and_runs_the_tiny_config(tmp_path, accelera
     assert '-m vrag_jax.main --config=configs/tiny.py --workdir=runs/tiny' in plan
 
 
+def test_make_installs_what_the_lock_names_unless_told_otherwise():
+    for target in ('run', 'test', 'check', 'install'):
+        plan = make('-n', '-W', 'requirements.lock', target, 'ACCELERATOR=cpu').stdout
+        installs = [line for line in plan.splitlines() if 'pip install' in line]
+        assert installs and all('--constraint requirements.lock' in line for line in installs)
+        assert '.venv-latest' not in plan
+        plan = make('-n', '-W', 'requirements.lock', target, 'ACCELERATOR=cpu', 'LATEST=1').stdout
+        installs = [line for line in plan.splitlines() if 'pip install' in line]
+        assert installs and all('--upgrade ' in line and 'requirements.lock' not in line
+                                for line in installs)
+        assert '.venv/' not in plan  # Two environments, of which neither changes the other.
+
+
 def test_make_does_not_install_twice(tmp_path):
     venv = tmp_path / 'venv'
     (venv / 'bin').mkdir(parents=True)
     for name in ('bin/python', '.installed-cpu', '.installed-cpu-dev'):
         (venv / name).touch()
-    for target in ('run', 'test'):
+    for target in ('run', 'test', 'check'):
         plan = make('-n', target, 'ACCELERATOR=cpu', f'VENV={venv}').stdout
         assert 'pip install' not in plan
 
 
-def test_make_test_lints_checks_types_and_leaves_the_slow_tests_out(tmp_path):
+def test_make_test_leaves_the_slow_tests_out_and_lint_to_make_check(tmp_path):
     plan = make('-n', 'test', 'ACCELERATOR=cpu', f'VENV={tmp_path}/venv').stdout
-    for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'", 'ruff check', 'mypy',
+    for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'",
                  "pytest -m 'alone and not slow'", "pytest -m 'not alone and not slow' -n 2"):
         assert part in plan
+    assert 'bin/ruff' not in plan and 'bin/mypy' not in plan
+
+
+def test_make_check_lints_and_checks_types(tmp_path):
+    plan = make('-n', 'check', 'ACCELERATOR=cpu', f'VENV={tmp_path}/venv').stdout
+    for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'", 'ruff check', 'bin/mypy'):
+        assert part in plan
+    assert '-m pytest' not in plan
 
 
 def test_an_old_python_is_refused_with_advice(tmp_path):
@@ -140,7 +200,7 @@ def test_an_old_python_is_refused_with_advice(tmp_path):
     assert 'PYTHON=python3.12' in done.stdout
 
 
-def test_continuous_integration_runs_make_test():
+def test_continuous_integration_checks_and_tests():
     script = ROOT / '.ci' / 'run'
     assert script.stat().st_mode & 0o100
-    assert 'exec make test' in script.read_text()
+    assert script.read_text().endswith('make check\nexec make test\n')

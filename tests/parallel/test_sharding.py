@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
-from jax.sharding import AbstractMesh, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
 from vrag_jax.models.config import preset
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
@@ -25,7 +25,10 @@ from vrag_jax.parallel.sharding import (
     with_rules,
 )
 
-MESH = AbstractMesh((2, 4, 1, 2), ('data', 'fsdp', 'sequence', 'tensor'))
+AXES = ('data', 'fsdp', 'sequence', 'tensor')
+# As `make_mesh` has it; the default is another one in newer releases of JAX.
+AUTO = (AxisType.Auto,) * 4
+MESH = AbstractMesh((2, 4, 1, 2), AXES, axis_types=AUTO)
 LAYER = 'language_model/layers'
 
 
@@ -135,7 +138,7 @@ def test_rows_of_a_batch_are_split_over_data_and_fsdp():
 
 @pytest.mark.parametrize('name', ['qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_72b'])
 def test_a_device_holds_its_share_of_a_published_model(name):
-    mesh = AbstractMesh((1, 4, 1, 2), ('data', 'fsdp', 'sequence', 'tensor'))
+    mesh = AbstractMesh((1, 4, 1, 2), AXES, axis_types=AUTO)
     state = nnx.eval_shape(lambda: nnx.state(Qwen2_5_VL(preset(name), rngs=nnx.Rngs(0))))
     shardings = tree_shardings(state, mesh)
     leaves = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
@@ -154,6 +157,13 @@ def test_a_constraint_splits_what_divides_and_nothing_without_a_mesh():
         traced = jax.make_jaxpr(lambda x: constrain(x, ('batch', 'mlp')))(x)
     (equation,) = traced.eqns
     assert equation.params['sharding'].spec == PartitionSpec(('data', 'fsdp'), None)
+
+
+def test_a_mesh_of_explicit_axes_is_refused():
+    mesh = AbstractMesh((2, 4, 1, 2), AXES, axis_types=(AxisType.Auto,) * 3 + (AxisType.Explicit,))
+    with pytest.raises(ValueError, match="expected a mesh of Auto axes.*'tensor': .*Explicit"):
+        with sharded_over(mesh):
+            pass
 
 
 def test_rules_are_in_use_only_inside():

@@ -1,4 +1,4 @@
-"""A small store of pages whose images are single colours."""
+"""A small store of pages whose images are single colours, and a mark of what ScaNN is for."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -6,7 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from vrag_jax.retrieval import scann_searcher
 from vrag_jax.retrieval.pages import Page, PageStore
+
+# Of what is quantised: exact search takes its place where ScaNN is missing.
+needs_scann = pytest.mark.skipif(bool(scann_searcher.MISSING), reason=scann_searcher.MISSING)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.retrieval.conftest import needs_scann
 from vrag_jax.retrieval.artifact import ArtifactError, read_artifact, write_artifact
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 
@@ -56,6 +57,7 @@ def test_equal_hits_are_in_the_order_of_the_ids_however_many_queries_there_are(c
         assert index.search_batched(query[None], 10)[0] == [ids]
 
 
+@needs_scann
 @pytest.mark.parametrize('config', [QUANTISED, TREE], ids=['quantised', 'tree'])
 def test_above_it_nearly_all_of_the_best_are_found_with_exact_scores(config):
     vectors, queries = clustered(2000, 32), clustered(50, 32, seed=1)
@@ -114,6 +116,7 @@ def test_a_corrupt_file_is_named(config, tmp_path):
         ScannIndex.load(tmp_path)
 
 
+@needs_scann
 @pytest.mark.parametrize('config, message', [
     (EXACT, r'vectors\.npy: expected \(149, 8\), got \(150, 8\)'),
     (TREE, 'holds 150 vectors for 149 ids')], ids=['exact', 'tree'])
@@ -126,6 +129,7 @@ def test_ids_that_do_not_fit_are_refused(config, message, tmp_path):
         ScannIndex.from_files(folder, {k: v for k, v in fields.items() if k != 'dims'})
 
 
+@needs_scann
 def test_a_pickle_is_never_loaded(tmp_path):
     index = ScannIndex.build(clustered(150, 8), names(150), config=TREE)
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from tests.retrieval.conftest import needs_scann
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 
 EXACT = IndexConfig()
@@ -91,6 +92,7 @@ def test_an_updated_index_is_read_back_as_it_was(config, tmp_path):
     assert any(int(i[1:]) >= 500 for row in found for i in row)  # Built anew from the file.
 
 
+@needs_scann
 @pytest.mark.parametrize('keep', [True, False], ids=['kept', 'not kept'])
 def test_many_changes_build_anew(keep):
     config = dataclasses.replace(QUANTISED, compact_share=0.1)
@@ -107,6 +109,7 @@ def test_many_changes_build_anew(keep):
     assert recall(many.search_batched(QUERIES, 10)[0], best(whole, names(0, 340))) >= 0.95
 
 
+@needs_scann
 def test_an_index_changes_between_exact_and_quantised():
     config = dataclasses.replace(QUANTISED, exact_below=310)
     index = ScannIndex.build(clustered(300), names(0, 300), config=config)
@@ -153,6 +156,7 @@ def test_changes_that_cannot_be_are_refused(ids, deleted, message):
         index.updated(np.zeros((0, 32)), [], names(0, 30))
 
 
+@needs_scann
 def test_recall_is_measured_against_exact_search():
     vectors = clustered(2000)
     # One leaf of 45: most of the best lie elsewhere.
@@ -200,6 +204,7 @@ def test_a_config_that_cannot_work_names_the_field(fields):
         IndexConfig(**fields)
 
 
+@needs_scann
 def test_more_leaves_and_candidates_find_more_without_building():
     vectors = clustered(2000)
     poor = dataclasses.replace(TREE, leaves_searched=0.01, reorder=10)

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,11 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL_LOOP = ROOT / 'tests' / 'tasks' / 'small_loop.py'
 
 
-def start(config: Path, workdir: Path, *overrides: str) -> subprocess.Popen:
+def start(config: Path, workdir: Path, *overrides: str,
+          environment: Mapping[str, str] = os.environ) -> subprocess.Popen:
     """Starts `vrag_jax.main` on one device; its output goes to WORKDIR.log."""
     # The simulated devices of the tests would only make a small run slower.
-    environment = {k: v for k, v in os.environ.items() if k != 'XLA_FLAGS'}
+    environment = {k: v for k, v in environment.items() if k != 'XLA_FLAGS'}
     with open(f'{workdir}.log', 'a') as log:
         return subprocess.Popen(
             [sys.executable, '-m', 'vrag_jax.main', f'--config={config}',

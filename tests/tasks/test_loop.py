@@ -81,3 +81,21 @@ def test_nothing_is_compiled_after_the_second_step_of_a_phase(finished_run):
         counts = [r['values']['compilations'] for r in rows if r['phase'] == phase]
         assert len(counts) > 4
         assert counts[1] == counts[-1], (phase, counts)
+
+
+def test_without_scann_an_evaluation_finds_the_same(finished_run, evaluated, without_scann):
+    workdir = finished_run.with_name('evaluated_without_scann')
+    finish(start(SMALL_LOOP, workdir, '--config.task=evaluate',
+                 f'--config.policy.checkpoint={finished_run / "policy"}',
+                 environment=without_scann), workdir)
+    log = workdir.with_name(f'{workdir.name}.log').read_text()
+    assert log.count("ScaNN is missing (No module named 'scann'): vectors are searched") == 1
+    assert json.loads((workdir / 'results.json').read_text())['methods'] == evaluated['methods']
+
+
+@pytest.mark.slow
+def test_without_scann_the_whole_loop_ends_with_the_same_results(
+        finished_run, results, without_scann):
+    workdir = finished_run.with_name('finished_without_scann')
+    finish(start(SMALL_LOOP, workdir, environment=without_scann), workdir)
+    assert json.loads((workdir / 'results.json').read_text())['methods'] == results['methods']

@@ -47,11 +47,12 @@ def exchange(value: T, name: str = 'exchange') -> list[T]:
     own_size = np.array([len(data)], np.int64).view(np.uint8)
     sizes = np.asarray(multihost_utils.process_allgather(own_size)).reshape(-1, 8).copy().view(
         np.int64).reshape(-1)
+    largest = int(np.max(sizes))
     parts: list[list[np.ndarray]] = [[] for _ in sizes]
-    for start in range(0, int(sizes.max()), CHUNK_BYTES):
+    for start in range(0, largest, CHUNK_BYTES):
         # Powers of two, and no small ones, so that few programs are compiled.
         width = min(CHUNK_BYTES, max(
-            SMALLEST_CHUNK, 1 << (int(sizes.max()) - start - 1).bit_length()))
+            SMALLEST_CHUNK, 1 << (largest - start - 1).bit_length()))
         chunk = np.zeros(width, np.uint8)
         own = data[start : start + width]
         chunk[: len(own)] = own

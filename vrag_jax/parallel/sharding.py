@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 # What a dimension is spread over: a mesh axis, several, or nothing.
 AxisNames = str | tuple[str, ...] | None
@@ -141,10 +141,18 @@ def batch_sharding(mesh: Mesh, batch: Any, rules: Rules = RULES) -> Any:
 
 @contextlib.contextmanager
 def sharded_over(mesh: Mesh | AbstractMesh | None, rules: Rules = RULES) -> Iterator[None]:
-    """What `constrain` is about while a function is traced; None is no mesh."""
+    """What `constrain` is about while a function is traced; None is no mesh.
+
+    Raises:
+      ValueError: if an axis of the mesh is not `Auto`. Newer releases of JAX make meshes of
+        explicit axes by default, where a constraint asserts a sharding, not asks for one.
+    """
     if mesh is None:
         yield
         return
+    if set(mesh.axis_types) - {AxisType.Auto}:
+        raise ValueError(f'expected a mesh of Auto axes, as parallel.mesh.make_mesh makes it, got '
+                         f'{dict(zip(mesh.axis_names, mesh.axis_types, strict=True))}')
     abstract = mesh.abstract_mesh if isinstance(mesh, Mesh) else mesh
     token = _RULES_IN_USE.set(rules)
     try:

@@ -48,7 +48,7 @@ def build_stop_table(token_bytes: Sequence[bytes]) -> StopTable:
     flat = np.frombuffer(b''.join(token_bytes), np.uint8)
     transitions = np.repeat(np.arange(states, dtype=np.uint8)[:, None], len(lengths), axis=1)
     # The vocabulary is stepped through byte by byte, all its tokens at a time.
-    for position in range(lengths.max(initial=0)):
+    for position in range(np.max(lengths, initial=0)):
         tokens = np.flatnonzero(lengths > position)
         byte = flat[starts[tokens] + position]
         transitions[:, tokens] = by_byte[transitions[:, tokens], byte]

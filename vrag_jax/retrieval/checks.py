@@ -133,3 +133,19 @@ def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[st
         if first[content] == page_id:
             shared.add(page_id, digest_of(rows), functools.partial(str, content))
     return shared.groups()
+
+
+def check_rows(vectors: np.ndarray | None, ids: tuple[str, ...]) -> None:
+    """Raises a ValueError unless ids are unique and vectors [N, D], if given, N and finite."""
+    if vectors is not None and len(ids) != len(vectors):
+        raise ValueError(f'{len(ids)} ids for {len(vectors)} vectors')
+    if len(set(ids)) != len(ids):
+        seen: set[str] = set()
+        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
+        raise ValueError(f'id {twice!r} stands twice')
+    if vectors is not None:
+        bad = ~np.isfinite(vectors).all(axis=1)
+        if bad.any():
+            first = ids[int(np.argmax(bad))]
+            raise ValueError(f'the vector of {first!r} is not finite ({bad.sum()} of '
+                             f'{len(ids)} vectors)')

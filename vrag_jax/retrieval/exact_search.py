@@ -1,4 +1,4 @@
-"""Exact search of few vectors, and how much of it an approximate search finds."""
+"""Exact search of vectors, and how much of it an approximate search finds."""
 
 from collections.abc import Callable, Sequence
 
@@ -7,6 +7,42 @@ import numpy as np
 _DIGITS = 6  # Scores that agree to so many decimals are equal.
 _SPARE = 6  # Rows looked at beyond those wanted, among which equal scores may lie.
 _ROWS = 16_384  # Vectors that are compared with all queries at a time.
+
+
+class ExactSearcher:
+    """Searches all of vectors [N, D] float32, N > 0, with the methods of a ScaNN searcher."""
+
+    def __init__(self, vectors: np.ndarray):
+        self._vectors = vectors
+
+    def size(self) -> int:
+        return len(self._vectors)
+
+    def search(self, query: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns rows int64 [k] and scores float32 [k] for a query [D], best first."""
+        rows, scores = self.search_batched(query[None], k)
+        return rows[0], scores[0]
+
+    def search_batched(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns rows int64 [Q, k] and scores float32 [Q, k] for queries [Q, D], best first.
+
+        Args:
+          queries: [Q, D] float32.
+          k: rows wanted, at most as many as there are.
+        """
+        best = np.zeros((len(queries), 0), np.int64)
+        scores = np.zeros((len(queries), 0), np.float32)
+        for start in range(0, len(self._vectors), _ROWS):
+            part = queries @ self._vectors[start:start + _ROWS].T
+            best = np.concatenate([best, np.broadcast_to(
+                np.arange(start, start + part.shape[1]), part.shape)], axis=1)
+            scores = np.concatenate([scores, part], axis=1)
+            if k < scores.shape[1]:
+                kept = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+                best = np.take_along_axis(best, kept, axis=1)
+                scores = np.take_along_axis(scores, kept, axis=1)
+        order = np.argsort(-scores, axis=1, kind='stable')
+        return np.take_along_axis(best, order, axis=1), np.take_along_axis(scores, order, axis=1)
 
 
 def best_rows(vectors: np.ndarray, query: np.ndarray, rows: np.ndarray, k: int,
@@ -37,30 +73,21 @@ def exact_among(vectors: np.ndarray, queries: np.ndarray, k: int
     k = min(k, len(vectors))
     if not k:
         return [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)
-    scores = queries @ vectors.T
+    searcher = ExactSearcher(vectors)
+    found, _ = searcher.search_batched(queries, min(k + _SPARE, len(vectors)))
 
-    def most(row: np.ndarray, count: int) -> np.ndarray:
-        return np.argpartition(-row, count - 1)[:count]
+    def more(query: np.ndarray, count: int) -> np.ndarray:
+        return searcher.search(query, count)[0]
 
-    return [best_rows(vectors, query, most(row, min(k + _SPARE, len(vectors))), k,
-                      lambda _, count, row=row: most(row, count))  # type: ignore[misc]
-            for query, row in zip(queries, scores, strict=True)]
+    return [best_rows(vectors, query, rows, k, more)
+            for query, rows in zip(queries, found, strict=True)]
 
 
 def recall_of(vectors: np.ndarray, queries: np.ndarray, found: Sequence[np.ndarray],
               k: int) -> float:
     """Returns the mean share of the exact best k of each query that are among the rows found."""
     k = min(k, len(vectors))
-    best = np.full((len(queries), 0), 0, np.int64)
-    scores = np.zeros((len(queries), 0), np.float32)
-    for start in range(0, len(vectors), _ROWS):
-        part = queries @ vectors[start:start + _ROWS].T
-        best = np.concatenate([best, np.broadcast_to(
-            np.arange(start, start + part.shape[1]), part.shape)], axis=1)
-        scores = np.concatenate([scores, part], axis=1)
-        order = np.argpartition(-scores, k - 1, axis=1)[:, :k]
-        best = np.take_along_axis(best, order, axis=1)
-        scores = np.take_along_axis(scores, order, axis=1)
+    best, _ = ExactSearcher(vectors).search_batched(queries, k)
     shares = [len(np.intersect1d(a, b)) / k for a, b in zip(best, found, strict=True)]
     return float(np.mean(shares))
 

@@ -99,7 +99,7 @@ class FdeEncoder:
         if config.inner_dims > dims:
             raise ValueError(f'inner_dims = {config.inner_dims}, but tokens have {dims} dimensions')
         rng = np.random.default_rng(config.seed)
-        state = {'mean': np.zeros(dims, np.float32)}
+        state: dict[str, np.ndarray] = {'mean': np.zeros(dims, np.float32)}
         if config.partition == 'simhash':
             planes = rng.standard_normal((dims, config.repetitions, config.bits))
             state['planes'] = planes.astype(np.float32)

@@ -7,16 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scann.scann_ops.py import scann_ops_pybind
 
+from vrag_jax.retrieval import scann_searcher
 from vrag_jax.retrieval.artifact import ArtifactError, open_artifact, write_artifact
+from vrag_jax.retrieval.checks import check_rows
 from vrag_jax.retrieval.exact_search import (
     best_rows,
     exact_among,
     exact_scores,
     recall_of,
 )
-from vrag_jax.retrieval.scann_searcher import IndexConfig, build_searcher, search_searcher
+from vrag_jax.retrieval.scann_searcher import IndexConfig, is_exact, search_searcher
 
 __all__ = ['IndexConfig', 'ScannIndex']
 
@@ -35,7 +36,8 @@ class ScannIndex:
     """Finds the vectors of the largest inner product with a query.
 
     Made by `build`, `updated`, `load` or `from_files`; immutable, safe to search from many
-    threads. A quantised index is a ScaNN searcher over the vectors it was built on (of
+    threads. An exact index compares all vectors with a query; all are exact where ScaNN is
+    missing. A quantised index is a ScaNN searcher over the vectors it was built on (of
     which `updated` strikes some out) and the vectors added since, which are searched by
     brute force. ScaNN's own `upsert` and `delete` are not used: they need ids in a pickle,
     and a deletion gives the last row the deleted one's number.
@@ -50,8 +52,9 @@ class ScannIndex:
     """
 
     def __init__(self, searcher: Any, vectors: np.ndarray | None, ids: tuple[str, ...], dims: int,
-                 encoder: str, config: IndexConfig, base_rows: np.ndarray | None = None,
-                 added: np.ndarray | None = None, recall: dict[str, Any] | None = None):
+                 encoder: str, config: IndexConfig, exact: bool,
+                 base_rows: np.ndarray | None = None, added: np.ndarray | None = None,
+                 recall: dict[str, Any] | None = None):
         self.ids = ids
         self.dims = dims
         self.encoder = encoder
@@ -66,7 +69,7 @@ class ScannIndex:
         self._added = np.zeros((0, dims), np.float32) if added is None else added
         self._row_of_base = np.full(self._base_size, -1, np.int64)
         self._row_of_base[self._base_rows] = np.arange(len(self._base_rows))
-        self.exact = self._base_size < config.exact_below
+        self.exact = exact
         self._longest = 0.0
         if self.exact and vectors is not None:
             self._longest = float(np.sqrt(np.einsum('nd,nd->n', vectors, vectors).max()))
@@ -96,13 +99,21 @@ class ScannIndex:
         ids = tuple(ids)
         if vectors.ndim != 2 or 0 in vectors.shape:
             raise ValueError(f'vectors: expected [N, D] with N, D > 0, got {vectors.shape}')
-        _check_rows(vectors, ids)
-        exact = len(ids) < config.exact_below
-        index = cls(build_searcher(vectors, config), vectors if exact or keep_vectors else None,
-                    ids, vectors.shape[1], encoder, config)
-        if not exact and config.recall_queries:
+        check_rows(vectors, ids)
+        if is_exact(len(ids), config):
+            return cls._of_all(vectors, ids, encoder, config)
+        index = cls(scann_searcher.build_quantised(vectors, config),
+                    vectors if keep_vectors else None, ids, vectors.shape[1], encoder, config,
+                    exact=False)
+        if config.recall_queries:
             index.recall = index.measure_recall(vectors, queries)
         return index
+
+    @classmethod
+    def _of_all(cls, vectors: np.ndarray, ids: tuple[str, ...], encoder: str,
+                config: IndexConfig) -> 'ScannIndex':
+        return cls(scann_searcher.build_exact(vectors), vectors, ids, vectors.shape[1], encoder,
+                   config, exact=True)
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -276,17 +287,17 @@ class ScannIndex:
         new_ids = (*(self.ids[row] for row in kept), *ids)
         if not new_ids:
             raise ValueError('nothing would be left in the index')
-        _check_rows(vectors, tuple(ids))
-        _check_rows(None, new_ids)
+        check_rows(vectors, tuple(ids))
+        check_rows(None, new_ids)
         inside = kept < len(self._base_rows)
         base_rows = self._base_rows[kept[inside]]
         added = np.concatenate([self._added[kept[~inside] - len(self._base_rows)], vectors])
         changed = len(added) + self._base_size - len(base_rows)
-        anew = (self.exact or len(new_ids) < self.config.exact_below
+        anew = (self.exact or is_exact(len(new_ids), self.config)
                 or changed > self.config.compact_share * self._base_size)
         if not anew:
             return ScannIndex(self._searcher, self._vectors, new_ids, self.dims, self.encoder,
-                              self.config, base_rows, added, self.recall)
+                              self.config, False, base_rows, added, self.recall)
         own = self._vectors_of(kept)
         if own is not None:
             whole = np.concatenate([own, vectors])
@@ -321,7 +332,7 @@ class ScannIndex:
             raise ValueError(f'only {", ".join(free)} can differ without building an index, got '
                              f'{config} for {self.config}')
         return ScannIndex(self._searcher, self._vectors, self.ids, self.dims, self.encoder,
-                          config, self._base_rows, self._added)
+                          config, self.exact, self._base_rows, self._added)
 
     def save(self, directory: Path) -> None:
         """Writes the index to a directory, replacing one that is there atomically."""
@@ -368,10 +379,12 @@ class ScannIndex:
             if vectors.shape != (len(ids), dims):
                 raise ArtifactError(f'{folder / _VECTORS}: expected {(len(ids), dims)}, got '
                                     f'{vectors.shape}')
-            return cls(build_searcher(vectors, config), vectors, ids, dims, encoder, config)
+            return cls._of_all(vectors, ids, encoder, config)
         if any(folder.rglob('*.pkl')):
             raise ArtifactError(f'{folder}: holds a pickle, which is never loaded')
-        searcher = scann_ops_pybind.load_searcher(str(folder / _SCANN))
+        vectors = (np.load(folder / _VECTORS, mmap_mode='r', allow_pickle=False)
+                   if fields.get('vectors') else None)
+        searcher = scann_searcher.load_quantised(folder / _SCANN, vectors)
         base_rows, added = np.arange(searcher.size()), np.zeros((0, dims), np.float32)
         if 'recall' in fields:  # Indices of before there were updates lack it.
             added = np.load(folder / _ADDED, allow_pickle=False)
@@ -379,21 +392,7 @@ class ScannIndex:
         rows = len(base_rows) + len(added)
         if rows != len(ids):
             raise ArtifactError(f'{folder / _SCANN}: holds {rows} vectors for {len(ids)} ids')
-        vectors = (np.load(folder / _VECTORS, mmap_mode='r', allow_pickle=False)
-                   if fields.get('vectors') else None)
-        return cls(searcher, vectors, ids, dims, encoder, config, base_rows, added,
+        if scann_searcher.MISSING and vectors is not None:
+            return cls._of_all(np.concatenate([vectors[base_rows], added]), ids, encoder, config)
+        return cls(searcher, vectors, ids, dims, encoder, config, False, base_rows, added,
                    fields.get('recall'))
-
-
-def _check_rows(vectors: np.ndarray | None, ids: tuple[str, ...]) -> None:
-    if vectors is not None and len(ids) != len(vectors):
-        raise ValueError(f'{len(ids)} ids for {len(vectors)} vectors')
-    if len(set(ids)) != len(ids):
-        seen: set[str] = set()
-        twice = next(i for i in ids if i in seen or seen.add(i))  # type: ignore[func-returns-value]
-        raise ValueError(f'id {twice!r} stands twice')
-    if vectors is not None:
-        bad = ~np.isfinite(vectors).all(axis=1)
-        if bad.any():
-            raise ValueError(f'the vector of {ids[bad.argmax()]!r} is not finite ({bad.sum()} of '
-                             f'{len(ids)} vectors)')

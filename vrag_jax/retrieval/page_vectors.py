@@ -89,7 +89,7 @@ class PageVectors(Sequence[np.ndarray]):
             table = np.array([[*place, count] for place, count in zip(
                 places, counts, strict=True)], np.int64).reshape(-1, 3)
             sizes = np.array([len(file) for file in files])
-            fits = len(ids) == len(keys) == len(table) and table.min(initial=0) >= 0 and (
+            fits = len(ids) == len(keys) == len(table) and np.min(table, initial=0) >= 0 and (
                 table[:, 1] + table[:, 2] <= sizes[table[:, 0]]).all()
             digests = pages.get('digests') or [
                 digest_of(files[f][a : a + n]) for f, a, n in table.tolist()]

@@ -1,15 +1,31 @@
-"""ScaNN searchers by the rules of its maintainers, searched without its pitfalls."""
+"""ScaNN searchers by the rules of its maintainers, searched without its pitfalls.
+
+ScaNN is published for Linux and some Pythons alone. Where it is missing all vectors are
+searched, which finds what ScaNN's brute force does.
+"""
 
 import dataclasses
+import functools
+import logging
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scann.scann_ops.py import scann_ops_pybind
-from scann.scann_ops.py.scann_builder import ReorderType
 
-_REORDER_TYPES = {'float32': ReorderType.FLOAT32, 'bfloat16': ReorderType.BFLOAT16,
-                  'int8': ReorderType.INT8}
+from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.exact_search import ExactSearcher
+
+MISSING = ''
+"""Why there is no ScaNN here; empty where there is."""
+try:
+    from scann.scann_ops.py import scann_ops_pybind
+    from scann.scann_ops.py.scann_builder import ReorderType
+except ImportError as error:
+    MISSING = str(error)
+
+_LOG = logging.getLogger(__name__)
+_REORDER_DTYPES = ('float32', 'bfloat16', 'int8')
 _SAMPLE_FLOATS = 1 << 26
 _PARALLEL_FROM = 64  # Queries that are worth several threads.
 
@@ -53,20 +69,32 @@ class IndexConfig:
             raise ValueError(f'block_dims must be positive, got {self.block_dims}')
         if self.reorder < 1:
             raise ValueError(f'reorder must be positive, got {self.reorder}')
-        if self.reorder_dtype not in ('', *_REORDER_TYPES):
-            raise ValueError(f'reorder_dtype must be one of {("", *_REORDER_TYPES)}, got '
+        if self.reorder_dtype not in ('', *_REORDER_DTYPES):
+            raise ValueError(f'reorder_dtype must be one of {("", *_REORDER_DTYPES)}, got '
                              f'{self.reorder_dtype!r}')
         for name in ('compact_share', 'recall_queries'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
 
 
-def build_searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
+def is_exact(count: int, config: IndexConfig) -> bool:
+    """Whether an index of so many vectors, built here, compares a query with all of them."""
+    return bool(MISSING) or count < config.exact_below
+
+
+def build_exact(vectors: np.ndarray) -> Any:
+    """Returns a searcher by brute force over vectors [N, D] float32, N > 0."""
+    if MISSING:
+        _say_that_it_is_missing()
+        return ExactSearcher(vectors)
+    builder = scann_ops_pybind.builder(vectors, min(10, len(vectors)), 'dot_product')
+    return builder.score_brute_force().build()
+
+
+def build_quantised(vectors: np.ndarray, config: IndexConfig) -> Any:
     """Returns a ScaNN searcher over vectors [N, D] float32, N > 0."""
     count = len(vectors)
     builder = scann_ops_pybind.builder(vectors, min(10, count), 'dot_product')
-    if count < config.exact_below:
-        return builder.score_brute_force().build()
     if count >= config.tree_from:
         builder = builder.tree(_leaves(count, 1.0), _leaves(count, config.leaves_searched),
                                training_sample_size=min(count, 250_000))
@@ -76,8 +104,24 @@ def build_searcher(vectors: np.ndarray, config: IndexConfig) -> Any:
                                anisotropic_quantization_threshold=config.anisotropic_threshold)
     if config.reorder_dtype:
         builder = builder.reorder(min(config.reorder, count),
-                                  _REORDER_TYPES[config.reorder_dtype])
+                                  getattr(ReorderType, config.reorder_dtype.upper()))
     return builder.build()
+
+
+def load_quantised(folder: Path, vectors: np.ndarray | None) -> Any:
+    """Reads a searcher that `build_quantised` made from its own files.
+
+    Where ScaNN is missing the searcher is exact, over the vectors if they were kept.
+
+    Raises:
+      ArtifactError: if ScaNN is missing and there are no vectors.
+    """
+    if not MISSING:
+        return scann_ops_pybind.load_searcher(str(folder))
+    if vectors is None:
+        raise ArtifactError(f'{folder}: made without keeping the vectors, so only ScaNN can search '
+                            f'it, which is missing here ({MISSING}); build the index anew')
+    return build_exact(vectors)
 
 
 def search_searcher(searcher: Any, queries: np.ndarray, k: int, config: IndexConfig,
@@ -108,6 +152,11 @@ def search_searcher(searcher: Any, queries: np.ndarray, k: int, config: IndexCon
     if found.all():
         return list(zip(rows, scores, strict=True))
     return [(r[f], s[f]) for r, s, f in zip(rows, scores, found, strict=True)]
+
+
+@functools.cache
+def _say_that_it_is_missing() -> None:
+    _LOG.info('ScaNN is missing (%s): vectors are searched exactly', MISSING)
 
 
 def _leaves(count: int, share: float) -> int:

@@ -111,7 +111,7 @@ class TokenStore:
     def unused(self) -> float:
         """Share of the files that no page refers to any more."""
         total = sum(len(file.blocks) for file in self._files)
-        return 1 - self.table[:, 2].sum() / total if total else 0.0
+        return 1 - int(self.table[:, 2].sum()) / total if total else 0.0
 
     @property
     def files(self) -> int:

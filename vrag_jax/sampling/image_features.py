@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.models.config import ModelConfig
@@ -49,7 +50,7 @@ class ImageFeatureCache:
         rows: int,
         windows: int | Sequence[int],
         span: int,
-        dtype: jnp.dtype = jnp.float32,
+        dtype: DTypeLike = jnp.float32,
         mesh: Mesh | None = None,
     ):
         self._encode = encode
