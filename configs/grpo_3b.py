@@ -2,7 +2,7 @@
 
 One epoch over the training questions: 32 questions an iteration, five
 trajectories each of at most four turns and a closing one, reward
-0.2 NDCG + 0.7 answer + 0.1 pattern, lr 1e-6 after five steps of warm-up, clip 0.2,
+0.2 NDCG + 0.7 answer + 0.1 pattern, lr 1e-6 after five iterations of warm-up, clip 0.2,
 k3 KL 0.01 to the first policy. The paper reports 53.5 % for this policy
 over its three benchmarks with ColQwen2 as retriever.
 

@@ -11,6 +11,7 @@ from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.tasks.check import check
 from vrag_jax.tasks.plan import Plan, device_bytes, plan, total_bytes
+from vrag_jax.tasks.programs import programs
 from vrag_jax.tasks.settings import RunConfig
 
 CONFIGS = {'sft_3b': sft_3b, 'sft_7b': sft_7b, 'grpo_3b': grpo_3b, 'grpo_7b': grpo_7b}
@@ -234,5 +235,20 @@ def test_the_papers_settings(name):
         assert (grpo.prompts, grpo.group_size, grpo.epochs) == (32, 5, 1)
         assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.kl_coef) == (0.2, 0.2, 0.01)
         assert (reward.alpha, reward.beta, reward.gamma) == (0.2, 0.7, 0.1)
-        assert (config.learner.lr, config.learner.warmup_steps) == (1e-6, 5)
+        # Five iterations of five updates; a mean over trajectories of means over tokens.
+        assert (config.learner.lr, config.learner.warmup_steps) == (1e-6, 5 * 5)
+        assert (grpo.mini_batches, grpo.loss.averaging) == (5, 'sequence')
         assert config.sampler.max_length == config.learner.length == 8192 + 2048
+
+
+def test_the_vision_tower_may_be_trained_too():
+    """`learner.frozen=''`: the step takes patches, room for the fullest row of strips included."""
+    config = parse(RunConfig, config_of('grpo_3b', learner__frozen=''))
+    made = plan(config)
+    trained = made.phases['grpo'].state.trainable
+    assert any(path.startswith('visual/') for path in trained)
+    layout = config.learner.layout
+    assert layout.windows * 8 >= layout.length and layout.span == config.feature_span
+    gradients, = (p for p in programs(config, made) if p.learns)
+    assert made.phases['grpo'].batch.images.pixels.shape[0] == layout.windows
+    gradients.lower()
