@@ -143,3 +143,12 @@ def test_templates_that_do_not_fit_are_refused(tiny_tokenizer, template, message
 
     with pytest.raises(ValueError, match=message):
         ChatFormat(WithTemplate())
+
+
+def test_another_prompt_changes_the_opening_alone(tiny_tokenizer):
+    chat = ChatFormat(tiny_tokenizer)
+    other = Prompt(INSTRUCTION, 'You read pages.')
+    changed, fresh = chat.with_prompt(other), ChatFormat(tiny_tokenizer, other)
+    assert changed.prompt_ids('q') == fresh.prompt_ids('q') != chat.prompt_ids('q')
+    assert changed.observation_ids('x', 3) == chat.observation_ids('x', 3)
+    assert chat.prompt == Prompt()

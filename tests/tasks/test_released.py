@@ -1,5 +1,6 @@
 """The released checkpoint's path: its conversations, SFT, GRPO, evaluation; one prompt for all."""
 
+import dataclasses
 import functools
 import json
 import os
@@ -18,7 +19,7 @@ from tests.tasks.tiny_checkpoint import write_checkpoint
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt, read_prompt
-from vrag_jax.data.records import load_sharegpt
+from vrag_jax.data.records import Message, load_sharegpt, split_system
 from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.tasks import check
@@ -212,6 +213,25 @@ def test_the_conversations_of_the_reference_become_the_ids_of_the_template(share
     assert_ids_of_the_template(folder, conversations, shared_dir / 'real_pages' / 'pages')
 
 
+def test_system_turns_and_texts_around_images_become_the_ids_of_the_template(folder):
+    conversations = load_sharegpt(folder / 'sft.json')
+    system = Message('system', 'You read pages.')
+    around = [dataclasses.replace(c, messages=tuple(
+        dataclasses.replace(m, content='Page:\n<image>\n Read it. ') if m.content == '<image>'
+        else m for m in c.messages)) for c in conversations]
+    assert_ids_of_the_template(folder, conversations, folder)
+    assert_ids_of_the_template(folder, around, folder)
+    assert_ids_of_the_template(
+        folder, [dataclasses.replace(c, messages=(system, *c.messages)) for c in around], folder)
+
+
+def parts(content):
+    """Content of a message as a template takes it: a text, or texts and an image."""
+    before, mark, after = content.partition('<image>')
+    texts = [{'type': 'text', 'text': text} for text in (before, after)]
+    return [texts[0], {'type': 'image'}, texts[1]] if mark else content
+
+
 def assert_ids_of_the_template(folder, conversations, pictures):
     from vrag_jax.experts.conversations import conversation_sequences
     from vrag_jax.tasks.prompt import conversation_prompt
@@ -221,7 +241,7 @@ def assert_ids_of_the_template(folder, conversations, pictures):
     prompt = conversation_prompt(config, conversations, 'the file')
     assert prompt.text.endswith('Question: {question}')
     chat = ChatFormat(space.tokenizer, prompt)
-    files = sorted(path.name for path in pictures.iterdir())
+    files = sorted(p.name for p in pictures.iterdir() if p.suffix in ('.png', '.jpg'))
     shown = [type(c)(c.messages, tuple(files[i] for i in range(len(c.images))))
              for c in conversations]
     sequences = conversation_sequences(
@@ -231,8 +251,8 @@ def assert_ids_of_the_template(folder, conversations, pictures):
     for conversation, sequence in zip(conversations, sequences, strict=True):
         counts = iter([image.tokens for image in sequence.images])
         text = space.tokenizer.apply_chat_template(
-            [{'role': m.role, 'content': [{'type': 'image'}] if m.content == '<image>'
-              else m.content} for m in conversation.messages], tokenize=False)
+            [{'role': m.role, 'content': parts(m.content)} for m in conversation.messages],
+            tokenize=False)
         text = re.sub(r'<\|image_pad\|>', lambda m, counts=counts: m[0] * next(counts), text)
         ids = space.tokenizer.encode(text, add_special_tokens=False)
         # The template ends the last line, which nobody samples.
@@ -244,6 +264,6 @@ def assert_ids_of_the_template(folder, conversations, pictures):
         assert trained == [f'{reply}<|im_end|>' for reply in replies]
         assert sequence.tokens[-1] == end and sequence.loss_mask[-1] == 1
         # GRPO asks the same question with the same ids.
-        question = conversation.messages[0].content[len(prompt.before):]
+        question = split_system(conversation)[1][0].content[len(prompt.before):]
         first = int(np.flatnonzero(sequence.loss_mask)[0])
         assert sequence.tokens[:first].tolist() == chat.prompt_ids(question)

@@ -1,5 +1,6 @@
 """Token ids of prompts and observations, by the tokenizer's own chat template."""
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from typing import Any
@@ -51,7 +52,6 @@ class ChatFormat:
                  image_token: str = '<|image_pad|>'):
         self.tokenizer = tokenizer
         self.prompt = prompt
-        self._image_token = image_token
         # Copies: whether special tokens are recognised is a state of the object.
         serialized = tokenizer.backend_tokenizer.to_str()
         self._template_encoder = Tokenizer.from_str(serialized)
@@ -87,7 +87,10 @@ class ChatFormat:
 
     def with_prompt(self, prompt: Prompt) -> 'ChatFormat':
         """Returns the same format with another prompt."""
-        return ChatFormat(self.tokenizer, prompt, self._image_token)
+        other = copy.copy(self)  # Nothing but the opening depends on the prompt.
+        other.prompt = prompt
+        other._opening = self._heading(_delimiters(self.tokenizer, prompt.system).opening)
+        return other
 
     def prompt_text(self, question: str) -> str:
         """Returns the text of the question's turn."""

@@ -52,7 +52,7 @@ def conversation_sequences(
         first turn does not fit.
       FileNotFoundError: if an image is missing.
     """
-    @functools.cache
+    @functools.lru_cache(maxsize=64)
     def chat_of(system: str) -> ChatFormat:
         return chat.with_prompt(dataclasses.replace(chat.prompt, system=system))
 
