@@ -5,9 +5,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
-from ml_collections.config_flags.config_flags import ConfigFileFlagParser
+from vrag_jax import hardware
+
+if __name__ == '__main__':
+    hardware.settle()  # Before all other imports: Python may start once more.
+
+from absl import app, flags, logging  # noqa: E402
+from ml_collections import ConfigDict, config_flags  # noqa: E402
+from ml_collections.config_flags.config_flags import ConfigFileFlagParser  # noqa: E402
 
 # At import transformers advises that it found no PyTorch, of which nothing here makes
 # use. Only this record is dropped; what imports transformers has to come after it.
@@ -70,6 +75,9 @@ def unknown_override(argv: list[str]) -> str:
 def main(argv: list[str]) -> None:
     if len(argv) > 1:
         sys.exit(f'unexpected arguments: {argv[1:]}')
+    # JAX tells of every platform that is not there, Orbax of every file it writes.
+    logging.set_verbosity(logging.WARNING)
+    stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     try:
         config = parse(RunConfig, _CONFIG.value)
     except (ConfigError, OSError) as error:  # OSError: there is no such config file.
@@ -88,8 +96,6 @@ def run(config: RunConfig, workdir: Path) -> None:
         sys.exit(f'--workdir: {workdir} is a file; expected a folder')
     text = _CONFIG.value.to_json_best_effort(indent=1)
     processes.agree(text, 'the config')
-    logging.set_verbosity(logging.WARNING)  # Orbax tells of every file it writes.
-    stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     workdir.mkdir(parents=True, exist_ok=True)
     if distributed.is_main():
         (workdir / 'config.json').write_text(text + '\n')
