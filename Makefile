@@ -27,7 +27,7 @@ DECLARED := pyproject.toml requirements.txt requirements-cuda.txt requirements-t
 STAMP := $(VENV)/.installed-$(ACCELERATOR)
 EXTRAS := dev,ocr,quantization,serve,tpu-aot
 
-PIP := $(BIN)/python -m pip install --quiet
+PIP := $(BIN)/python -m pip install -qq
 ifeq ($(filter-out 0,$(LATEST)),)
 PIP_LOCKED := $(PIP) --constraint requirements.lock
 # Some are built here, with the setuptools that the lock names.

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import warnings
 
 import jax
 import pytest
@@ -166,6 +167,17 @@ def test_for_a_real_tpu(small, tmp_path, capsys):
             assert 1 <= row['flops_over_minimum'] < 2.5, name
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) == 3 + len(rows) and all('fits' in line for line in shown[2:-1])
+
+
+def test_compiling_again_for_chips_that_are_not_there_leaves_the_cache_alone(small, tmp_path):
+    # What is compiled without a chip can be written to JAX's cache, but not be read again.
+    small = small.copy_and_resolve_references()
+    small.compile.programs = ('grpo: optimiser',)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*persistent compilation cache')
+        for _ in range(2):
+            compilation.run(parse(RunConfig, small), tmp_path)
+    assert jax.config.jax_enable_compilation_cache  # As it was.
 
 
 def test_what_does_not_fit_ends_with_a_message(small, tmp_path):

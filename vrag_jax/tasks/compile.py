@@ -1,15 +1,17 @@
 """Compiles every program of a run's steps for accelerators that need not be there."""
 
+import contextlib
 import dataclasses
 import json
 import re
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental.compilation_cache import compilation_cache
 
 from vrag_jax.compilation.chips import GIB, Chip, bound, parse_topology, topology_devices
 from vrag_jax.compilation.work import Work, work
@@ -89,7 +91,8 @@ def run(config: RunConfig, workdir: Path) -> None:
         patterns = config.compile.programs
         if patterns and not any(re.search(pattern, program.name) for pattern in patterns):
             continue
-        compiled = compile_program(config, planned, program)
+        with without_compilation_cache():
+            compiled = compile_program(config, planned, program)
         print(line(compiled, chip, memory), flush=True)
         rows.append(record(compiled, chip, memory))
         if compiled.error or compiled.total > memory * GIB:
@@ -110,6 +113,23 @@ def iteration_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Returns the bound on an iteration's time, by program; of records as `record` makes."""
     return {row['program']: row['calls'] * max(row['bound_seconds'].values())
             for row in rows if not row['error']}
+
+
+@contextlib.contextmanager
+def without_compilation_cache() -> Iterator[None]:
+    """Keeps JAX's persistent cache out of it.
+
+    What was compiled without the chip can be stored there, but is not read again, with a
+    warning; if it were, the compiler would write no text.
+    """
+    enabled = jax.config.jax_enable_compilation_cache  # type: ignore[attr-defined]
+    jax.config.update('jax_enable_compilation_cache', False)
+    compilation_cache.reset_cache()  # Or it goes on as it began.
+    try:
+        yield
+    finally:
+        jax.config.update('jax_enable_compilation_cache', enabled)
+        compilation_cache.reset_cache()
 
 
 def compile_program(config: RunConfig, planned: Plan, program: Program) -> Compiled:
