@@ -28,7 +28,7 @@ class Alive:
     def __call__(self, images):
         # Apart from those of others: equal images would be equal keys of the set.
         made = [_Image(*(getattr(image, name) for name in (
-            'key', 'pixel_values', 'grid_thw', 'tokens'))) for image in self._preprocess(images)]
+            'key', 'patches', 'grid_thw', 'tokens'))) for image in self._preprocess(images)]
         self._seen.update(made)
         self.made += len(made)
         self.most = max(self.most, len(self._seen))

@@ -65,11 +65,11 @@ def conversation(directory: Path) -> tuple[list[int], np.ndarray, tuple[int, int
     chat = ChatFormat(load_tokenizer(directory))
     config = ModelConfig.from_hf_file(directory)
     preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil.from_pretrained(directory),
-                                   config.vision.spatial_merge_size)
+                                   config.vision)
     shown, = preprocess([cases.image()])
     ids = [*chat.prompt_ids(cases.QUESTION), *chat.encode(cases.TURN),
            *chat.observation_ids(cases.BEFORE, shown.tokens, cases.AFTER)]
-    return ids, shown.pixel_values, shown.grid_thw
+    return ids, shown.patches, shown.grid_thw
 
 
 def continuation(directory: Path) -> tuple[np.ndarray, list[int]]:
