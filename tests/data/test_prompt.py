@@ -44,10 +44,20 @@ def test_questions_that_begin_alike_do_not_lose_their_beginning():
     assert common_prompt(ask(['Who won?', 'What is it?'], after)).text == after
 
 
-def test_of_many_conversations_words_count_and_no_parts_of_words():
-    frame = 'question - {question}'
-    questions = [f'w{number} is what{number}?' for number in range(60)]
-    assert common_prompt(ask(questions, frame)).text == frame
+@pytest.mark.parametrize('frame', [
+    'Question: "{question}"\nAnswer:', '[INST] {question} [/INST]', 'Question:{question}',
+    'Answer.<question>{question}</question>', '请根据文档回答问题。问题：{question}',
+    'Q: {question}',
+    'Read the pages.\n\n{question}'])
+def test_prompts_of_many_shapes(frame):
+    assert common_prompt(ask(['Who won?', 'Which is it?'], frame)).text == frame
+    if frame.endswith('}') or not frame.endswith('brief.'):
+        assert common_prompt(ask(['Who won', 'Which year'], frame)).text == frame
+
+
+def test_questions_of_one_pattern_are_no_prompt():
+    texts = [f'How many {number} in the document?' for number in range(60)]
+    assert common_prompt(texts).text == '{question}'
 
 
 def test_prompts_that_share_nothing_are_the_question():

@@ -23,6 +23,39 @@ def test_words_of_a_verdict(reply, right):
     assert VerdictPattern().read(reply) is right
 
 
+@pytest.mark.parametrize('reply', [
+    # The verdict stands first, what it would have been comes after.
+    'INCORRECT. The correct answer is 7.', 'Wrong. The correct answer would be 1999.',
+    'INCORRECT\n\nExplanation: the page says 12, so the correct answer is 12.',
+    'No, the answer is wrong; the correct answer is 5.',
+    'This answer is false. The correct one is blue.', 'Correct answer: 5. Given: 6. Wrong.',
+    'I do not believe the answer is correct.', "I don't think the answer is correct.",
+    'It is not considered to be correct.', 'The answer cannot be said to be correct',
+    'It counts not as being correct', 'not even correct', 'not even close to correct',
+    'not strictly speaking correct', 'not factually or numerically correct',
+    'It is not, in my opinion, correct', 'None of it is correct',
+    'Neither the number nor the unit is correct', 'No part of the answer is correct',
+    'It is no longer correct', 'It fails to be correct', 'far from correct',
+    'anything but correct', 'It isnt correct', 'It isn`t correct', 'It isn\u02bct correct',
+    'in-correct', "{'correct': False}", 'Correct - No'])
+def test_a_wrong_answer_is_not_taken_for_right(reply):
+    assert VerdictPattern().read(reply) is False
+
+
+@pytest.mark.parametrize('reply', [
+    'CORRECT (no incorrect facts)', 'CORRECT; nothing is incorrect', 'Correct: no facts differ',
+    'Correct: 0 errors', 'CORRECT, not partially correct', 'The answer is correct.',
+    'Verdict: CORRECT', 'The reference says 5, and so does the answer.\n\nCORRECT'])
+def test_a_right_answer_is_not_taken_for_wrong(reply):
+    assert VerdictPattern().read(reply) is True
+
+
+@pytest.mark.parametrize('reply', [
+    'The correct answer is 7.', 'Is it correct? I would say no.', 'I cannot tell.'])
+def test_what_is_not_clear_is_no_verdict(reply):
+    assert VerdictPattern().read(reply) is None
+
+
 @pytest.mark.parametrize('reply, right', [
     ('yes', True), ('no', False), ('yes? no: yes', True), ('yes, then no', False), ('?', None),
     ('not yes', False)])

@@ -113,3 +113,21 @@ def test_a_prompt_file_that_is_damaged_is_named(tuned):
     Path(tuned, PROMPT_FILE).write_text('{')
     with pytest.raises(ConfigError, match='config.policy: .*prompt.json'):
         choose_prompt(run(checkpoint=tuned))
+
+
+def test_conversations_of_several_prompts_are_refused_and_bare_questions_warned_of(caplog):
+    long = 'Think inside <think> and </think> first. Question: {question}'
+    mixed = [*asked(*(f'Who is {n}?' for n in range(9)), frame=long), *asked('Who won?')]
+    with pytest.raises(ConfigError, match='f.json have no prompt in common: 9 of 10 begin with'):
+        conversation_prompt(run(), mixed, 'f.json')
+    chosen = PromptConfig(text=long, may_differ=True)
+    assert conversation_prompt(run(chosen), mixed, 'f.json') == Prompt(long)
+    bare = asked('Who won?', 'Name the harbour.', frame='{question}')
+    assert conversation_prompt(run(), bare, 'f.json') == Prompt('{question}')
+    assert 'asked with bare questions' in caplog.text
+
+
+def test_a_system_turn_of_some_conversations_is_not_put_before_the_others(caplog):
+    mixed = [*asked('Who won?', system='You read.'), *asked('What is it?')]
+    assert conversation_prompt(run(), mixed, 'f.json') == Prompt(TUNED)
+    assert 'different system turns' in caplog.text

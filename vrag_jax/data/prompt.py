@@ -15,11 +15,12 @@ from pathlib import Path
 QUESTION = '{question}'
 PROMPT_FILE = 'prompt.json'
 
-# So many different prompts that all begin with the same words say so on purpose.
-_MANY = 50
-# Up to where a sentence ends, a line, or what a colon announces.
-_SENTENCES = re.compile(r'.*(?:[.:!?>]\s+|\n)', re.DOTALL)
-_WORDS = re.compile(r'.*\s', re.DOTALL)
+# Up to where a sentence ends, a line, a tag, or what a colon announces, and an opened quote.
+_BEFORE = re.compile(
+    r'.*(?:[.!?]\s+|[:\n>\])\u3002\uff1a\uff01\uff1f]\s*)["\u201c\u300c]?', re.DOTALL)
+# From where a line, a tag or, after a sentence, more begins, and a closed quote.
+_AFTER = re.compile(
+    r'["\u201d\u300d]?\s*[\n<\[]|["\u201d\u300d]\s*$|(?<=[.!?])\s|(?<=[\u3002\uff01\uff1f])')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +103,8 @@ def read_prompt(path: str | os.PathLike) -> Prompt:
 def common_prompt(texts: Iterable[str], system: str | None = None) -> Prompt:
     """Returns the prompt that texts of first turns share: their common beginning and end.
 
-    Of a few texts the beginning is cut back to the end of a sentence, because questions,
-    too, may begin alike; of many to the end of a word.
+    Both are cut back to where a sentence, a line or a tag ends, because questions, too, begin
+    and end alike.
 
     Args:
       texts: of first turns, each with a question of its own.
@@ -118,16 +119,17 @@ def common_prompt(texts: Iterable[str], system: str | None = None) -> Prompt:
                          f'{len(different)}')
     # What the first and the last in order share, all share.
     before = os.path.commonprefix([different[0], different[-1]])
-    cut = (_WORDS if len(different) >= _MANY else _SENTENCES).match(before)
+    cut = _BEFORE.match(before)
     before = cut[0] if cut else ''
     rests = sorted((text[len(before):] for text in different), key=lambda text: text[::-1])
     after = os.path.commonprefix([rests[0][::-1], rests[-1][::-1]])[::-1]
     # A question keeps its own last word and mark.
-    if len(different) >= _MANY or all(_ends_sentence(rest[:-len(after)]) for rest in rests):
-        start = re.search(r'\s', after)
+    if all(_ends_sentence(rest[:-len(after)]) for rest in rests) and after[:1].isspace():
+        start = 0
     else:
-        start = re.search(r'(?<=[.!?])\s|\n', after)
-    after = after[start.start():] if start else ''
+        found = _AFTER.search(after)
+        start = found.start() if found else len(after)
+    after = after[start:]
     if QUESTION in before + after:
         raise ValueError(f"what all first turns share holds '{QUESTION}' itself: "
                          f'{before + after!r}')

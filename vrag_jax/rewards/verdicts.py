@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import unicodedata
 
 PROMPT = """\
 You grade an answer to a question. Compare it with the reference answers; wording, units and \
@@ -17,16 +18,31 @@ _FIELDS = ('question', 'references', 'answer')
 _PLACEHOLDER = re.compile(r'\{([A-Za-z_]+)\}')
 
 # Both words offered as a choice are the task repeated, no verdict.
-_CHOICE = re.compile(r'(?<![a-z])correct\W+(?:or|/|and)\W+incorrect(?![a-z])', re.IGNORECASE)
-# What may stand between a negation and the verdict: 'not entirely correct', 'is not a correct'.
-_BETWEEN = (r'(?:(?:(?!only)\w+ly|an?|the|be|is|was|it|this|that|quite|at|all|100|yet|as|sure|'
-            r'certain|say|think|call|considere?d?|called|deemed|judged|marked|graded)[\s%_*-]+)*')
-_VERDICT = re.compile(
-    r"(?P<negated>(?:\b(?:not|non|cannot|never|neither|nor|hardly)|n['\u2019]t)[\s_*-]+"
-    rf'{_BETWEEN})?'
-    r'(?P<partly>(?<![a-z])(?:partially|partly|half|semi|almost|nearly|mostly|somewhat)[\s_*-]+)?'
-    r'(?<![a-z])(?P<opposite>in)?correct(?![a-z])'
-    r'(?P<denied>["\u201d*_]*\s*[:=?]\s*["\u201c*_]*(?:no|false|0)\b)?', re.IGNORECASE)
+_CHOICE = re.compile(r'\b(?:in)?correct\W+(?:or|/|and)\W+(?:in)?correct\b')
+# 'correct: no', '{"correct": false}', 'correct - yes', 'Correct? Yes'.
+_FIELD = re.compile(
+    r'\b(?P<opposite>in)?correct\W*(?:[:=?]|\s[-\u2013\u2014])\W*'
+    r'(?P<value>true|yes|false|no|0|1)\W*(?=$|[\n,}])')
+_SENTENCE = re.compile(r'(?<=[.!?])\s+|[\n;]+|\.{2,}')
+# What may stand before a verdict that is a sentence by itself.
+_LEAD = re.compile(
+    r'^(?:(?:no|yes|well|actually|so|thus|therefore|hence|but|final|overall|my|the|an?|verdict|'
+    r'grade|judge?ment|result|conclusion|rating|answer|is|it|this|that|only|not only)\b'
+    r'[\s:,=-]*)+')
+# A verdict, and after it at most what explains it behind a mark.
+_BARE = re.compile(r'^(?P<word>correct|incorrect|wrong|false)(?=$|[,:]|\s*\(|\s*[-\u2013\u2014]\s)')
+# A word that something is said to be: 'is correct', not 'the correct answer'.
+_SAID = re.compile(
+    r'\b(?P<word>correct|incorrect|wrong|false)\b(?!\s+(?:answers?|ones?|value|number|response|'
+    r'reference|option|result|name|year|date|figure|solution|choice|label|page)s?\b)')
+_NEGATION = re.compile(
+    r"\b(?:not|non|no|none|never|neither|nor|nothing|cannot|cant|hardly|scarcely|barely|without|"
+    r"fails?|failed|far from|anything but|unlikely|doubt\w*|deny|denies|instead of|unless|if|"
+    r"whether|would|should|could|might|(?:is|are|was|do|does|did|ca|wo)n.?t)\b|\b\w+n[^\w\s]t\b")
+_PARTLY = re.compile(
+    r'\b(?:partial(?:ly)?|partly|half|semi|almost|nearly|mostly|somewhat|close to)\b')
+# Negations that deny nothing.
+_ASIDE = re.compile(r'\b(?:(?:there is |i have )?(?:no|without(?: an?y?)?) doubts?|not only)\b')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,11 +103,60 @@ class VerdictPattern:
 
 
 def _read_words(reply: str) -> bool | None:
-    verdicts = list(_VERDICT.finditer(_CHOICE.sub(' ', reply)))
-    if not verdicts:
-        return None
-    last = verdicts[-1]
-    if last['partly'] and not last['opposite']:
-        return False
-    wrong = sum(last[name] is not None for name in ('negated', 'opposite', 'denied')) % 2
-    return not wrong
+    """Reads a reply sentence by sentence; where it is not clear, there is no verdict.
+
+    What decides is the last of: a field ('"correct": false'), a sentence that is a verdict
+    ('INCORRECT. ...', 'Verdict: correct'). Without one, the last sentence that says of
+    something that it is right or wrong, and not 'the correct answer'.
+    """
+    text = _plain(reply)
+    fields = list(_FIELD.finditer(text))
+    if fields:
+        yes = fields[-1]['value'] in ('true', 'yes', '1')
+        return yes != bool(fields[-1]['opposite'])
+    bare: list[bool] = []
+    said: list[bool | None] = []
+    for sentence in _SENTENCE.split(text):
+        sentence = sentence.strip(' .!,:-')
+        if not sentence or sentence.endswith('?'):
+            continue
+        verdict = _BARE.match(_LEAD.sub('', sentence))
+        if verdict:
+            bare.append(verdict['word'] == 'correct')
+            continue
+        after_mark = _BARE.match(re.split(r'[:,]\s+', sentence)[-1])
+        if after_mark and after_mark.end() == len(re.split(r'[:,]\s+', sentence)[-1]) and not (
+                _NEGATION.search(_ASIDE.sub(' ', sentence.rpartition(after_mark['word'])[0]))):
+            bare.append(after_mark['word'] == 'correct')
+            continue
+        said += _said(sentence)
+    if bare:
+        return bare[-1]
+    return said[-1] if said else None
+
+
+def _plain(reply: str) -> str:
+    """Lower case, without markup, quotes and the choice itself."""
+    text = unicodedata.normalize('NFKC', reply).casefold()
+    text = re.sub(r'[\u2018\u2019\u02bc`\u00b4]', "'", text).replace('_', ' ')
+    text = re.sub(r'<[^<>]*>', '\n', text)
+    text = re.sub(r'(?<=\w)-\s?(?=correct)', ' ', text.replace('in-correct', 'incorrect'))
+    text = re.sub(r'[*"\u201c\u201d{}\[\]#]|(?<!\w)\'|\'(?!\w)', '', text)
+    text = re.sub(r'\bnot\s+', 'not ', text)
+    return _CHOICE.sub(' ', text).strip()
+
+
+def _said(sentence: str) -> list[bool | None]:
+    """What a sentence says of something: right, wrong, or nothing that is clear."""
+    words = [match['word'] for match in _SAID.finditer(sentence)]
+    if not words:
+        partial = re.search(r'\bnot (?:an? )?(?:\w+ly )?correct\b', sentence)
+        return [False] if partial else []
+    negated = bool(_NEGATION.search(_ASIDE.sub(' ', sentence)))
+    if set(words) == {'correct'}:
+        return [not negated and not _PARTLY.search(sentence)]
+    if 'correct' in words:
+        return [None]
+    if not negated:
+        return [False]
+    return [True] if re.search(r'\bnot (?:incorrect|wrong|false)\b', sentence) else [None]

@@ -1,15 +1,24 @@
 """The prompt of a run: of its config, of its policy, or of the conversations it learns from."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from vrag_jax.config import ConfigError
-from vrag_jax.data.prompt import PROMPT_FILE, Prompt, common_prompt, difference, read_prompt
+from vrag_jax.data.prompt import (
+    PROMPT_FILE,
+    QUESTION,
+    Prompt,
+    common_prompt,
+    difference,
+    read_prompt,
+)
 from vrag_jax.data.records import Conversation, split_system
 from vrag_jax.tasks.settings import PolicyConfig, PromptConfig, RunConfig
 
 _LOG = logging.getLogger(__name__)
+_BEGINNING, _SHARE = 30, 0.4  # Characters, and conversations that share them: a prompt.
 _ON_PURPOSE = 'to change it on purpose, pass --config.prompt.may_differ=True'
 
 
@@ -55,10 +64,17 @@ def conversation_prompt(
         are named.
     """
     own = None if config.prompt.may_differ else policy_prompt(config.policy)
-    expected = choose_prompt(config) if own or _given(config.prompt) else None
+    given = _given(config.prompt)
+    if given and config.prompt.may_differ:
+        return given
+    expected = choose_prompt(config) if own or given else None
     turns = [_opening(conversation) for conversation in conversations]
     systems = {system for system, _ in turns if system is not None}
-    system = systems.pop() if len(systems) == 1 else None
+    everywhere = all(system is not None for system, _ in turns)
+    if systems and not (everywhere and len(systems) == 1):
+        _LOG.warning('the conversations of %s have different system turns, or none: GRPO and '
+                     'evaluation take that of config.prompt.system', source)
+    system = systems.pop() if everywhere and len(systems) == 1 else None
     if config.prompt.system and not expected:
         if systems or system not in (None, config.prompt.system):
             raise ConfigError(f'config.prompt.system: conversations of {source} have another '
@@ -71,6 +87,8 @@ def conversation_prompt(
     if expected is None:
         shown = f'prompt of the conversations: {found.text!r}' if found else (
             'the prompt of the conversations cannot be told: they all ask the same')
+        if found and found.text == QUESTION:
+            _refuse_several([text for _, text in turns], source)
         _LOG.info('%s%s', shown, f', system turn {system!r}' if system else '')
         return found
     wrong = [(system, text) for system, text in turns if not expected.matches(text)
@@ -86,6 +104,22 @@ def conversation_prompt(
             f'config.data.trajectories: {len(wrong)} of {len(turns)} conversations of {source} '
             f'have another prompt than {holder}: {shown}; {_ON_PURPOSE}')
     return expected
+
+
+def _refuse_several(texts: Sequence[str], source: str) -> None:
+    """Raises if conversations have no prompt in common, but several, or some have none."""
+    beginnings = Counter(text[:_BEGINNING] for text in texts)
+    (first, count), = beginnings.most_common(1)
+    if count > 1 and count >= _SHARE * len(texts):
+        other = next(text for text in texts if not text.startswith(first))
+        raise ConfigError(
+            f'config.data.trajectories: the conversations of {source} have no prompt in common: '
+            f'{count} of {len(texts)} begin with {first!r}, others for instance with '
+            f'{other[:_BEGINNING]!r}; give them one prompt, or pass the one that GRPO and '
+            'evaluation shall ask with: --config.prompt.text=... '
+            '--config.prompt.may_differ=True')
+    _LOG.warning('the conversations of %s have no prompt around their questions: the policy will '
+                 'be asked with bare questions', source)
 
 
 def policy_prompt(policy: PolicyConfig) -> Prompt | None:
