@@ -124,3 +124,27 @@ def test_ingested_documents_in_folders(shared_dir, tmp_path):
     wanted = [f'2023/plan_{n}' for n in (1, 2) if n <= pages['2023/plan']]
     assert list(second.page_ids) == wanted and len(second.missing_pages) == 2 - len(wanted)
     assert len(first.page_ids) + len(first.missing_pages) == 1
+
+
+@pytest.mark.parametrize('document, file_name', [
+    ('2023.acl-long.387', '2023.acl-long.386'), ('2305.99999', '2305.12345'), ('v1.2', 'v1.3'),
+    ('Mr. Bean', 'Mr. Smith'), ('1706.03762', '1706'), ('report.final', 'report.draft')])
+def test_what_follows_a_dot_in_a_name_is_no_ending(tmp_path, document, file_name):
+    found, missing = ReferencePages(store_of(tmp_path, document)).find(file_name, [1])
+    assert not found and missing
+
+
+def test_a_name_that_questions_mean_in_several_folders_is_not_taken_from_another(tmp_path):
+    names = ['tesla/10-K.pdf', 'ibm/10-K.pdf', './apple/10-K.pdf']
+    known = ReferencePages(store_of(tmp_path, 'companies/apple/10-K'), names)
+    assert known.find(names[0], [1])[0] == known.find(names[1], [1])[0] == []
+    assert known.find(names[2], [1])[0] == ['companies/apple/10-K#1']
+
+
+def test_reference_pages_of_no_document_are_missing(tmp_path):
+    file = tmp_path / 'q.json'
+    file.write_text(json.dumps([
+        {'uid': 1, 'query': 'x', 'reference_answer': 'y', 'meta_info': {'reference_page': [3]}}]))
+    question, = load_questions(file, store_of(tmp_path, 'a'))
+    assert question.page_ids == () and len(question.missing_pages) == 1
+    assert 'file_name is missing' in question.missing_pages[0]

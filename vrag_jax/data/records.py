@@ -115,9 +115,17 @@ def parse_examples(
     examples: Iterable[Any], where: str | os.PathLike, store: PageStore | None = None
 ) -> list[Question]:
     """Returns a question an example, whatever their uids; see `parse_questions`."""
-    pages = None if store is None else ReferencePages(store)
+    examples = list(examples)
+    pages = None if store is None else ReferencePages(store, _file_names(examples))
     return [_parse_example(example, f'{where}, example {index}', store, pages)
             for index, example in enumerate(examples)]
+
+
+def _file_names(examples: Iterable[Any]) -> set[str]:
+    """File names of all examples, as far as they have any."""
+    metas = (example.get('meta_info') for example in examples if isinstance(example, dict))
+    names = (meta.get('file_name') for meta in metas if isinstance(meta, dict))
+    return {name for name in names if isinstance(name, str)}
 
 
 def with_unique_uids(
@@ -211,6 +219,9 @@ def _parse_example(
             page_ids = [f'{stem}_{page}' for page in pages]
         else:
             page_ids, missing = known.find(file_name, pages)
+    elif 'page_ids' not in meta and store is not None:
+        missing = [f'page {page} of no document (meta_info.file_name is missing)'
+                   for page in pages]
     return Question(
         uid=str(uid),
         query=_field(example, 'query', str, where),

@@ -32,12 +32,23 @@ class ReferencePages:
     Unicode's forms of the same characters are equal, and backslashes are slashes. Where
     nothing else fits, so are upper and lower case, blanks, '_' and '-', and %20.
 
+    A name in another folder than the question says is taken only where no other question means
+    a document of that name in a third folder: of `tesla/10-K.pdf` and `ibm/10-K.pdf` neither
+    is `apple/10-K`.
+
     Args:
       store: the pages there are.
+      file_names: of all questions.
     """
 
-    def __init__(self, store: PageStore):
+    def __init__(self, store: PageStore, file_names: Iterable[str] = ()):
         self._store = store
+        folders: dict[str, set[_Parts]] = defaultdict(set)
+        for name in file_names:
+            *folder, last = _forms(name)[0]
+            if folder:
+                folders[last].add(tuple(folder))
+        self._contested = {name for name, meant in folders.items() if len(meant) > 1}
         self._documents = _Names({page.document for page in store})
         self._by_number = _numbered_pages(store)
         self._numbered = _Names({name for name, _ in self._by_number})
@@ -54,6 +65,9 @@ class ReferencePages:
         """
         documents = self._documents.find(file_name)
         files = self._numbered.find(file_name)
+        if _forms(file_name)[0][-1] in self._contested:
+            documents, files = ([name for name in names if _agrees(file_name, name)]
+                                for names in (documents, files))
         found, missing = [], []
         for page in pages:
             page_id = self._store.find(documents[0], page) if len(documents) == 1 else None
@@ -64,6 +78,12 @@ class ReferencePages:
             else:
                 missing.append(f'{file_name} page {page}' + _doubt(documents or files))
         return found, missing
+
+
+def _agrees(file_name: str, document: str) -> bool:
+    """Whether two paths agree in the last folder that both have."""
+    wanted, has = _forms(file_name)[0], _forms(document)[0]
+    return min(len(wanted), len(has)) < 2 or _loose(wanted)[-2] == _loose(has)[-2]
 
 
 def _doubt(documents: Sequence[str]) -> str:
@@ -101,7 +121,7 @@ class _Names:
             defaultdict(list), defaultdict(list))
         for name in sorted(names):
             for index, simple in zip(self._by_last, (_same, _loose), strict=True):
-                for parts in dict.fromkeys(map(simple, _forms(name))):
+                for parts in dict.fromkeys(map(simple, _forms(name, indexed=True))):
                     index[parts[-1]].append((parts, name))
         self._known: dict[str, list[str]] = {}
 
@@ -122,15 +142,21 @@ class _Names:
         return []
 
 
-def _forms(name: str) -> list[_Parts]:
-    """Returns the parts of a path, without and with its ending, the likelier first."""
+def _forms(name: str, indexed: bool = False) -> list[_Parts]:
+    """Returns the parts of a path, without and with its ending, the likelier first.
+
+    What follows the last dot of a document that is there (`indexed`) is no ending unless it is
+    known to be one: else 2305.12345 and 2305.99999 were the same.
+    """
     text = unicodedata.normalize('NFC', name).replace('\\', '/')
     parts = tuple(part for part in text.split('/') if part not in ('', '.', '..')) or (text,)
     path = PurePosixPath(parts[-1])
     if not path.suffix:
         return [parts]
     without = (*parts[:-1], path.stem)
-    return [without, parts] if path.suffix.lower() in _DOCUMENT_SUFFIXES else [parts, without]
+    if path.suffix.lower() in _DOCUMENT_SUFFIXES:
+        return [without, parts]
+    return [parts] if indexed else [parts, without]
 
 
 def _same(parts: _Parts) -> _Parts:
