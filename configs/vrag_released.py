@@ -19,7 +19,10 @@ are spread. The paper reports 57.1 % over its three benchmarks.
 
 `configs/vrag_released.py:sft` (with `--config.data.trajectories=FILE.json`) fine-tunes, and
 `configs/vrag_released.py:grpo` (with `--config.data.train_questions=TRAIN.json`) goes on with
-GRPO by their script, both in float32, on eight accelerators with 80 GB.
+GRPO with the settings of `grpo_7b.py`, both in float32, on eight accelerators with 80 GB. GRPO
+needs the prompt file too, and is evaluated on the training questions unless
+`--config.data.eval_questions` names others. An evaluation measures vanilla RAG with the same
+policy as well (one page for the question, one answer).
 """
 
 from ml_collections import ConfigDict
@@ -38,6 +41,12 @@ def get_config(task: str = 'evaluate') -> ConfigDict:
     config.task = task
     # What is not trained loses nothing: products are done in bfloat16 anyway.
     config.policy.param_dtype = 'bfloat16' if task == 'evaluate' else 'float32'
+    if task == 'evaluate':
+        # On one accelerator with 80 GB: 15 GiB of weights, 13 of cache, 13 that a call copies.
+        config.sampler.update({
+            'slots': 24, 'fewer_slots': (8,), 'prefill_shapes': ((8, 640), (24, 64)),
+            'cache_tokens': 24 * (8192 + 2048)})
+        config.grpo.epochs = config.sft.epochs = 0  # Nothing is trained, and nothing planned.
     config.prompt.fallback = ''  # This policy knows one prompt; without it the run is refused.
     config.messages = ConfigDict({
         'page': '<image>', 'crop': '<image>', 'answer_now': '',

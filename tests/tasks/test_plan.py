@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 from ml_collections import ConfigDict
 
-from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny
+from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny, vrag_released
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.tasks.check import check
 from vrag_jax.tasks.plan import Plan, device_bytes, plan, total_bytes
@@ -218,6 +218,16 @@ def test_weights_that_would_round_their_updates_away_are_refused():
     check(parse(RunConfig, config))
 
 
+@pytest.mark.parametrize('task', ['sft', 'grpo'])
+def test_training_of_no_steps_is_refused(task):
+    config = tiny.get_config()
+    config.mesh.update({'data': 1, 'tensor': -1})
+    config.task = task
+    config[task].update({'steps': 0, 'epochs': 0})
+    with pytest.raises(ConfigError, match=f'config.{task}: steps and epochs are both 0'):
+        check(parse(RunConfig, config))
+
+
 @pytest.mark.parametrize('name', CONFIGS)
 def test_the_papers_settings(name):
     config = parse(RunConfig, config_of(name))
@@ -252,3 +262,9 @@ def test_the_vision_tower_may_be_trained_too():
     gradients, = (p for p in programs(config, made) if p.learns)
     assert made.phases['grpo'].batch.images.pixels.shape[0] == layout.windows
     gradients.lower()
+
+
+def test_the_released_checkpoint_is_evaluated_on_one_accelerator_with_80_gb():
+    made = plan(parse(RunConfig, vrag_released.get_config()), devices=jax.devices()[:1])
+    assert not made.phases
+    assert 15 * GIB < device_bytes(made.parts()) < 55 * GIB

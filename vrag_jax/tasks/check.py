@@ -52,6 +52,10 @@ def check(config: RunConfig) -> None:
         return  # Neither samples nor learns.
     if config.policy.checkpoint:
         _check_checkpoint(Path(config.policy.checkpoint), whole=config.task in ASKING)
+    length = {'sft': config.sft, 'grpo': config.grpo}.get(config.task)
+    if length and not (length.steps or length.epochs):
+        raise ConfigError(f'config.{config.task}: steps and epochs are both 0: nothing would be '
+                          f'trained; pass --config.{config.task}.epochs=1, for instance')
     if config.task in ASKING and not (config.task == 'sft' and config.data.trajectories):
         choose_prompt(config)
     if config.task in LEARNING and not config.policy.lora.rank and (
