@@ -110,11 +110,13 @@ def run(*arguments, module='vrag_jax.main'):
 def runs(folder, tmp_path_factory):
     """Folders of an SFT step from the checkpoint and of a GRPO step from its policy."""
     sft, grpo = (tmp_path_factory.mktemp('runs') / name for name in ('sft', 'grpo'))
-    code, text = run(*flags(folder, sft, 'sft'))
+    code, text = run(*flags(folder, sft, 'sft', **{
+        'sft.learner.frozen': '', 'sft.learner.windows': 64, 'sft.learner.span': 8,
+        'sft.learner.lr': 0.01, 'sft.learner.warmup_fraction': 0.0}))
     assert code == 0, text[-3000:]
     assert 'prompt of the conversations' in text
-    # The vision tower is trained, as in the authors' script; the bonus moves the weights
-    # although a random policy earns nothing.
+    # The vision tower is trained, as in the authors' script; the bonus moves the weights of
+    # the decoder although a random policy earns nothing, and searches for nothing.
     tuned = {'policy.checkpoint': sft / 'policy', 'learner.frozen': '', 'learner.windows': 64,
              'learner.span': 8, 'learner.warmup_steps': 0, 'learner.lr': 0.01,
              'grpo.loss.entropy_coef': 0.1}
@@ -141,14 +143,18 @@ def test_sft_keeps_the_prompt_of_its_conversations_and_grpo_goes_on_with_it(fold
         assert chat.prompt_ids(question) == tokenizer.encode(text, add_special_tokens=False)
 
 
-def test_a_step_moves_the_weights_and_both_are_measured(runs):
+def test_a_step_moves_the_weights_and_both_are_measured(folder, runs):
     sft, grpo = runs
     steps = [json.loads(line) for line in (sft / 'metrics.jsonl').read_text().splitlines()]
     assert len(steps) == 1 and min(steps[0]['values'][k] for k in ('loss', 'grad_norm')) > 0
-    before, after = (safetensors.numpy.load_file(run / 'policy' / 'model.safetensors')
-                     for run in runs)
-    visual = [name for name in before if 'visual' in name and name.endswith('weight')]
-    assert visual and all((before[name] != after[name]).any() for name in visual)
+    base, tuned, trained = (
+        safetensors.numpy.load_file(directory / 'policy' / 'model.safetensors')
+        for directory in (folder, *runs))
+    for name, value in base.items():
+        # In the dtype of the export: rounding is no training.
+        assert (value.astype(tuned[name].dtype) != tuned[name]).any(), name
+    decoder = [name for name in tuned if 'layers' in name and name.endswith('proj.weight')]
+    assert decoder and all((tuned[name] != trained[name]).any() for name in decoder)
     results = json.loads((grpo / 'results.json').read_text())
     assert results['methods']['before']['n'] == results['methods']['grpo']['n'] == 2
 
