@@ -6,10 +6,11 @@ the dataclass's default. Names that do not exist, wrong types and impossible
 values are errors that name the field.
 """
 
+import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, Union
 
 from ml_collections import ConfigDict
@@ -19,6 +20,22 @@ T = TypeVar('T')
 
 class ConfigError(ValueError):
     """A config that cannot work; the message starts with the field's name."""
+
+
+@contextlib.contextmanager
+def naming(field: str) -> Iterator[None]:
+    """Names the field of a config by which a file is given that cannot be read.
+
+    Args:
+      field: e.g. 'config.data.manifest'; OSErrors and ValueErrors become a `ConfigError` that
+        starts with it.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (OSError, ValueError) as error:
+        raise ConfigError(f'{field}: {error}') from error
 
 
 def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:

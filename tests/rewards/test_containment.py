@@ -91,3 +91,29 @@ def test_listing_candidates_earns_nothing(separator):
     sentences = separator.join(f'the colour is {colour}' for colour in colours)
     assert contains(sentences, ['red'], 'Which colour?') == 0.0
     assert contains(separator.join('北京 上海 广州 深圳'.split()), ['上海'], '哪个城市？') == 0.0
+
+
+@pytest.mark.parametrize('question, answer, reference', [
+    ('Which of red, blue and green is largest?', 'red, blue, green', 'blue'),
+    ('Which of red, blue and green is largest?', 'red blue green', 'green'),
+    ('Is it 5 or 6?', '5 or 6', '6'),
+    ('In which year, 2013 or 2014, did it?', '2013 and 2014', '2014'),
+    ('When?', 'It is not: 2014', '2014'), ('When?', 'not (2014)', '2014'),
+    ('When?', 'Never; 2014', '2014'), ('How many?', 'hardly 5', '5'),
+    ('How many?', 'less than 5', '5'), ('When?', 'after 2014', '2014'),
+    ('Which?', 'red is impossible', 'red'),
+    ('How many?', 'Minus 5', '5'), ('Does it?', 'Yes but actually the answer is no', 'yes')])
+def test_what_says_more_or_something_else_earns_nothing(question, answer, reference):
+    assert contains(answer, [reference], question) == 0.0
+
+
+@pytest.mark.parametrize('question, answer, reference', [
+    ('Which of red, blue and green is largest?', 'Blue is the largest.', 'blue'),
+    ('Is it 5 or 6?', 'It is 6, not 5.', '6'),
+    ('In which year, 2013 or 2014, did it?', 'In the year 2014.', '2014'),
+    ('Does it?', 'The answer is yes.', 'yes'), ('Is it?', 'It is true.', 'true'),
+    ('Is it?', 'The statement is false', 'false'), ('How many?', r'\\boxed{7}', '7'),
+    ('How many more than 5?', 'It is 3 more than 5.', '3'), ('Which?', 'not blue, red', 'red'),
+    ('How much?', '12 million', '12 million')])
+def test_a_sentence_that_says_it_earns_all(question, answer, reference):
+    assert contains(answer, [reference], question) == 1.0

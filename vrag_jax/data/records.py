@@ -138,16 +138,14 @@ def with_unique_uids(
       where: what they come from, for the warning.
 
     Returns:
-      The questions by their places, without those that stood there before with the same uid,
-      query, answers and pages.
+      The questions by their places, without those that stood there before, with all they say.
     """
-    seen: set[tuple] = set()
+    seen: set[str] = set()
     taken: set[str] = set()
     found: dict[int, Question] = {}
     twice, renamed = 0, []
     for place, question in enumerate(questions):
-        content = (question.uid, question.query, question.answer, question.aliases,
-                   question.file_name, question.reference_pages, question.page_ids)
+        content = repr(question)  # All that it says; `extra` cannot be hashed.
         if content in seen:
             twice += 1
             continue
@@ -364,11 +362,15 @@ def parse_conversation(record: Any, where: str) -> Conversation:
         roles = roles[1:]
     if not roles or roles != ['user', 'assistant'] * (len(roles) // 2):
         raise ValueError(f'{where}: {style}: expected turns of user and assistant, got {roles}')
-    images = _strings(record, 'images' if 'images' in record else 'image', where)
+    images = _strings(record, 'images' if record.get('images') else 'image', where)
     marks = sum(message.content.count(IMAGE_MARK) for message in messages)
     if marks != len(images):
         raise ValueError(f'{where}: images: there are {len(images)}, but {marks} {IMAGE_MARK} '
                          f'marks in the messages')
+    for i, message in enumerate(messages):
+        if IMAGE_MARK in message.content and message.role != 'user':
+            raise ValueError(f'{where}: {style}[{i}]: {IMAGE_MARK} stands for an image in a '
+                             f"user's message alone, and this one is of the {message.role}")
     return Conversation(tuple(messages), tuple(images))
 
 

@@ -106,9 +106,7 @@ def encoder_size(width: int, height: int, limits: PixelLimits) -> tuple[int, int
         rows, columns = (side // limits.factor for side in smart_resize(
             height, width, limits.factor, *bounds))
         # The second of two steps rounds, and may leave the bounds by half a row or column.
-        longest, shortest = max(rows, columns), min(rows, columns)
-        if columns in _columns(rows, limits) or (
-                limits.two_steps and 0 < longest <= MAX_ASPECT * shortest):
+        if columns in _columns(rows, limits) or limits.two_steps and min(rows, columns) > 0:
             return columns * limits.factor, rows * limits.factor
     return _nearest_size(width / height, limits)
 

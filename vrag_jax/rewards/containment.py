@@ -37,6 +37,12 @@ _NEGATION = re.compile(
     r'|(?:instead|rather|other) (?:of|than)'
     r'|不是|不在|不能|不会|没有|没|并非|而非|而不|未能|尚未|错误|ない|ません')
 
+# What makes another statement of one about the same thing: 'less than 5' is not 5. Where the
+# question or the reference says so itself it changes nothing.
+_QUALIFIERS = frozenset(
+    'hardly barely scarcely less fewer more greater lower higher before after under over above '
+    'below until since beyond minus impossible unlikely denied except neither'.split())
+
 # What sentences are made of, and how answers refer to where they come from.
 _COMMON = frozenset(
     'a an the is are was were be been being has have had does do did will would can could may '
@@ -44,10 +50,12 @@ _COMMON = frozenset(
     'they them their he his she her we our i you your which who whose what when where how '
     'according based answer answers reference question page pages document figure table chart '
     'graph slide image text shown given stated says said shows show about approximately around '
-    'roughly exactly nearly almost respectively total yes therefore thus '
+    'roughly exactly nearly almost respectively total yes therefore thus final boxed '
     '的 是 为 在 了 和 有 个 这 那 于 与 中 年 月 日 所 以 其 该 它 他 她 们 上 下 时 者 被 由 '
     '约 共 は が を に の で と も た す ま し て い る だ'.split())
 
+# What may stand before a yes or no: 'the answer is yes', but not 'there is no red'.
+_INTRODUCTION = frozenset('the final answer statement claim is it actually so that'.split())
 _YES = ('yes', 'true', '是', '是的', '对', 'はい')
 _NO = ('no', 'false', '否', '不', '不是', 'いいえ')
 
@@ -60,7 +68,9 @@ def contains(answer: str, references: Iterable[str], question: str = '') -> floa
 
     - the reference occurs as whole words, by the character in Chinese and Japanese; a number
       is one word: 12 is not in 2012, 12.5, 12:30 or 10-12, nor 5 in -5;
-    - the pieces in which it occurs have no negation outside of it ('not 2014');
+    - the pieces in which it occurs have no negation outside of it ('not 2014', 'not: 2014'), and
+      no word that makes it another statement ('less than 5');
+    - of alternatives that the question names ('red, blue or green') it says no other;
     - these pieces add no other number than those of the question, and at most `ADDED_WORDS`
       words that are neither the question's nor common ones;
     - other pieces, unless they are negated ('not blue'), add nothing at all.
@@ -77,18 +87,23 @@ def contains(answer: str, references: Iterable[str], question: str = '') -> floa
     if exact_match(answer, accepted):
         return 1.0
     pieces = _pieces(answer)
-    known = {token for piece in _pieces(question) for token in piece}
-    return float(any(_says(pieces, reference, known) for reference in accepted))
+    asked = _pieces(question)
+    return float(any(_says(pieces, reference, asked) for reference in accepted))
 
 
-def _says(pieces: Sequence[Sequence[str]], reference: str, known: set[str]) -> bool:
+def _says(pieces: Sequence[Sequence[str]], reference: str, asked: Sequence[Sequence[str]]
+          ) -> bool:
     sought = [token for piece in _pieces(reference) for token in piece]
     if not sought or not pieces:
         return False
+    known = {token for piece in asked for token in piece}
     for same, opposite in ((_YES, _NO), (_NO, _YES)):
         if normalise(reference) in same:
             return _begins(pieces[0], same) and not any(
                 _begins(piece, opposite) for piece in pieces)
+    others = _alternatives(asked, sought)
+    if any(_holds(piece, other) for piece in pieces if not _is_negated(piece) for other in others):
+        return False
     tokens = [token for piece in pieces for token in piece]
     owner = [number for number, piece in enumerate(pieces) for _ in piece]
     return any(
@@ -97,7 +112,33 @@ def _says(pieces: Sequence[Sequence[str]], reference: str, known: set[str]) -> b
         if tokens[start : start + len(sought)] == sought)
 
 
+def _alternatives(asked: Sequence[Sequence[str]], sought: Sequence[str]) -> list[list[str]]:
+    """What a question offers beside the reference: of its pieces, those of the same kind.
+
+    In 'which of red, blue and green is largest' they are, for 'blue', 'red' and 'green': the
+    ends of the pieces before it and the beginnings of those after it.
+    """
+    places = [number for number, piece in enumerate(asked) if _holds(piece, sought)]
+    if not places or len(asked) < 2:
+        return []
+    size, place = len(sought), places[0]
+    beside = [list(piece[-size:]) for piece in asked[:place]]
+    beside += [list(piece[:size]) for piece in asked[place + 1 :]]
+    number = bool(_IS_NUMBER.fullmatch(sought[-1]))
+    return [other for other in beside if other != list(sought) and not _COMMON.issuperset(other)
+            and bool(_IS_NUMBER.fullmatch(other[-1])) == number]
+
+
+def _holds(piece: Sequence[str], sought: Sequence[str]) -> bool:
+    size = len(sought)
+    return any(list(piece[i : i + size]) == list(sought) for i in range(len(piece) - size + 1))
+
+
 def _begins(piece: Sequence[str], words: Iterable[str]) -> bool:
+    answers = {token for word in (*_YES, *_NO) for token in _tokens(word)}
+    start = next((i for i, token in enumerate(piece)
+                  if token in answers or token not in _INTRODUCTION), 0)
+    piece = piece[start:]
     return any(list(piece[: len(start)]) == start for start in (_tokens(word) for word in words))
 
 
@@ -109,6 +150,10 @@ def _stands_alone(pieces: Sequence[Sequence[str]], owner: Sequence[int], start: 
     own = [token for piece in pieces[first : last + 1] for token in piece]
     beside = (own[: start - begin], own[start - begin + length :])
     if any(_is_negated(part) for part in beside):
+        return False
+    if first and _is_negated(pieces[first - 1]) and not _content(pieces[first - 1], known):
+        return False  # 'It is not: 2014'.
+    if any(token in _QUALIFIERS - known for part in beside for token in part):
         return False
     others = [piece for piece in (*pieces[:first], *pieces[last + 1 :]) if not _is_negated(piece)]
     if any(_added(piece, known) for piece in others):
@@ -123,6 +168,12 @@ def _stands_alone(pieces: Sequence[Sequence[str]], owner: Sequence[int], start: 
 def _is_negated(tokens: Sequence[str]) -> bool:
     text = ' '.join(tokens)
     return bool(_NEGATION.search(re.sub(rf'(?<={IDEOGRAPH}) (?={IDEOGRAPH})', '', text)))
+
+
+def _content(tokens: Sequence[str], known: set[str]) -> list[str]:
+    """Words of a negated piece that it could be about, instead of what follows it."""
+    return [token for token in _added(tokens, known) if not _is_negated([token])
+            and token not in _QUALIFIERS]
 
 
 def _added(tokens: Iterable[str], known: set[str]) -> list[str]:

@@ -4,9 +4,10 @@ import math
 from pathlib import Path
 
 import jax
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.compilation.chips import parse_topology
-from vrag_jax.config import ConfigError
+from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.models.config import ModelConfig
@@ -52,8 +53,9 @@ def check(config: RunConfig) -> None:
         return  # Neither samples nor learns.
     if config.policy.checkpoint:
         _check_checkpoint(Path(config.policy.checkpoint), whole=config.task in ASKING)
-    length = {'sft': config.sft, 'grpo': config.grpo}.get(config.task)
-    if length and not (length.steps or length.epochs):
+    lengths = {'sft': (config.sft.steps, config.sft.epochs),
+               'grpo': (config.grpo.steps, config.grpo.epochs)}
+    if config.task in lengths and not any(lengths[config.task]):
         raise ConfigError(f'config.{config.task}: steps and epochs are both 0: nothing would be '
                           f'trained; pass --config.{config.task}.epochs=1, for instance')
     if config.task in ASKING and not (config.task == 'sft' and config.data.trajectories):
@@ -79,10 +81,18 @@ def check(config: RunConfig) -> None:
 
 def _check_checkpoint(directory: Path, whole: bool) -> None:
     """Refuses a checkpoint that cannot be used; of one that only gives sizes, the config."""
-    try:
-        ModelConfig.from_hf_file(directory)
-        if whole:
-            Tensors(directory)
-            ChatFormat(load_tokenizer(directory))
-    except (OSError, ValueError) as error:
-        raise ConfigError(f'config.policy.checkpoint: {error}') from error
+    with naming('config.policy.checkpoint'):
+        try:
+            sizes = ModelConfig.from_hf_file(directory)
+        except (ArithmeticError, AttributeError, TypeError) as error:  # Of fields of odd types.
+            raise ValueError(f'{directory}/config.json: a field is not of its type: '
+                             f'{error}') from error
+        if not whole:
+            return
+        Tensors(directory)
+        ChatFormat(load_tokenizer(directory))
+        processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
+        if processor.patch_size != sizes.vision.patch_size:
+            raise ValueError(f'{directory}/preprocessor_config.json: patch_size is '
+                             f'{processor.patch_size}, that of config.json '
+                             f'{sizes.vision.patch_size}')

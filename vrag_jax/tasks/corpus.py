@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vrag_jax.config import ConfigError
+from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.datasets import (
     check_conversations,
     check_questions,
@@ -123,7 +123,8 @@ def build_corpus(config: RunConfig, workdir: Path,
         store, layouts = PageStore.open(world.manifest), world.layouts
         questions = dict(world.questions)
     else:
-        store = PageStore.open(Path(config.data.manifest))
+        with naming('config.data.manifest'):
+            store = PageStore.open(Path(config.data.manifest))
         questions = _load_splits(config, store)
     engine = open_search(config, store, workdir, embedders,
                          [question.query for question in questions['test']])
@@ -143,7 +144,9 @@ def _load_splits(config: RunConfig, store: PageStore) -> dict[str, list[Question
     for name, field in (('train', 'train_questions'), ('test', 'eval_questions')):
         text = getattr(config.data, field)
         if text:
-            questions = [q for source in split_sources(text) for q in read_questions(source, store)]
+            with naming(f'config.data.{field}'):
+                questions = [q for source in split_sources(text)
+                             for q in read_questions(source, store)]
             read[name] = list(with_unique_uids(questions, text).values())
             report_references(field, text, read[name], store)
     if not read:

@@ -4,7 +4,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from vrag_jax.config import ConfigError
+from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.datasets import read_conversations
 from vrag_jax.data.image_root import find_image_root
@@ -31,13 +31,17 @@ def run_sft(space: Workspace) -> None:
     prompt: Prompt | None
     if config.data.trajectories:
         source = config.data.trajectories
-        conversations = read_conversations(source)
+        with naming('config.data.trajectories'):
+            conversations = read_conversations(source)
+            if not conversations:
+                raise ValueError(f'{source}: holds no conversations')
         root = _image_root(source, conversations, config.data.image_root)
         prompt = conversation_prompt(config, conversations, source)
-        sequences = conversation_sequences(
-            conversations, root, ChatFormat(space.tokenizer, prompt or Prompt()),
-            space.preprocess, space.model_config, config.environment.limits,
-            config.sft.learner.length)
+        chat = ChatFormat(space.tokenizer, prompt or Prompt())
+        with naming('config.data.trajectories'):
+            sequences = conversation_sequences(
+                conversations, root, chat, space.preprocess, space.model_config,
+                config.environment.limits, config.sft.learner.length)
     else:
         prompt = space.prompt
         sequences = [t.sequence() for t in expert_trajectories(

@@ -53,7 +53,10 @@ def write_results(
             # As taken: the config may give epochs instead, and a task has some phases only.
             **{f'{phase}_steps': steps
                for phase, steps in steps_taken(space.workdir / 'metrics.jsonl').items()},
-            'sft_trajectories': config.sft.trajectories,
+            # Only the whole loop draws them from experts.
+            **({'sft_trajectories': config.sft.trajectories} if config.task == 'loop' else {}),
+            **({'checkpoint': config.policy.checkpoint} if config.policy.checkpoint else {}),
+            'prompt': space.prompt.text,
             'sampling': dataclasses.asdict(config.evaluation.sampling),
             'seconds': round(time.monotonic() - started),
             'compilations': compilations(),
@@ -64,6 +67,11 @@ def write_results(
     folder = space.workdir / 'trajectories' / name
     save_trajectories(folder, drawn)
     write_report(space.workdir, {METHOD_LABELS.get(name, name): folder}, title)
+    for method, each in figures.items():
+        print(f'{METHOD_LABELS.get(method, method)}: accuracy {each["accuracy"]["value"]:.3f}, '
+              f'NDCG {each["ndcg"]["value"]:.3f} ({each["n"]} questions)')
+    print(f'results: {space.workdir / "results.json"}, report: {space.workdir / "report.html"}',
+          flush=True)
 
 
 def with_images(trajectories: Sequence[Trajectory], store: PageStore) -> list[Trajectory]:

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from vrag_jax.config import naming
 from vrag_jax.embedders.corpus import Progress, content_keys, contents, embed_corpus
 from vrag_jax.embedders.registry import load_embedder
 from vrag_jax.parallel.processes import is_main
@@ -41,8 +42,12 @@ def index_directory(config: RetrievalConfig, workdir: Path) -> Path:
 
 def load_embedders(config: RetrievalConfig, mesh: Mesh | None = None) -> dict[str, Embedder]:
     """Loads the embedders among the config's retrievers, by name."""
-    return {name: load_embedder(config.embedders[name], mesh) for name in config.retrievers
-            if name in config.embedders}
+    loaded = {}
+    for name in config.retrievers:
+        if name in config.embedders:
+            with naming(f'config.retrieval.embedders.{name}.path'):
+                loaded[name] = load_embedder(config.embedders[name], mesh)
+    return loaded
 
 
 def texts_of(config: RetrievalConfig, store: PageStore, embedders: Mapping[str, Embedder],
