@@ -65,17 +65,28 @@ def test_without_a_source_it_is_of_the_sizes():
     assert exported_config(config, 'float32') == {**config.to_hf(), 'torch_dtype': 'float32'}
 
 
-@pytest.mark.parametrize(('fields', 'warned'), [
-    ({'tokenizer_class': 'Qwen2Tokenizer', 'extra_special_tokens': {}}, False),
-    ({'tokenizer_class': 'Qwen2Tokenizer', 'extra_special_tokens': ['<|image_pad|>']}, True),
-    ({'tokenizer_class': 'TokenizersBackend'}, True)])
-def test_a_tokenizer_that_transformers_4_cannot_read_is_copied_and_said(
-        tmp_path, caplog, fields, warned):
+@pytest.mark.parametrize(('name', 'fields', 'both'), [
+    ('tokenizer_config.json', {'tokenizer_class': 'Qwen2Tokenizer', 'extra_special_tokens': {}},
+     None),
+    ('tokenizer_config.json',
+     {'tokenizer_class': 'TokenizersBackend', 'extra_special_tokens': ['<|image_pad|>']},
+     {'tokenizer_class': 'Qwen2Tokenizer', 'additional_special_tokens': ['<|image_pad|>']}),
+    ('preprocessor_config.json',
+     {'image_processor_type': 'Qwen2VLImageProcessor', 'min_pixels': 3136, 'max_pixels': 12845056,
+      'processor_class': 'Qwen2_5_VLProcessor'}, None),
+    ('preprocessor_config.json',
+     {'image_processor_type': 'Qwen2VLImageProcessorFast',
+      'size': {'shortest_edge': 3136, 'longest_edge': 9}},
+     {'image_processor_type': 'Qwen2VLImageProcessor', 'min_pixels': 3136, 'max_pixels': 9,
+      'size': {'shortest_edge': 3136, 'longest_edge': 9},
+      'processor_class': 'Qwen2_5_VLProcessor'})])
+def test_files_are_copied_byte_for_byte_but_for_what_transformers_4_cannot_read(
+        tmp_path, name, fields, both):
     source, target = tmp_path / 'source', tmp_path / 'policy.partial'
     source.mkdir(), target.mkdir()
-    (source / 'tokenizer_config.json').write_text(json.dumps(fields))
+    (source / name).write_text(json.dumps(fields))
     (source / 'model.safetensors').write_text('')
     copy_companions(source, target)
-    assert [file.name for file in target.iterdir()] == ['tokenizer_config.json']
-    assert (target / 'tokenizer_config.json').read_text() == json.dumps(fields)
-    assert bool(caplog.records) == warned
+    assert [file.name for file in target.iterdir()] == [name]
+    text = (target / name).read_text()
+    assert text == json.dumps(fields) if both is None else json.loads(text) == both

@@ -2,7 +2,7 @@
 
 From the repository (`make check-transformers`), in the environment of the tests:
 
-    python -m tests.tasks.check_transformers [--venvs=DIRECTORY] [--record]
+    python -m tests.tasks.check_transformers [--venvs=DIRECTORY] [--record] [--policy=DIRECTORY]
 
 Three policies are exported: one that never had a checkpoint, one that came from the small
 checkpoint of `exports.write_source` (a config without what its class has by default), and
@@ -26,6 +26,7 @@ import numpy as np
 from tests.tasks import export_cases as cases
 from tests.tasks import exports
 from vrag_jax.models.hf_files import COMPANIONS
+from vrag_jax.models.pixels import patch_values
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = {'4.51': 'transformers==4.51.*', 'newest': 'transformers'}
@@ -49,7 +50,9 @@ def run_side(python: Path, *arguments: str | Path) -> None:
 
 def compare(name: str, theirs: dict, directory: Path) -> tuple[np.ndarray, list[int]]:
     """Raises unless this package computes the same; returns what it computes."""
-    ids, pixels, _ = exports.conversation(directory)
+    ids, patches, _ = exports.conversation(directory)
+    vision = exports.sizes(directory).vision
+    pixels = patch_values(patches, vision.pixels, vision.temporal_patch_size)
     logits, continuation = exports.continuation(directory)
     where = f'{name}, transformers {theirs["version"]}'
     if ids != theirs['prompt']:
@@ -82,11 +85,19 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument('--venvs', type=Path, default=ROOT / '.venv-transformers')
     parser.add_argument('--record', action='store_true')
+    parser.add_argument('--policy', type=Path, help='checks this exported policy and no other')
     options = parser.parse_args()
     pythons = {name: python_of(options.venvs.resolve() / name, requirement)
                for name, requirement in VERSIONS.items()}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
+        if options.policy:
+            for python in pythons.values():
+                run_side(python, 'load', options.policy.resolve(), work / 'result.json')
+                compare(str(options.policy), json.loads((work / 'result.json').read_text()),
+                        options.policy.resolve())
+            print('all equal')
+            return
         source = exports.write_source(work / 'source')
         nested = work / 'nested_source'
         run_side(pythons['newest'], 'resave', source, nested)

@@ -1,5 +1,6 @@
 """Policies exported as a run exports them, and their greedy continuation by this package."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -23,6 +24,7 @@ from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.mrope import rope_index
 from vrag_jax.models.packing import pack_images
 from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.pixels import PixelScale
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.tasks.results import export_policy
 from vrag_jax.tasks.settings import RunConfig
@@ -60,12 +62,18 @@ def export(space: Workspace) -> Path:
     return space.workdir / 'policy'
 
 
+def sizes(directory: Path) -> ModelConfig:
+    """Sizes of an exported policy, with the scale of its processor's pixels."""
+    config = ModelConfig.from_hf_file(directory)
+    scale = PixelScale.of_processor(Qwen2VLImageProcessorPil.from_pretrained(directory))
+    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixels=scale))
+
+
 def conversation(directory: Path) -> tuple[list[int], np.ndarray, tuple[int, int, int]]:
     """Token ids of the conversation as episodes append them, and its image's patches."""
     chat = ChatFormat(load_tokenizer(directory))
-    config = ModelConfig.from_hf_file(directory)
     preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil.from_pretrained(directory),
-                                   config.vision)
+                                   sizes(directory).vision)
     shown, = preprocess([cases.image()])
     ids = [*chat.prompt_ids(cases.QUESTION), *chat.encode(cases.TURN),
            *chat.observation_ids(cases.BEFORE, shown.tokens, cases.AFTER)]
@@ -81,7 +89,7 @@ def continuation(directory: Path) -> tuple[np.ndarray, list[int]]:
     Returns:
       `[vocabulary]` logits, and at most `NEW_TOKENS` ids, up to one that ends a turn.
     """
-    model = hf_checkpoint.load(directory)
+    model = hf_checkpoint.load(directory, sizes(directory))
     graphdef, params = flat_params(model)
     ids, pixels, grid = conversation(directory)
     ends = json.loads((directory / 'generation_config.json').read_text())['eos_token_id']

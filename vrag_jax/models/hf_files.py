@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,19 +59,50 @@ def exported_config(
 def copy_companions(source: Path, target: Path) -> None:
     """Copies the files of tokenizer, template, processors and generation, byte for byte.
 
-    Says so if transformers 4 cannot read the tokenizer's, which transformers 5 wrote.
+    But for fields that transformers 5 has written and 4 (and vLLM with it) cannot read, or would
+    silently ignore: these become what both read.
     """
     for name in COMPANIONS:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, target / name)
-    if (target / TOKENIZER_FILE).is_file():
-        fields = json.loads((target / TOKENIZER_FILE).read_text('utf-8'))
-        if (isinstance(fields.get('extra_special_tokens'), list)
-                or fields.get('tokenizer_class') == 'TokenizersBackend'):
-            _LOG.warning(
-                '%s was written by transformers 5, and transformers 4 (and vLLM with it) cannot '
-                'read it, nor its copy in %s: take the file of the published model if they shall',
-                source / TOKENIZER_FILE, target.name.removesuffix('.partial'))
+        if not (source / name).is_file():
+            continue
+        shutil.copyfile(source / name, target / name)
+        if name not in _MENDED:
+            continue
+        fields = json.loads((source / name).read_text('utf-8'))
+        mended = _MENDED[name](fields)
+        if mended != fields:
+            changed = sorted(key for key in fields.keys() | mended.keys()
+                             if fields.get(key) != mended.get(key))
+            (target / name).write_text(
+                json.dumps(mended, indent=2, ensure_ascii=False) + '\n', 'utf-8')
+            _LOG.info('%s was written by transformers 5; its copy says %s as transformers 4 reads '
+                      'it, too', source / name, ', '.join(changed))
+
+
+def _tokenizer_for_both(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `tokenizer_config.json` that transformers 4 and 5 read."""
+    out = dict(fields)
+    if isinstance(fields.get('extra_special_tokens'), list):
+        out['additional_special_tokens'] = out.pop('extra_special_tokens')
+    if fields.get('tokenizer_class') == 'TokenizersBackend':
+        out['tokenizer_class'] = 'Qwen2Tokenizer'
+    return out
+
+
+def _processor_for_both(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of `preprocessor_config.json` that transformers 4 and 5 read."""
+    size = fields.get('size') or {}
+    bounds = {'min_pixels': size.get('shortest_edge'), 'max_pixels': size.get('longest_edge')}
+    # transformers 4 takes its own bounds where these are missing.
+    out = {name: value for name, value in bounds.items() if value is not None} | dict(fields)
+    if str(fields.get('image_processor_type', '')).startswith('Qwen2VLImageProcessor'):
+        out['image_processor_type'] = 'Qwen2VLImageProcessor'
+        out.setdefault('processor_class', 'Qwen2_5_VLProcessor')
+    return out
+
+
+_MENDED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+    TOKENIZER_FILE: _tokenizer_for_both, IMAGE_PROCESSOR_FILE: _processor_for_both}
 
 
 def write_generation_config(directory: Path, end_ids: Sequence[int], pad_id: int) -> None:
