@@ -196,6 +196,10 @@ def test_a_folder_of_images_becomes_pages_with_explicit_ids(tmp_path):
     (['img/deck_3.jpg', 'img/a_95_1.jpg'],
      {'img/deck_3': ('img/deck', 3), 'img/a_95_1': ('img/a_95', 1)}),
     (['deck_3.jpg'], {'deck_3': ('deck', 3)}),
+    # A word for a page between the two.
+    (['deck_page_3.jpg', 'deck-p4.jpg', 'plan slide 2.png', 'plan (7).png'],
+     {'deck_page_3': ('deck', 3), 'deck-p4': ('deck', 4), 'plan slide 2': ('plan', 2),
+      'plan (7)': ('plan', 7)}),
     # Widths after the page's number.
     (['x/s_1_1024.jpg', 'x/s_2_1024.jpg', 'x/t_1.jpg'],
      {'x/s_1_1024': ('x/s', 1), 'x/s_2_1024': ('x/s', 2), 'x/t_1': ('x/t', 1)}),

@@ -4,7 +4,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable
 
-_NUMBERED = re.compile(r'(|.*\D)(\d+)')
+_NUMBERED = re.compile(r'(|.*\D)(\d+)\)?')
+# Before the number, behind the document: deck_page_3, deck-p3, deck (3).
+_PAGE_WORD = re.compile(r'(.+?)[ _.-]+(?:p|pg|page|slide|seite)[ _.-]*', re.IGNORECASE)
 # The image's width after the page's number, as SlideShare has it: slide_10_1024.jpg.
 _WITH_WIDTH = re.compile(r'(.+)[ _-](\d+)[ _-](\d{3,4})')
 _SMALLEST_WIDTH = 300
@@ -43,9 +45,11 @@ def numbered_names(stems: Iterable[str]) -> dict[str, tuple[str, int]]:
         if match and len(widths[match[1], match[3]]) > 1:
             found[stem] = (match[1], int(match[2]))
         elif match := _NUMBERED.fullmatch(stem):
-            name = match[1].rstrip(' _-.')
+            name = match[1].rstrip(' _-.(')
             if name.lower() in _GENERIC:
                 name = ''
+            elif word := _PAGE_WORD.fullmatch(match[1]):
+                name = word[1]
             elif name == match[1]:
                 continue
             found[stem] = (name, int(match[2]))
