@@ -137,9 +137,9 @@ def test_a_module_says_what_it_is_for_and_stays_readable(path):
 
 def make(*arguments):
     """Runs make as from a fresh shell, also where these tests are run by make."""
-    environment = {name: value for name, value in os.environ.items()
-                   if name not in ('MAKEFLAGS', 'MAKEOVERRIDES', 'CONFIG', 'WORKDIR', 'ARGS', 'LATEST',
-                                   'JOBS', 'PYTHON', 'ACCELERATOR')}
+    given = ('MAKEFLAGS', 'MAKEOVERRIDES', 'CONFIG', 'WORKDIR', 'ARGS', 'LATEST', 'JOBS', 'PYTHON',
+             'ACCELERATOR')
+    environment = {name: value for name, value in os.environ.items() if name not in given}
     return subprocess.run(
         ['make', *arguments], cwd=ROOT, capture_output=True, text=True, env=environment)
 
