@@ -46,7 +46,11 @@ def get_config(task: str = 'evaluate') -> ConfigDict:
         config.sampler.update({
             'slots': 24, 'fewer_slots': (8,), 'prefill_shapes': ((8, 640), (24, 64)),
             'cache_tokens': 24 * (8192 + 2048)})
-        config.grpo.epochs = config.sft.epochs = 0  # Nothing is trained, and nothing planned.
+    # A phase without epochs is neither trained nor planned.
+    if task != 'grpo':
+        config.grpo.epochs = 0
+    if task != 'sft':
+        config.sft.epochs = 0
     config.prompt.fallback = ''  # This policy knows one prompt; without it the run is refused.
     config.messages = ConfigDict({
         'page': '<image>', 'crop': '<image>', 'answer_now': '',

@@ -30,6 +30,13 @@ from vrag_jax.rewards.containment import contains
      'Which product helps users plan and manage their networks?'),
     ('是的', '是', ''),
     ('It is red, not blue', 'red', ''),
+    ('12 (twelve)', '12', ''),
+    ('There are twelve of them.', '12', 'How many?'),
+    ('It is 3.', 'three', ''),
+    ('USD 412 million', '$412 million', ''),
+    ('It was 412 million dollars.', '$412 million', 'How much was it?'),
+    ('412 million', '$412 million', ''),
+    ('They pay in euros.', 'euros', ''),
 ])
 def test_it_says_so(answer, reference, question):
     assert contains(answer, ['something else', reference], question) == 1.0
@@ -66,6 +73,12 @@ def test_it_says_so(answer, reference, question):
     ('.', 'yes', ''),
     ('It may be no', 'no', ''),
     ('Paris, London', 'Paris', ''),
+    ('12 (thirteen)', '12', ''),
+    ('EUR 412 million', '$412 million', ''),
+    ('$412 million or €412 million', '$412 million', ''),
+    ('$41 million', '$412 million', ''),
+    ('USD 412 thousand', '$412 million', ''),
+    ('They pay in dollars.', 'euros', ''),
 ])
 def test_it_does_not(answer, reference, question):
     assert contains(answer, [reference], question) == 0.0

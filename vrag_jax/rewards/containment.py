@@ -54,6 +54,17 @@ _COMMON = frozenset(
     '的 是 为 在 了 和 有 个 这 那 于 与 中 年 月 日 所 以 其 该 它 他 她 们 上 下 时 者 被 由 '
     '约 共 は が を に の で と も た す ま し て い る だ'.split())
 
+# Amounts are compared without their currency, which must not be another one.
+_CURRENCIES = {word: symbol for symbol, words in {
+    '$': '$ usd us$ dollar dollars', '€': '€ eur euro euros', '£': '£ gbp', '₹': '₹ inr rupee rupees',
+    '¥': '¥ jpy cny rmb yen yuan', '₩': '₩ krw won'}.items() for word in words.split()}
+
+_SPELLED = dict(enumerate(
+    'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '
+    'sixteen seventeen eighteen nineteen twenty'.split()))
+_SPELLED_AS = ({word: str(number) for number, word in _SPELLED.items()}
+               | {str(number): word for number, word in _SPELLED.items()})
+
 # What may stand before a yes or no: 'the answer is yes', but not 'there is no red'.
 _INTRODUCTION = frozenset('the final answer statement claim is it actually so that'.split())
 _YES = ('yes', 'true', '是', '是的', '对', 'はい')
@@ -67,7 +78,9 @@ def contains(answer: str, references: Iterable[str], question: str = '') -> floa
     pieces at punctuation and words such as 'and'. It says what the reference says where
 
     - the reference occurs as whole words, by the character in Chinese and Japanese; a number
-      is one word: 12 is not in 2012, 12.5, 12:30 or 10-12, nor 5 in -5;
+      is one word: 12 is not in 2012, 12.5, 12:30 or 10-12, nor 5 in -5; up to twenty it may be
+      spelled; a currency may be left out or written otherwise (USD 412 million, $412 million),
+      but not be another one;
     - the pieces in which it occurs have no negation outside of it ('not 2014', 'not: 2014'), and
       no word that makes it another statement ('less than 5');
     - of alternatives that the question names ('red, blue or green') it says no other;
@@ -86,6 +99,7 @@ def contains(answer: str, references: Iterable[str], question: str = '') -> floa
     accepted = tuple(references)
     if exact_match(answer, accepted):
         return 1.0
+    accepted += tuple(_SPELLED_AS[x] for x in map(normalise, accepted) if x in _SPELLED_AS)
     pieces = _pieces(answer)
     asked = _pieces(question)
     return float(any(_says(pieces, reference, asked) for reference in accepted))
@@ -94,9 +108,15 @@ def contains(answer: str, references: Iterable[str], question: str = '') -> floa
 def _says(pieces: Sequence[Sequence[str]], reference: str, asked: Sequence[Sequence[str]]
           ) -> bool:
     sought = [token for piece in _pieces(reference) for token in piece]
+    paid = _currencies([sought])
+    if paid and any(token not in _CURRENCIES for token in sought):
+        if not _currencies(pieces) <= paid:
+            return False
+        [sought], pieces, asked = map(_amounts, ([sought], pieces, asked))
     if not sought or not pieces:
         return False
     known = {token for piece in asked for token in piece}
+    known |= {_SPELLED_AS[token] for token in sought if token in _SPELLED_AS}
     for same, opposite in ((_YES, _NO), (_NO, _YES)):
         if normalise(reference) in same:
             return _begins(pieces[0], same) and not any(
@@ -110,6 +130,16 @@ def _says(pieces: Sequence[Sequence[str]], reference: str, asked: Sequence[Seque
         _stands_alone(pieces, owner, start, len(sought), known | set(sought))
         for start in range(len(tokens) - len(sought) + 1)
         if tokens[start : start + len(sought)] == sought)
+
+
+def _currencies(pieces: Sequence[Sequence[str]]) -> set[str]:
+    return {_CURRENCIES[token] for piece in pieces for token in piece if token in _CURRENCIES}
+
+
+def _amounts(pieces: Sequence[Sequence[str]]) -> list[list[str]]:
+    """The pieces without their currencies; none is empty."""
+    cut = ([token for token in piece if token not in _CURRENCIES] for piece in pieces)
+    return [piece for piece in cut if piece]
 
 
 def _alternatives(asked: Sequence[Sequence[str]], sought: Sequence[str]) -> list[list[str]]:
