@@ -56,8 +56,8 @@ _COMMON = frozenset(
 
 # Amounts are compared without their currency, which must not be another one.
 _CURRENCIES = {word: symbol for symbol, words in {
-    '$': '$ usd us$ dollar dollars', '€': '€ eur euro euros', '£': '£ gbp', '₹': '₹ inr rupee rupees',
-    '¥': '¥ jpy cny rmb yen yuan', '₩': '₩ krw won'}.items() for word in words.split()}
+    '$': '$ usd dollar dollars', '€': '€ eur euro euros', '£': '£ gbp', '₹': '₹ inr rupee rupees',
+    '¥': '¥ jpy cny rmb yen yuan', '₩': '₩ krw'}.items() for word in words.split()}
 
 _SPELLED = dict(enumerate(
     'zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen '

@@ -3,6 +3,9 @@
 import dataclasses
 from collections.abc import Sequence
 
+import jax
+from tqdm import tqdm
+
 from vrag_jax.data.records import Question
 from vrag_jax.models.parameters import Params
 from vrag_jax.parallel.processes import merge_shares, share
@@ -24,7 +27,7 @@ def evaluate(
     space: Workspace, params: Params, world: World, questions: Sequence[Question],
     vanilla_pages: int = 0, sampling: SamplingConfig | None = None,
 ) -> list[Trajectory]:
-    """Samples one trajectory a question and scores it.
+    """Samples one trajectory a question and scores it; a bar shows how far it is.
 
     Args:
       space: the run.
@@ -50,10 +53,17 @@ def evaluate(
     space.clear_features()
     seeds = [episode_seed(space.config.seed, 'evaluate', q.uid) for q in questions]
     own = share(questions)
-    played = run_policy(
-        world, space.sampler, space.features, space.for_sampling(params),
-        [questions[i] for i in own], sampling or space.config.evaluation.sampling,
-        [seeds[i] for i in own], opening, keep=Trajectory.without_tensors)
+    with tqdm(total=len(own), desc='evaluating', unit='question', mininterval=5,
+              disable=jax.process_index() > 0) as bar:
+
+        def keep(trajectory: Trajectory) -> Trajectory:
+            bar.update()
+            return trajectory.without_tensors()
+
+        played = run_policy(
+            world, space.sampler, space.features, space.for_sampling(params),
+            [questions[i] for i in own], sampling or space.config.evaluation.sampling,
+            [seeds[i] for i in own], opening, keep=keep)
     space.sampler.release()
     score(played, space.config.reward, space.judge)
     merged = merge_shares(played, len(questions))
