@@ -13,6 +13,7 @@ from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.encoders import PageEncoder
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
+from vrag_jax.retrieval.page_references import NamedPages
 from vrag_jax.retrieval.pages import Page, PageStore
 from vrag_jax.retrieval.retriever import Changes, Retriever
 from vrag_jax.retrieval.stored_index import StoredIndex, check_ids, write_index
@@ -156,6 +157,8 @@ class SearchEngine:
                ) -> list[list[Hit]]:
         """Finds the best pages of each query.
 
+        Pages that a query names by number ('page 14') come first, see `NamedPages`.
+
         Args:
           queries: texts; they are searched as one batch, with those of other threads
             that search at the same time.
@@ -243,6 +246,7 @@ class _State:
         self.store = store
         self.retriever = retriever
         self.fields = PageFields([store[page_id] for page_id in retriever.ids])
+        self._named = NamedPages(store, retriever.ids)
         self._counts = counts
         self._cache_size = cache_size
         self._cache: OrderedDict[tuple[Any, ...], tuple[Hit, ...]] = OrderedDict()
@@ -262,7 +266,7 @@ class _State:
         """Returns the hits of each query, and remembers them."""
         self._counts.batch(len(queries))
         allowed = self.fields.matching(wanted)
-        ids, scores = self.retriever.search(queries, k, allowed)
+        ids, scores = self._named.search(self.retriever, queries, k, allowed)
         found = {query: tuple(map(Hit, pages, values.tolist()))
                  for query, pages, values in zip(queries, ids, scores, strict=True)}
         with self._lock:
