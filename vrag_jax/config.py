@@ -106,7 +106,11 @@ def with_defaults(config: ConfigDict, cls: type) -> ConfigDict:
 
 
 def _as_config(value: Any) -> Any:
-    if dataclasses.is_dataclass(value):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if all(f.default is not dataclasses.MISSING or f.default_factory is not dataclasses.MISSING
+               for f in dataclasses.fields(value)) and value == type(value)():
+            # What its fields say, not what it has made of that: others may be set beside it.
+            return with_defaults(ConfigDict(), type(value))
         return ConfigDict({f.name: _as_config(getattr(value, f.name))
                            for f in dataclasses.fields(value) if f.init})
     if isinstance(value, Mapping):

@@ -28,7 +28,7 @@ from vrag_jax.retrieval.stored_index import StoredIndex
 from vrag_jax.retrieval.token_store import TokenConfig
 from vrag_jax.tasks import build_index, retrievers
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
-from vrag_jax.tasks.retrievers import embed_pages, is_of, open_engine
+from vrag_jax.tasks.retrievers import describe, embed_pages, is_of, open_engine
 from vrag_jax.tasks.settings import RunConfig
 
 QUERIES = ['word3 of page7', 'word0 word5', 'word9 page1 new', 'replaced']
@@ -326,6 +326,13 @@ def test_recall_is_measured_for_given_queries(tmp_path):
     ngram, dense, late = engine.retriever.retrievers
     for recall, most in ((ngram.index.recall, 3), (dense.index.recall, 3), (late.recall, 4)):
         assert recall['source'] == 'given' and 2 <= recall['queries'] <= most
+    lines = describe(engine.retriever)
+    assert len(lines) == 4
+    for line, recall in zip(lines, (ngram.index.recall, dense.index.recall, late.recall),
+                            strict=False):
+        assert line.endswith(
+            f'recall@10 of the index against exact search with the same vectors '
+            f'{recall["recall"]:.3f}, by {recall["queries"]} queries')
     none, _ = open_with(config, store, tmp_path / 'none')
     assert none.retriever.retrievers[2].recall['source'] == 'perturbed'
     # Updates do not measure; an index that is built anew in one does.

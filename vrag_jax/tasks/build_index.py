@@ -11,7 +11,7 @@ from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.tasks.corpus import build_corpus, page_manifest, report_retrieval
-from vrag_jax.tasks.retrievers import describe, embed_pages, load_embedders, texts_of
+from vrag_jax.tasks.retrievers import announce, describe, embed_pages, load_embedders, texts_of
 from vrag_jax.tasks.settings import RunConfig
 
 PAGES = 'pages'  # Where in its workdir the task keeps the pages.
@@ -26,6 +26,7 @@ def run(config: RunConfig, workdir: Path) -> None:
     """
     if config.retrieval.sources:
         config = _ingest(config, workdir / PAGES)
+    announce(config.retrieval)
     started = time.monotonic()
     try:
         mesh = local_mesh(make_mesh(config.mesh.sizes()))

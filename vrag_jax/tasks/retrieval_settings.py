@@ -13,6 +13,10 @@ from vrag_jax.retrieval.ngram_encoder import NgramConfig
 from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url
 
 LEXICAL = ('ngram', 'bm25')
+# Where a text embedder is given and nothing else is said: chosen on mmlongbench_dev by
+# cross-validation over documents (`benchmarks/retrieval_quality.py`, docs/RETRIEVAL.md).
+NGRAM_WEIGHT, BM25_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.35
+FUSION_CONSTANT = 20.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +25,17 @@ class RetrievalConfig:
 
     Attributes:
       retrievers: what finds pages: 'ngram', 'bm25', names of `embedders`; several are fused
-        by reciprocal rank.
+        by reciprocal rank. () takes 'ngram' where no embedder is given; 'ngram', 'bm25' and the
+        embedders, fused with measured weights, where they read text; embedders that read
+        images alone.
       encoder: of 'ngram', the text encoder of pages and queries.
       bm25: of 'bm25'.
       embedders: models that make vectors of pages, by names of their own.
       index: of single vectors, those of 'ngram' and of embedders with one a page.
       late_interaction: of embedders with several vectors a page; `tokens.pooling` is of those
         that read images.
-      hybrid: how several retrievers are fused.
+      hybrid: how several retrievers are fused; where `retrievers` is () and this is the
+        default, with the measured weights.
       index_dir: an index that `build_index` has made, e.g. 'runs/reports/index'; '' keeps
         one in the workdir.
       url: of a search service over the same pages, which is asked instead of searching in
@@ -40,7 +47,7 @@ class RetrievalConfig:
       ingestion: how documents become pages.
     """
 
-    retrievers: tuple[str, ...] = ('ngram',)
+    retrievers: tuple[str, ...] = ()
     encoder: NgramConfig = NgramConfig()
     bm25: Bm25Config = Bm25Config()
     embedders: Mapping[str, EmbedderConfig] = dataclasses.field(default_factory=dict)
@@ -62,8 +69,10 @@ class RetrievalConfig:
         taken = set(LEXICAL) & set(self.embedders)
         if taken:
             raise ValueError(f'embedders: {min(taken)!r} is the name of another retriever')
+        if not self.retrievers:
+            self._choose()
         names = (*LEXICAL, *self.embedders)
-        if not self.retrievers or len(set(self.retrievers)) != len(self.retrievers) or (
+        if len(set(self.retrievers)) != len(self.retrievers) or (
                 set(self.retrievers) - set(names)):
             raise ValueError(f'retrievers must be some of {names}, got {self.retrievers}')
         unused = sorted(set(self.embedders) - set(self.retrievers))
@@ -74,6 +83,34 @@ class RetrievalConfig:
         if weights and weights != len(self.retrievers):
             raise ValueError(f'hybrid.weights: {weights} weights for {len(self.retrievers)} '
                              f'retrievers {self.retrievers}')
+
+    def _choose(self) -> None:
+        """Sets the retrievers, and how they are fused, where none are named."""
+        texts = [name for name, embedder in self.embedders.items() if embedder.kind == 'text']
+        if not texts:
+            chosen = tuple(self.embedders) or ('ngram',)
+        elif len(texts) < len(self.embedders):
+            raise ValueError('retrievers: embedders of texts and of images are given; say which '
+                             f'are fused, some of {(*LEXICAL, *self.embedders)}')
+        else:
+            chosen = (*LEXICAL, *texts)
+            if self.hybrid == HybridConfig():
+                weights = (NGRAM_WEIGHT, BM25_WEIGHT, *[TEXT_WEIGHT / len(texts)] * len(texts))
+                object.__setattr__(self, 'hybrid', HybridConfig(weights, FUSION_CONSTANT))
+        object.__setattr__(self, 'retrievers', chosen)
+
+    def __str__(self) -> str:
+        """One line: what finds pages, for reports."""
+        if self.url:
+            return f'the search service {self.url}'
+        models = {name: f' ({embedder.kind}, {embedder.path})'
+                  for name, embedder in self.embedders.items()}
+        if len(self.retrievers) == 1:
+            return self.retrievers[0] + models.get(self.retrievers[0], '')
+        weights = self.hybrid.weights or (1.0,) * len(self.retrievers)
+        told = [f'{name} {weight:g}{models.get(name, "")}'
+                for name, weight in zip(self.retrievers, weights, strict=True)]
+        return f'{", ".join(told)}, fused by reciprocal rank (constant {self.hybrid.constant:g})'
 
     @property
     def source_paths(self) -> list[str]:

@@ -40,6 +40,12 @@ def index_directory(config: RetrievalConfig, workdir: Path) -> Path:
     return Path(config.index_dir) if config.index_dir else workdir / 'index'
 
 
+def announce(config: RetrievalConfig) -> None:
+    """Prints one line that says what searches the pages; of several processes one does."""
+    if is_main():
+        print(f'search: by {config}', flush=True)
+
+
 def load_embedders(config: RetrievalConfig, mesh: Mesh | None = None) -> dict[str, Embedder]:
     """Loads the embedders among the config's retrievers, by name."""
     loaded = {}
@@ -247,5 +253,7 @@ def describe(retriever: Retriever) -> list[str]:
         return [told]
     if exact:
         return [f'{told}, searched exactly']
-    return [told + (f', recall@{recall["k"]} {recall["recall"]:.3f} of exact search, by '
-                    f'{recall["queries"]} queries' if recall else ', recall not measured')]
+    if not recall:
+        return [f'{told}, recall not measured']
+    return [f'{told}, recall@{recall["k"]} of the index against exact search with the same vectors '
+            f'{recall["recall"]:.3f}, by {recall["queries"]} queries']

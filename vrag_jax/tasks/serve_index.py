@@ -9,7 +9,13 @@ from vrag_jax.retrieval.artifact import MANIFEST, ArtifactError
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.tasks.corpus import page_manifest
-from vrag_jax.tasks.retrievers import index_directory, is_of, load_embedders, open_engine
+from vrag_jax.tasks.retrievers import (
+    announce,
+    index_directory,
+    is_of,
+    load_embedders,
+    open_engine,
+)
 from vrag_jax.tasks.settings import RunConfig
 
 _LOG = logging.getLogger(__name__)
@@ -43,6 +49,7 @@ def _serve(config: RunConfig, workdir: Path) -> None:
     from vrag_jax.serving.server import serve
 
     manifest, directory = page_manifest(config, workdir), index_directory(config.retrieval, workdir)
+    announce(config.retrieval)
     embedders = load_embedders(config.retrieval)
 
     def load() -> tuple[PageStore, SearchEngine]:

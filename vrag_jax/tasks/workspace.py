@@ -44,6 +44,7 @@ from vrag_jax.tasks.policy import (
     sampling_placement,
 )
 from vrag_jax.tasks.prompt import choose_prompt
+from vrag_jax.tasks.retrievers import announce
 from vrag_jax.tasks.settings import RunConfig
 
 
@@ -72,6 +73,7 @@ class Workspace:
 
     @functools.cached_property
     def corpus(self) -> Corpus:
+        announce(self.config.retrieval)
         return main_first('corpus', lambda: build_corpus(self.config, self.workdir))
 
     @functools.cached_property
