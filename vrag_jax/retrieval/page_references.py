@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vrag_jax.retrieval.answer_forms import without_answer_form
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.retriever import Hits, Retriever
 
@@ -120,7 +121,8 @@ class NamedPages:
     it, and so on. So of the first document they are the first hits, though they may share no
     word with the query.
     A number printed on a page counts before its place in the document, which counts half then.
-    Queries that name no page are the retriever's own.
+    Queries that name no page are the retriever's own. Retrievers of texts are asked without what
+    only says how to write an answer (`answer_forms.py`).
 
     Args:
       store: the pages, with the texts that they are known to have.
@@ -139,11 +141,15 @@ class NamedPages:
 
         Scores of queries that name a page are sums of reciprocal ranks.
         """
+        if retriever.reads == {'text'}:
+            searched = [without_answer_form(query) for query in queries]
+        else:
+            searched = list(queries)  # Models of images are given what they were trained on.
         named = {place: pages for place, query in enumerate(queries)
                  if (pages := named_pages(query))}
-        rest = [query for place, query in enumerate(queries) if place not in named]
+        rest = [query for place, query in enumerate(searched) if place not in named]
         plain = iter(zip(*retriever.search(rest, k, allowed), strict=True)) if rest else iter(())
-        deep = iter(zip(*retriever.search([queries[place] for place in named], max(k, DEPTH),
+        deep = iter(zip(*retriever.search([searched[place] for place in named], max(k, DEPTH),
                                           allowed), strict=True)) if named else iter(())
         ids, scores = [], []
         for place in range(len(queries)):
