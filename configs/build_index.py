@@ -23,8 +23,9 @@ def get_config() -> ConfigDict:
     config.retrieval = ConfigDict({
         'sources': '',  # Files and folders, separated by commas; or a tuple of them.
         'ocr': False,
-        # 'ngram', 'bm25' and names of embedders; several are fused by reciprocal rank.
-        'retrievers': ('ngram',),
+        # 'ngram', 'bm25' and names of embedders, fused by reciprocal rank; () takes 'ngram', and
+        # where a text embedder is given both and that, with measured weights.
+        'retrievers': (),
         'ingestion': {
             'dpi': 144, 'max_pixels': 16_000_000, 'image_format': 'jpeg', 'quality': 90,
             # A folder of images is a document; or 'file', or 'numbered' (report_3.png).

@@ -3,6 +3,7 @@
 import pytest
 from ml_collections import ConfigDict
 
+from configs import build_index, build_index_colqwen, build_index_hybrid
 from vrag_jax.config import ConfigError, parse, with_defaults
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.retrieval.hybrid import HybridConfig
@@ -69,6 +70,15 @@ def test_defaults_filled_in_for_flags_leave_the_choice_open(section):
     config.retrieval.retrievers = ('bm25',)
     with pytest.raises(ConfigError, match='is not one of retrievers'):
         parse(RetrievalConfig, config.retrieval)
+
+
+@pytest.mark.parametrize('config,names', [
+    (build_index, ('ngram',)), (build_index_hybrid, ('ngram', 'bm25', 'minilm')),
+    (build_index_colqwen, ('pages',))])
+def test_configs_of_build_index_search_by_what_they_say(config, names):
+    parsed = parse(RunConfig, with_defaults(config.get_config(), RunConfig)).retrieval
+    assert parsed.retrievers == names
+    assert parsed.hybrid == (MEASURED if len(names) > 1 else HybridConfig())
 
 
 @pytest.mark.parametrize('config,line', [

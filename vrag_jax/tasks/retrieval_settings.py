@@ -15,7 +15,7 @@ from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url
 LEXICAL = ('ngram', 'bm25')
 # Where a text embedder is given and nothing else is said: chosen on mmlongbench_dev by
 # cross-validation over documents (`benchmarks/retrieval_quality.py`, docs/RETRIEVAL.md).
-NGRAM_WEIGHT, BM25_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.35
+NGRAM_WEIGHT, BM25_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.5
 FUSION_CONSTANT = 20.0
 
 
