@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
         'sources': '',  # Files and folders, separated by commas; or a tuple of them.
         'ocr': False,
         # 'ngram', 'bm25' and names of embedders, fused by reciprocal rank; () takes 'ngram', and
-        # where a text embedder is given both and that, with measured weights.
+        # where a text embedder is given that, too, with measured weights.
         'retrievers': (),
         'ingestion': {
             'dpi': 144, 'max_pixels': 16_000_000, 'image_format': 'jpeg', 'quality': 90,

@@ -4,8 +4,8 @@
     python -m vrag_jax.main --config=configs/build_index_hybrid.py --workdir=runs/reports \\
         --config.retrieval.sources=REPORTS,MORE.pdf --config.retrieval.ocr=True
 
-What is fused, and how, is the default where a text embedder is given: n-gram encoder, BM25 and the
-embedder, with weights measured on real PDFs (`docs/RETRIEVAL.md`). MiniLM reads English: it
+What is fused, and how, is the default where a text embedder is given: n-gram encoder and embedder,
+with weights measured on real PDFs (`docs/RETRIEVAL.md`). MiniLM reads English: it
 finds pages that say a thing in other words, and is not asked about queries in other scripts. On
 the 39 slides of real_pages, half of them Chinese, words alone are right more often. Embedding
 takes about a second a 3,000 tokens on a CPU core.

@@ -8,7 +8,6 @@ from vrag_jax.config import ConfigError, parse, with_defaults
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.retrieval.hybrid import HybridConfig
 from vrag_jax.tasks.retrieval_settings import (
-    BM25_WEIGHT,
     FUSION_CONSTANT,
     NGRAM_WEIGHT,
     TEXT_WEIGHT,
@@ -18,7 +17,7 @@ from vrag_jax.tasks.retrievers import announce
 from vrag_jax.tasks.settings import RunConfig
 
 TEXT, IMAGES = EmbedderConfig(), EmbedderConfig(kind='colqwen', path='colqwen2')
-MEASURED = HybridConfig((NGRAM_WEIGHT, BM25_WEIGHT, TEXT_WEIGHT), FUSION_CONSTANT)
+MEASURED = HybridConfig((NGRAM_WEIGHT, TEXT_WEIGHT), FUSION_CONSTANT)
 
 
 def test_without_embedders_the_words_alone_search():
@@ -28,14 +27,13 @@ def test_without_embedders_the_words_alone_search():
 
 def test_a_text_embedder_is_fused_with_the_words_by_measured_weights():
     config = RetrievalConfig(embedders={'minilm': TEXT})
-    assert config.retrievers == ('ngram', 'bm25', 'minilm') and config.hybrid == MEASURED
+    assert config.retrievers == ('ngram', 'minilm') and config.hybrid == MEASURED
 
 
 def test_two_text_embedders_share_their_weight():
     config = RetrievalConfig(embedders={'a': TEXT, 'b': TEXT})
-    assert config.retrievers == ('ngram', 'bm25', 'a', 'b')
-    assert config.hybrid.weights == (
-        NGRAM_WEIGHT, BM25_WEIGHT, TEXT_WEIGHT / 2, TEXT_WEIGHT / 2)
+    assert config.retrievers == ('ngram', 'a', 'b')
+    assert config.hybrid.weights == (NGRAM_WEIGHT, TEXT_WEIGHT / 2, TEXT_WEIGHT / 2)
 
 
 def test_an_embedder_of_images_searches_alone():
@@ -47,7 +45,7 @@ def test_what_a_config_names_is_taken():
     assert config.retrievers == ('minilm',) and config.hybrid == HybridConfig()
     config = RetrievalConfig(retrievers=('ngram', 'minilm'), embedders={'minilm': TEXT})
     assert config.hybrid == HybridConfig()
-    own = HybridConfig((1, 2, 3), 5)
+    own = HybridConfig((1, 2), 5)
     assert RetrievalConfig(embedders={'minilm': TEXT}, hybrid=own).hybrid == own
 
 
@@ -56,8 +54,8 @@ def test_embedders_of_both_kinds_have_to_be_named():
         RetrievalConfig(embedders={'minilm': TEXT, 'pages': IMAGES})
     with pytest.raises(ValueError, match=r"embedders\.minilm: is not one of retrievers"):
         RetrievalConfig(retrievers=('ngram',), embedders={'minilm': TEXT})
-    with pytest.raises(ValueError, match='hybrid.weights: 2 weights for 3'):
-        RetrievalConfig(embedders={'minilm': TEXT}, hybrid=HybridConfig((1, 2)))
+    with pytest.raises(ValueError, match='hybrid.weights: 3 weights for 2'):
+        RetrievalConfig(embedders={'minilm': TEXT}, hybrid=HybridConfig((1, 2, 3)))
 
 
 @pytest.mark.parametrize('section', [{}, {'retrieval': {'ocr': False}}])
@@ -66,14 +64,14 @@ def test_defaults_filled_in_for_flags_leave_the_choice_open(section):
     assert config.retrieval.retrievers == ()
     with config.unlocked():
         config.retrieval.embedders.minilm = ConfigDict({'kind': 'text'})
-    assert parse(RetrievalConfig, config.retrieval).retrievers == ('ngram', 'bm25', 'minilm')
+    assert parse(RetrievalConfig, config.retrieval).retrievers == ('ngram', 'minilm')
     config.retrieval.retrievers = ('bm25',)
     with pytest.raises(ConfigError, match='is not one of retrievers'):
         parse(RetrievalConfig, config.retrieval)
 
 
 @pytest.mark.parametrize('config,names', [
-    (build_index, ('ngram',)), (build_index_hybrid, ('ngram', 'bm25', 'minilm')),
+    (build_index, ('ngram',)), (build_index_hybrid, ('ngram', 'minilm')),
     (build_index_colqwen, ('pages',))])
 def test_configs_of_build_index_search_by_what_they_say(config, names):
     parsed = parse(RunConfig, with_defaults(config.get_config(), RunConfig)).retrieval

@@ -14,8 +14,9 @@ from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url
 
 LEXICAL = ('ngram', 'bm25')
 # Where a text embedder is given and nothing else is said: chosen on mmlongbench_dev by
-# cross-validation over documents (`benchmarks/retrieval_quality.py`, docs/RETRIEVAL.md).
-NGRAM_WEIGHT, BM25_WEIGHT, TEXT_WEIGHT = 1.0, 0.5, 0.5
+# cross-validation over documents, which gave BM25 beside these no weight
+# (`benchmarks/retrieval_quality.py`, docs/RETRIEVAL.md).
+NGRAM_WEIGHT, TEXT_WEIGHT = 1.0, 0.5
 FUSION_CONSTANT = 20.0
 
 
@@ -25,9 +26,8 @@ class RetrievalConfig:
 
     Attributes:
       retrievers: what finds pages: 'ngram', 'bm25', names of `embedders`; several are fused
-        by reciprocal rank. () takes 'ngram' where no embedder is given; 'ngram', 'bm25' and the
-        embedders, fused with measured weights, where they read text; embedders that read
-        images alone.
+        by reciprocal rank. () takes 'ngram' where no embedder is given; 'ngram' and the embedders,
+        fused with measured weights, where they read text; embedders that read images alone.
       encoder: of 'ngram', the text encoder of pages and queries.
       bm25: of 'bm25'.
       embedders: models that make vectors of pages, by names of their own.
@@ -93,9 +93,9 @@ class RetrievalConfig:
             raise ValueError('retrievers: embedders of texts and of images are given; say which '
                              f'are fused, some of {(*LEXICAL, *self.embedders)}')
         else:
-            chosen = (*LEXICAL, *texts)
+            chosen = ('ngram', *texts)
             if self.hybrid == HybridConfig():
-                weights = (NGRAM_WEIGHT, BM25_WEIGHT, *[TEXT_WEIGHT / len(texts)] * len(texts))
+                weights = (NGRAM_WEIGHT, *[TEXT_WEIGHT / len(texts)] * len(texts))
                 object.__setattr__(self, 'hybrid', HybridConfig(weights, FUSION_CONSTANT))
         object.__setattr__(self, 'retrievers', chosen)
 
