@@ -30,6 +30,7 @@ from vrag_jax.tasks import build_index, retrievers
 from vrag_jax.tasks.retrieval_settings import RetrievalConfig
 from vrag_jax.tasks.retrievers import describe, embed_pages, is_of, open_engine
 from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.tasks.workspace import Workspace
 
 QUERIES = ['word3 of page7', 'word0 word5', 'word9 page1 new', 'replaced']
 CANDIDATES = LateInteractionConfig(exact_below=10, pool=20, centroids=64, candidates=10,
@@ -343,7 +344,7 @@ def test_recall_is_measured_for_given_queries(tmp_path):
     assert late.recall['source'] == 'perturbed'
 
 
-def test_build_index_measures_recall_for_its_questions(tmp_path):
+def test_build_index_measures_recall_for_its_questions(tmp_path, capsys):
     make_store(tmp_path / 'pages', BEFORE)
     save_questions(tmp_path / 'questions.json', [
         Question(f'q{n}', p.text, 'x', page_ids=(p.page_id,)) for n, p in enumerate(BEFORE)])
@@ -354,3 +355,17 @@ def test_build_index_measures_recall_for_its_questions(tmp_path):
         'retrieval': {'index': {'exact_below': 10, 'recall_queries': 7}}}), tmp_path / 'work')
     recall = StoredIndex.read(tmp_path / 'work' / 'index').retriever.index.recall
     assert (recall['source'], recall['queries']) == ('given', 7)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == 'search: by ngram'
+    assert any('recall@10 of the index against exact search with the same vectors' in line
+               for line in lines)
+
+
+def test_a_run_says_what_searches_when_it_opens_its_pages(tmp_path, capsys):
+    make_store(tmp_path / 'pages', BEFORE)
+    space = Workspace(parse(RunConfig, {
+        'task': 'evaluate', 'data': {
+            'source': 'files', 'manifest': str(tmp_path / 'pages' / 'pages.jsonl')}}),
+        tmp_path / 'work')
+    assert len(space.corpus.store) == len(BEFORE)
+    assert capsys.readouterr().out.splitlines() == ['search: by ngram']
