@@ -11,12 +11,12 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from vrag_jax.perception.image_files import IMAGE_SUFFIXES, load_image, upright_size
 from vrag_jax.retrieval.artifact import sync
 from vrag_jax.retrieval.numbered_names import natural_key, numbered_names
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff')
 _BYTES_PER_PIXEL = 3
 
 
@@ -182,22 +182,6 @@ class PageStore:
         return image
 
 
-def load_image(path: Path) -> Image.Image:
-    """Reads an image file: EXIF rotation applied, RGB.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is no image that can be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert('RGB')
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such image') from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: cannot be read as an image: {error}') from error
-
-
 def scan_folder(folder: Path) -> list[Page]:
     """Lists the image files of a folder as pages of documents.
 
@@ -234,7 +218,7 @@ def scan_folder(folder: Path) -> list[Page]:
         at_top = parent == '.'
         named = _documents(stems, folder.resolve().name if at_top else parent, at_top)
         places |= {stem if at_top else f'{parent}/{stem}': place for stem, place in named.items()}
-    pages = [Page(page_id, *places[page_id], file, *_upright_size(folder / file))
+    pages = [Page(page_id, *places[page_id], file, *upright_size(folder / file))
              for page_id, file in taken.items()]
     return pages
 
@@ -256,16 +240,6 @@ def _documents(stems: Sequence[str], whole: str, at_top: bool) -> dict[str, tupl
         if len(names) == 1:
             return {stem: (whole, page) for stem, (_, page) in numbered.items()}
     return {stem: (whole, place) for place, stem in enumerate(stems, start=1)}
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: cannot be read as an image: {error}') from error
-    return (height, width) if turned else (width, height)
 
 
 def _parse_page(line: str, where: str) -> Page:
