@@ -108,15 +108,6 @@ def encode_image(image: Image.Image, target: Path, image_format: str, quality: i
     return file
 
 
-def kept_above_limit(file: Path, max_pixels: int) -> bool:
-    """Whether `store_image` keeps a file as it is, though it has more than `max_pixels`."""
-    try:
-        with open_image(file) as image:
-            return image.width * image.height > max_pixels and _can_be_kept(image, max_pixels)
-    except UNREADABLE:
-        return False
-
-
 def _can_be_kept(image: Image.Image, max_pixels: int) -> bool:
     return (image.format in _KEPT_SUFFIXES and image.mode in ('RGB', 'L', 'P', '1')
             and not image.has_transparency_data and getattr(image, 'n_frames', 1) == 1

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from vrag_jax.ingestion import directories, folders
 from vrag_jax.ingestion.directories import Entry
+from vrag_jax.ingestion.known_pages import KnownPages
 from vrag_jax.ingestion.metadata import Metadata, read_metadata
 from vrag_jax.ingestion.pool import Task, WorkerPool
 from vrag_jax.ingestion.report import IngestReport
@@ -181,6 +182,7 @@ class _Run:
         left: dict[str, int] = {}  # Tasks of a document until all of its pages are read.
         ready: collections.deque[str] = collections.deque()
         failed: dict[str, str] = {}
+        self._take_known(partial)
         missing = {key: folders.missing_pages(self._folders / (key + partial), reply['pages'])
                    for key, (_, reply) in self._todo.items()}
 
@@ -199,6 +201,8 @@ class _Run:
                             'folder': str(self._folders / (key + partial)),
                             'stamps': [reply['stamps'][i] for i in chunk]
                                       if document.kind == 'images' else reply['stamps'],
+                            'digests': [reply['digests'][i] for i in chunk]
+                                       if document.kind == 'images' else [],
                         }, (key, len(chunk)))
 
         chunks = reading()
@@ -227,6 +231,23 @@ class _Run:
         for name, entry in list(self._entries.items()):
             if entry.folder in failed:
                 self._fail(name, failed[entry.folder])
+
+    def _take_known(self, partial: str) -> None:
+        """Takes over what is known already of the pages of documents that are images."""
+        config = self._config
+        known = KnownPages(self._folders, [
+            entry.folder for entry in self._old.values() if entry.labels
+            # Not those of an earlier way of reading.
+            and entry.folder.removesuffix(folders.OCR) == folders.content_key(
+                entry.sha256, config.rendering())], config.verify)
+
+        def stays(page: folders.PageRecord, folder: str) -> bool:
+            return not _is_unread(page, config) if config.ocr else not (
+                page.by_ocr or page.ocr_error)
+
+        for key, (document, reply) in self._todo.items():
+            if document.kind == 'images':
+                known.take(self._folders / (key + partial), document, reply['digests'], stays)
 
     def write(self, metadata: Metadata, labels: Sequence[Collection[str]], started: float
               ) -> IngestReport:
