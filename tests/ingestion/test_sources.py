@@ -183,6 +183,14 @@ def test_names_are_of_one_form_of_unicode(tmp_path):
                                                f'{cafe}/{cafe}.pdf')]
 
 
+def test_problems_say_of_which_source_they_are(tmp_path, monkeypatch):
+    touch(tmp_path, 'one/a.pdf', 'one/a/1.png', 'two/b.pdf', 'two/x/c.pdf')
+    deny(monkeypatch, 'iterdir', tmp_path / 'two' / 'x')
+    assert found(None, sources=[tmp_path / 'one', tmp_path / 'two'])[1] == [
+        ('one/a', "the document name 'a' is taken by one/a.pdf"),
+        ('two/x', 'cannot be listed: Permission denied')]
+
+
 def test_what_is_not_read_is_counted_by_its_ending(tmp_path):
     touch(tmp_path, 'a.pdf', 'b.docx', 'x/c.DOCX', 'x/d.heic', 'x/README', 'metadata.csv', '.e.txt',
           'x/metadata.csv', 'f.gif', 'g.bmp')

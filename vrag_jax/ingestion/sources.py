@@ -81,7 +81,7 @@ class Found:
       problems: (file, reason) of files that cannot be a document, and of folders that cannot
         be listed.
       unlisted: labels of these folders.
-      not_read: of files that are neither PDFs nor images, how many have an ending.
+      not_read: endings of files that are neither PDFs nor images, and how many have each.
     """
 
     documents: list[Document] = dataclasses.field(default_factory=list)
@@ -126,8 +126,11 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path) -> Found
     taken: dict[str, Document] = {}
     names: dict[tuple[str, ...], tuple[int, str]] = {}  # Of files, by their real paths.
     others: set[str] = set()
-    for number, source in enumerate(map(existing, map(Path, sources))):
-        documents = _of_source(source, images, exclude, found, others)
+    paths = [existing(Path(source)) for source in sources]
+    several = len(set(map(_parts, paths))) > 1
+    for number, (source, told) in enumerate(zip(paths, source_names(paths), strict=True)):
+        told = f'{told}/' if several else ''
+        documents = _of_source(source, images, exclude, found, others, told)
         clashing = []
         for document in documents:
             real = _real(document)
@@ -144,8 +147,8 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path) -> Found
             name = next((n for n in _longer_names(source, document) if n not in taken), None)
             if name is None:
                 other = taken[document.name].title
-                found.problems.append((document.title, f'the document name {document.name!r} is '
-                                                       f'taken by {other}'))
+                found.problems.append((told + document.title, f'the document name '
+                                       f'{document.name!r} is taken by {other}'))
                 continue
             names.setdefault(_real(document), (number, name))
             taken[name] = dataclasses.replace(document, name=name)
@@ -164,11 +167,12 @@ def source_names(sources: Sequence[Path]) -> list[str]:
             for own in parts]
 
 
-def _of_source(source: Path, images: str, exclude: Path, found: Found, others: set[str]
-               ) -> list[Document]:
+def _of_source(source: Path, images: str, exclude: Path, found: Found, others: set[str],
+               told: str) -> list[Document]:
     """Lists the documents of a source, the names of which differ; notes what else is there.
 
-    `others` are the real paths of files that are counted already as not read.
+    `others` are the real paths of files that are counted already as not read, `told` is what
+    messages put before the names of files.
     """
     if source.is_dir():
         closed: list[tuple[Path, OSError]] = []
@@ -179,7 +183,7 @@ def _of_source(source: Path, images: str, exclude: Path, found: Found, others: s
             if folder == source:
                 raise error
             found.unlisted.append(_printable(folder.relative_to(source).as_posix()))
-            found.problems.append((found.unlisted[-1],
+            found.problems.append((told + found.unlisted[-1],
                                    f'cannot be listed: {error.strerror or error}'))
         for file in passed:
             real = os.path.realpath(file)
@@ -199,7 +203,7 @@ def _of_source(source: Path, images: str, exclude: Path, found: Found, others: s
         path = file.relative_to(source).as_posix()
         label, suffix = nfc(path), file.suffix.lower()
         if path != _printable(path):
-            found.problems.append((_printable(path), 'its name is not UTF-8'))
+            found.problems.append((told + _printable(path), 'its name is not UTF-8'))
         elif suffix == PDF_SUFFIX or suffix in _TIFF_SUFFIXES:
             kind = 'pdf' if suffix == PDF_SUFFIX else 'frames'
             documents.append(Document(_stem(label), kind, (str(file),), (label,)))
@@ -207,13 +211,13 @@ def _of_source(source: Path, images: str, exclude: Path, found: Found, others: s
             pictures.append((file, label))
     # An image that is named as a source stands for itself.
     grouped, wrong = _group(pictures, images if top else 'file', top)
-    found.problems += wrong
+    found.problems += [(told + label, reason) for label, reason in wrong]
     by_name: dict[str, Document] = {}
     for document in [*documents, *grouped]:
         other = by_name.setdefault(document.name, document)
         if other is not document and _real(other) != _real(document):
-            found.problems.append((document.title, f'the document name {document.name!r} is '
-                                                   f'taken by {other.title}'))
+            found.problems.append((told + document.title, f'the document name {document.name!r} '
+                                                          f'is taken by {told + other.title}'))
     return list(by_name.values())
 
 

@@ -56,13 +56,13 @@ def to_eight_bits(image: Image.Image, key: int | tuple[int, ...] | None,
     unsigned = _first(tags, 'BitsPerSample') == 32 and _first(tags, 'SampleFormat') in (None, 1)
     wrapped = image.mode == 'I' and unsigned and low < 0
     if wrapped or not np.isfinite([low, high]).all() or image.mode == 'F':
-        samples = np.asarray(values, np.float64)
+        samples = np.asarray(values)
         if wrapped:  # Pillow takes 32 bits for signed.
-            samples = np.where(samples < 0, samples + 2.0**32, samples)
+            samples = np.where(samples < 0, samples + np.float32(2**32), samples)
         finite = samples[np.isfinite(samples)]
         low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
         values = Image.fromarray(np.nan_to_num(
-            samples, nan=low, posinf=high, neginf=low).astype(np.float32))
+            samples, nan=low, posinf=high, neginf=low))
     alpha = None if key is None else Image.fromarray(np.asarray(values) != key).convert('L')
     black, white = _range(low, high, _told(tags))
     factor = 255 / (white - black)
