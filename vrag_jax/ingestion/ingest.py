@@ -64,7 +64,7 @@ def ingest(sources: Sequence[Path], directory: Path,
         raise FileNotFoundError('; '.join([
             f'sources {[str(s) for s in sources]}: no PDF or image there',
             *(f'{label}: {reason}' for label, reason in found.problems)]))
-    labels = [found.labels(number) for number in range(len(sources))]
+    labels = found.labels(len(sources))
     metadata = read_metadata(config.metadata, sources, labels)
     directory.mkdir(parents=True, exist_ok=True)
     with directories.locked(directory) as lock:

@@ -90,10 +90,13 @@ class Found:
     unlisted: list[str] = dataclasses.field(default_factory=list)
     not_read: Counter[str] = dataclasses.field(default_factory=Counter)
 
-    def labels(self, source: int) -> set[str]:
-        """Returns what metadata may name in a source: files, and folders of images."""
-        return {label for places in self.places.values() for place in places
-                if place.source == source for label in (place.label, *place.labels)}
+    def labels(self, sources: int) -> list[set[str]]:
+        """Returns what metadata may name in each of so many sources: files, folders of images."""
+        labels: list[set[str]] = [set() for _ in range(sources)]
+        for places in self.places.values():
+            for place in places:
+                labels[place.source].update((place.label, *place.labels))
+        return labels
 
     def shared_labels(self) -> set[str]:
         """Returns labels that several sources have for documents of their own."""
@@ -161,10 +164,9 @@ def find_documents(sources: Sequence[Path], images: str, exclude: Path) -> Found
 def source_names(sources: Sequence[Path]) -> list[str]:
     """Returns the shortest ends of the paths of sources that tell them from each other."""
     parts = [_parts(existing(Path(source))) for source in sources]
-    return ['/'.join(next(own[-count:] for count in range(1, len(own) + 1)
-                          if count == len(own) or all(own[-count:] != other[-count:]
-                                                      for other in parts if other != own)))
-            for own in parts]
+    ends = Counter(own[-count:] for own in set(parts) for count in range(1, len(own) + 1))
+    return ['/'.join(next((own[-count:] for count in range(1, len(own) + 1)
+                           if ends[own[-count:]] == 1), own)) for own in parts]
 
 
 def _of_source(source: Path, images: str, exclude: Path, found: Found, others: set[str],
