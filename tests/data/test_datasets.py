@@ -171,7 +171,8 @@ def test_an_image_is_decoded_when_its_sequence_is_asked_for(folder, tokenised, m
     opened = []
     sequences = tokenised(load_sharegpt(folder / 'sft.json'), folder)
     real = Image.open
-    monkeypatch.setattr(Image, 'open', lambda file: opened.append(file) or real(file))
+    monkeypatch.setattr(
+        Image, 'open', lambda file, **rest: opened.append(file) or real(file, **rest))
     assert len(sequences) == 4 and opened == []
     assert len(sequences[3].images) == 2
     assert opened == [folder / 'images/b.jpg', folder / 'images/c.webp']

@@ -8,10 +8,11 @@ import pytest
 from PIL import Image
 
 from vrag_jax.ingestion import images
-from vrag_jax.ingestion.images import count_frames, limit_pixels, store_image
+from vrag_jax.ingestion.images import count_frames, store_image
 from vrag_jax.ingestion.ingest import ingest
 from vrag_jax.ingestion.settings import IngestConfig
-from vrag_jax.retrieval.pages import PageStore, load_image, scan_folder
+from vrag_jax.perception.image_files import limit_pixels, load_image
+from vrag_jax.retrieval.pages import PageStore, scan_folder
 
 
 def gradient(size, mode='RGB'):

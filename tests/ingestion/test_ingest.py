@@ -81,7 +81,7 @@ def test_only_what_has_changed_is_read_and_the_result_is_that_of_a_new_ingestion
     report = ingest([sources], out, CONFIG, progress=False)
     assert report.added == ('d/d',) and report.deleted == ('c',)
     assert report.replaced == ('b', 'scan') and report.unchanged == ('a',)
-    assert report.pages_read == 1 + 1 + 3 and report.pages == 7
+    assert report.pages_read == 1 + 1 + 1 and report.pages == 7
     fresh = tmp_path / 'fresh'
     other_order = dataclasses.replace(CONFIG, workers=2, pages_per_task=1)
     ingest([sources], fresh, other_order, progress=False)
@@ -182,11 +182,10 @@ def test_what_libraries_raise_for_broken_files_is_reported(sources, tmp_path):
         image.load()
     Image.new('F', (9, 9), 0.5).save(sources / 'float.tif')
     report = ingest([sources], tmp_path / 'out', CONFIG, progress=False)
-    assert {'scan_1', 'scan_2'} <= set(pages_of(tmp_path / 'out').ids)
-    reasons = dict(report.failed)
-    assert set(reasons) == {'float.tif', 'scan/3.png'}
-    assert 'cannot be read as an image' in reasons['scan/3.png']
-    assert 'floating-point' in reasons['float.tif']
+    assert {'scan_1', 'scan_2', 'float_1'} <= set(pages_of(tmp_path / 'out').ids)
+    [(name, reason)] = report.failed
+    assert name == 'scan/3.png' and 'cannot be read as an image' in reason
+    assert pages_of(tmp_path / 'out').image('float_1').getpixel((0, 0)) == (128, 128, 128)
 
 
 def test_pages_of_a_file_that_changes_while_it_is_read_are_never_those_of_another(

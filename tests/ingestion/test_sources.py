@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vrag_jax.ingestion.sources import Document, find_documents
+from vrag_jax.ingestion.sources import Document, find_documents, source_names
 from vrag_jax.retrieval.numbered_names import natural_key
 
 
@@ -28,8 +28,8 @@ def deny(monkeypatch, method, folder):
 
 
 def found(folder, images='folder', exclude=Path('/nowhere'), sources=None):
-    documents, problems, _ = find_documents(sources or [folder], images, exclude)
-    return {d.name: (d.kind, d.labels, d.numbers) for d in documents}, problems
+    found = find_documents(sources or [folder], images, exclude)
+    return {d.name: (d.kind, d.labels, d.numbers) for d in found.documents}, found.problems
 
 
 def test_files_of_a_folder_become_documents_in_the_order_of_their_names(tmp_path):
@@ -88,9 +88,10 @@ def test_links_that_lead_back_end_and_names_that_are_no_text_are_told(tmp_path):
 def test_a_folder_that_cannot_be_listed_costs_no_other(tmp_path, monkeypatch, method):
     touch(tmp_path, 'a/x.pdf', 'a/b/y.pdf', 'c/z.pdf')
     deny(monkeypatch, method, tmp_path / 'a' / 'b')
-    documents, problems, unlisted = find_documents([tmp_path], 'folder', Path('/nowhere'))
-    assert [document.name for document in documents] == ['a/x', 'c/z']
-    assert problems == [('a/b', 'cannot be listed: Permission denied')] and unlisted == ['a/b']
+    found = find_documents([tmp_path], 'folder', Path('/nowhere'))
+    assert [document.name for document in found.documents] == ['a/x', 'c/z']
+    assert found.problems == [('a/b', 'cannot be listed: Permission denied')]
+    assert found.unlisted == ['a/b']
 
 
 def test_a_source_that_cannot_be_listed_is_an_error(tmp_path, monkeypatch):
@@ -124,8 +125,78 @@ def test_a_file_that_lies_in_two_sources_goes_in_once(tmp_path, monkeypatch):
     sources = [tmp_path / 'in', Path('in/a.pdf'), Path('in')]
     assert found(None, 'file', sources=sources) == (
         {'a': ('pdf', ('a.pdf',), ()), 'b': ('images', ('b.png',), (1,))}, [])
-    assert found(None, sources=[*sources, Path('other/a.pdf')])[1] == [
-        ('a.pdf', "the document name 'a' is taken by a.pdf")]
+    documents, problems = found(None, 'file', sources=[*sources, Path('other/a.pdf')])
+    assert (set(documents), problems) == ({'a', 'b', 'other/a'}, [])
+
+
+def names_of(*sources, images='folder'):
+    listed = find_documents(sources, images, Path('/nowhere'))
+    assert listed.problems == []
+    return {document.name: document.files for document in listed.documents}
+
+
+def test_a_second_document_of_a_name_is_named_by_its_source(tmp_path):
+    touch(tmp_path, 'acme/annual.pdf', 'acme/plan.pdf', 'beta/annual.pdf', 'beta/x/annual.pdf',
+          'beta/only.pdf')
+    acme, beta = tmp_path / 'acme', tmp_path / 'beta'
+    alone, both = names_of(acme), names_of(acme, beta)
+    assert set(both) == {'annual', 'plan', 'beta/annual', 'x/annual', 'only'}
+    assert both['beta/annual'] == (str(beta / 'annual.pdf'),)
+    assert alone.items() <= both.items()  # A source that is added changes no name of before.
+    turned = names_of(beta, acme)
+    assert set(turned) == {'annual', 'plan', 'acme/annual', 'x/annual', 'only'}
+
+
+def test_sources_of_one_name_are_told_apart_by_more_of_their_paths(tmp_path):
+    touch(tmp_path, 'x/r/a.pdf', 'y/r/a.pdf', 'z/r/a.pdf', 'x/r/r/a.pdf', 'p/s/1.png', 'q/s/1.png')
+    sources = [tmp_path / f'{name}/r' for name in 'xyz']
+    assert names_of(*sources) == {
+        'a': (str(tmp_path / 'x/r/a.pdf'),), 'r/a': (str(tmp_path / 'x/r/r/a.pdf'),),
+        'y/r/a': (str(tmp_path / 'y/r/a.pdf'),), 'z/r/a': (str(tmp_path / 'z/r/a.pdf'),)}
+    # Folders of images that are sources are named as they are.
+    assert set(names_of(tmp_path / 'p/s', tmp_path / 'q/s')) == {'s', 'q/s'}
+    assert set(names_of(tmp_path / 'p/s/1.png', tmp_path / 'q/s/1.png')) == {'1', 's/1'}
+    assert source_names([*sources, tmp_path / 'p']) == ['x/r', 'y/r', 'z/r', 'p']
+
+
+def test_a_name_of_a_source_is_taken_by_none_that_it_has(tmp_path):
+    touch(tmp_path, 'a/x.pdf', 'b/x.pdf', 'b/b/x.pdf', 'b/b/y.pdf')
+    names = names_of(tmp_path / 'a', tmp_path / 'b')
+    assert names['b/x'] == (str(tmp_path / 'b/b/x.pdf'),) and len(names) == 4
+    assert names_of(tmp_path / 'a', tmp_path / 'b', tmp_path / 'b' / 'b') == names
+
+
+def test_names_are_of_one_form_of_unicode(tmp_path):
+    cafe, nfd = 'caf\u00e9', 'cafe\u0301'
+    touch(tmp_path, f'one/{nfd}/{nfd}.pdf', f'one/{nfd} scan/1.png', f'two/{cafe}/{cafe}.pdf')
+    listed = find_documents([tmp_path / 'one', tmp_path / 'two'], 'folder', Path('/nowhere'))
+    assert [document.name for document in listed.documents] == [
+        f'{cafe} scan', f'{cafe}/{cafe}', f'two/{cafe}/{cafe}']
+    assert listed.documents[1].files == (str(tmp_path / f'one/{nfd}/{nfd}.pdf'),)
+    assert listed.labels(2)[0] == {f'{cafe}/{cafe}.pdf', f'{cafe} scan', f'{cafe} scan/1.png'}
+    # A source may be typed in the other form than that in which it is stored.
+    assert set(names_of(tmp_path / 'one' / cafe, tmp_path / 'two' / nfd / f'{nfd}.pdf')) == {
+        cafe, f'{cafe}/{cafe}'}
+    touch(tmp_path, f'one/{cafe}/{cafe}.pdf')
+    problems = find_documents([tmp_path / 'one'], 'folder', Path('/nowhere')).problems
+    assert problems == [(f'{cafe}/{cafe}.pdf', f"the document name '{cafe}/{cafe}' is taken by "
+                                               f'{cafe}/{cafe}.pdf')]
+
+
+def test_problems_say_of_which_source_they_are(tmp_path, monkeypatch):
+    touch(tmp_path, 'one/a.pdf', 'one/a/1.png', 'two/b.pdf', 'two/x/c.pdf')
+    deny(monkeypatch, 'iterdir', tmp_path / 'two' / 'x')
+    assert found(None, sources=[tmp_path / 'one', tmp_path / 'two'])[1] == [
+        ('one/a', "the document name 'a' is taken by one/a.pdf"),
+        ('two/x', 'cannot be listed: Permission denied')]
+
+
+def test_what_is_not_read_is_counted_by_its_ending(tmp_path):
+    touch(tmp_path, 'a.pdf', 'b.docx', 'x/c.DOCX', 'x/d.heic', 'x/README', 'metadata.csv', '.e.txt',
+          'x/metadata.csv', 'f.gif', 'g.bmp')
+    listed = find_documents([tmp_path, tmp_path / 'x'], 'file', Path('/nowhere'))
+    assert listed.not_read == {'.docx': 2, '.heic': 1, '': 1, '.csv': 1}
+    assert [document.name for document in listed.documents] == ['a', 'f', 'g']
 
 
 def test_a_part_of_images_has_their_files_and_a_pdf_has_one():

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from vrag_jax.retrieval import pages as pages_module
+from vrag_jax.retrieval.filters import PageFields, normalised
 from vrag_jax.retrieval.pages import Page, PageStore, scan_folder
 
 GOOD = {'page_id': 'a', 'document': 'doc', 'page': 1, 'file': 'a.png', 'width': 8, 'height': 6}
@@ -235,3 +236,51 @@ def test_a_folder_without_images_or_with_ambiguous_ones_is_refused(tmp_path):
     Image.new('RGB', (5, 7)).save(tmp_path / '1.jpg')
     with pytest.raises(ValueError, match=r"page id '1' is taken by 1\.jpg"):
         scan_folder(tmp_path)
+
+
+CAFE, NFD = 'caf\u00e9', 'cafe\u0301'
+
+
+def test_pages_are_known_in_any_form_of_unicode(tmp_path):
+    for index, stored in enumerate((CAFE, NFD)):
+        folder = tmp_path / str(index)
+        folder.mkdir()
+        Image.new('RGB', (4, 3), 'white').save(folder / f'{stored}.png')
+        other = NFD if stored == CAFE else CAFE
+        # The manifest was written elsewhere: the file's name is in the other form.
+        PageStore.write(folder / f'{stored}.jsonl', [
+            Page(f'{stored}_1', stored, 1, f'{other}.png', 4, 3,
+                 metadata={f'town {stored}': stored})])
+        store = PageStore.open(folder / f'{other}.jsonl')
+        assert store.ids == (f'{stored}_1',) and 'cafe_1' not in store
+        for form in (CAFE, NFD):
+            assert f'{form}_1' in store and store[f'{form}_1'].document == stored
+            assert store.find(form, 1) == f'{stored}_1'
+            assert store.image(f'{form}_1').size == (4, 3)
+            fields = PageFields(list(store))
+            for name in ('document', f'town {form}'):
+                assert fields.matching(normalised({name: [form]})).tolist() == [True]
+            assert fields.matching(normalised({'page_id': f'{form}_1'})).tolist() == [True]
+
+
+def test_ids_that_differ_in_their_form_of_unicode_only_are_refused(tmp_path):
+    pages = [Page(f'{form}_1', form, 1, 'a.png', 4, 3) for form in (CAFE, NFD)]
+    with pytest.raises(ValueError, match='2 pages with 1 different ids'):
+        PageStore(tmp_path, pages)
+    with pytest.raises(ValueError, match='line 2: page_id .* stands there twice'):
+        PageStore.write(tmp_path / 'pages.jsonl', pages)
+    (tmp_path / 'a.png').touch()
+    (tmp_path / 'pages.jsonl').write_text(''.join(
+        json.dumps(dataclasses.asdict(page)) + '\n' for page in pages))
+    with pytest.raises(ValueError, match='line 2: page_id .* stands already in line 1'):
+        PageStore.open(tmp_path / 'pages.jsonl')
+
+
+def test_a_folder_from_macos_has_the_ids_of_any_other(tmp_path):
+    (tmp_path / NFD).mkdir()
+    for name in (f'{NFD}/1.png', f'{NFD}.png'):
+        Image.new('RGB', (4, 3)).save(tmp_path / name)
+    pages = scan_folder(tmp_path)
+    assert {page.page_id for page in pages} == {f'{CAFE}/1', CAFE}
+    assert CAFE in {page.document for page in pages}
+    assert all((tmp_path / page.file).is_file() for page in pages)

@@ -17,8 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from vrag_jax.data.image_root import find_image_root
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.records import (
@@ -32,6 +30,7 @@ from vrag_jax.data.records import (
     read_examples,
     with_unique_uids,
 )
+from vrag_jax.perception.image_files import check_image
 from vrag_jax.retrieval.pages import PageStore
 
 Source = str | os.PathLike
@@ -281,11 +280,10 @@ class _ConversationRows:
         file = self._root / name
         data = file.read_bytes()
         try:
-            with Image.open(io.BytesIO(data)) as image:
-                image.verify()
-        except Exception as error:  # Of many kinds, by what is wrong with the file.
+            check_image(io.BytesIO(data))
+        except ValueError as error:
             raise ValueError(
-                f'{self._file}, record {index}: {file} is not an image that Pillow reads'
+                f'{self._file}, record {index}: {file} is not an image that can be read'
             ) from error
         return data
 

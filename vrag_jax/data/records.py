@@ -227,15 +227,20 @@ def _parse_example(
         aliases=tuple(_strings(example, 'answer_aliases', where)),
         file_name=file_name,
         reference_pages=tuple(pages),
-        page_ids=tuple(p for p in page_ids if store is None or p in store),
+        page_ids=tuple(_own_id(p, store) for p in page_ids if store is None or p in store),
         source_type=', '.join(_strings(meta, 'source_type', where)),
         query_type=', '.join(_strings(meta, 'query_type', where)),
         language=_field(meta, 'language', str, where, ''),
-        evidence=tuple(_parse_evidence(e, where)
+        evidence=tuple(_parse_evidence(e, where, store)
                        for e in _field(example, 'evidence', list, where, [])),
         missing_pages=tuple(missing),
         extra={k: v for k, v in meta.items() if k not in _QUESTION_FIELDS},
     )
+
+
+def _own_id(page_id: str, store: PageStore | None) -> str:
+    """Returns a page's id as the store has it: in a file it may be in another form of Unicode."""
+    return page_id if store is None or page_id not in store else store[page_id].page_id
 
 
 _QUESTION_FIELDS = frozenset(
@@ -266,7 +271,7 @@ def _strings(values: Mapping, name: str, where: str) -> list[str]:
     return items
 
 
-def _parse_evidence(value: Any, where: str) -> Evidence:
+def _parse_evidence(value: Any, where: str, store: PageStore | None) -> Evidence:
     if not isinstance(value, dict):
         raise ValueError(f'{where}: evidence: expected an object, got {value!r}')
     page_id = _field(value, 'page_id', str, where)
@@ -276,7 +281,7 @@ def _parse_evidence(value: Any, where: str) -> Evidence:
         raise ValueError(f'{where}: evidence.bbox: expected x1 < x2 and y1 < y2 in '
                          f'[x1, y1, x2, y2], got {box!r}')
     x1, y1, x2, y2 = box
-    return Evidence(page_id, (x1, y1, x2, y2))
+    return Evidence(_own_id(page_id, store), (x1, y1, x2, y2))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,7 @@ from PIL import Image, ImageDraw, ImageFont
 from vrag_jax.evaluation.text import visible
 from vrag_jax.evaluation.trajectory_io import TrajectoryRecord, TurnRecord
 from vrag_jax.perception.frames import Box
+from vrag_jax.perception.image_files import load_image
 
 PAPER, INK, SOFT, LINE = '#ffffff', '#1b1c1e', '#62656b', '#d9d9d4'
 CHOSEN, EVIDENCE, RIGHT, WRONG = '#d9480f', '#0b7285', '#2b7a3d', '#c0342b'
@@ -102,7 +103,7 @@ def _texts(turn: TurnRecord, font, width: int) -> tuple[list[str], int]:
 
 def _picture(record: TrajectoryRecord, index: int, style: DrawingStyle) -> Image.Image:
     """Returns an image at the width of a column, with its boxes."""
-    image = Image.open(record.image_path(index)).convert('RGB')
+    image = load_image(record.image_path(index))
     width, height = record.images[index].size  # That of boxes.
     scale = style.column / width
     size = (style.column, max(1, round(height * scale)))

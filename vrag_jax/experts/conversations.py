@@ -13,6 +13,7 @@ from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.records import IMAGE_MARK, Conversation, Message, Question, split_system
 from vrag_jax.data.sequences import ImagePreprocessor, TokenSequence
 from vrag_jax.models.config import ModelConfig
+from vrag_jax.perception.image_files import load_image
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.rollout.episode import Episode
 
@@ -105,8 +106,7 @@ def _fill(episode, messages, images, chat, preprocess, limits, max_length) -> No
         shown = None
         if mark:
             name, image = next(images)
-            with image:
-                view = show_page(image, name, limits)
+            view = show_page(image, name, limits)
             shown = (*view, preprocess([view[0]])[0])
         if index == 0:
             ids = chat.opening_ids(user.content)
@@ -121,7 +121,7 @@ def _fill(episode, messages, images, chat, preprocess, limits, max_length) -> No
 
 
 def _opened(conversation: Conversation, root: Path) -> Iterator[tuple[str, Image.Image]]:
-    """Yields the images of a conversation by name, each opened when it is asked for."""
+    """Yields the images of a conversation by name, each decoded when it is asked for."""
     for index, name in enumerate(conversation.images):
         source = io.BytesIO(conversation.encoded[index]) if conversation.encoded else root / name
-        yield str(root / name), Image.open(source)
+        yield str(root / name), load_image(source)

@@ -23,6 +23,7 @@ from typing import Any
 
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.retrieval.artifact import sync
+from vrag_jax.retrieval.names import nfc
 from vrag_jax.retrieval.pages import Page, PageStore
 
 MANIFEST = 'pages.jsonl'
@@ -94,10 +95,22 @@ def read_entries(directory: Path) -> dict[str, Entry]:
         return {}
     try:
         entries = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
-        return {e['document']: Entry(**{**e, 'labels': tuple(e['labels'])}) for e in entries}
+        # Those of before the names of documents were in one form of Unicode, too.
+        found = [Entry(**{**e, 'document': nfc(e['document']), 'file': nfc(e['file']),
+                          'labels': tuple(map(nfc, e['labels']))}) for e in entries]
+        return {entry.document: entry for entry in found}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f'{file}: damaged ({error!r}); delete it, and all documents are taken '
                          'up again from their folders') from error
+
+
+def read_fields(directory: Path) -> dict[str, Mapping[str, Any]]:
+    """Returns the own fields of the directory's pages, by their ids; {} if there are none."""
+    file = directory / MANIFEST
+    if not file.is_file():
+        return {}
+    pages = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
+    return {nfc(page['page_id']): page['metadata'] for page in pages if 'metadata' in page}
 
 
 def check_settings(directory: Path, config: IngestConfig) -> None:

@@ -38,6 +38,7 @@ class PageRecord:
       by_ocr: whether the text was read by OCR.
       ocr_error: why the OCR could not read it; '' if it could, or was not asked.
       error: why the page could not be read; '' if it could.
+      source: SHA-256 of the image file of which the page was made; '' of other documents.
     """
 
     page: int
@@ -51,6 +52,7 @@ class PageRecord:
     by_ocr: bool = False
     ocr_error: str = ''
     error: str = ''
+    source: str = ''
 
 
 def content_key(sha256: str, rendering: Mapping[str, Any]) -> str:

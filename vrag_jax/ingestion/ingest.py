@@ -17,11 +17,13 @@ from tqdm import tqdm
 
 from vrag_jax.ingestion import directories, folders
 from vrag_jax.ingestion.directories import Entry
+from vrag_jax.ingestion.known_pages import KnownPages
 from vrag_jax.ingestion.metadata import Metadata, read_metadata
 from vrag_jax.ingestion.pool import Task, WorkerPool
 from vrag_jax.ingestion.report import IngestReport
 from vrag_jax.ingestion.settings import IngestConfig
-from vrag_jax.ingestion.sources import Document, find_documents
+from vrag_jax.ingestion.sources import Document, Found, find_documents, source_names
+from vrag_jax.retrieval.names import nfc
 from vrag_jax.retrieval.pages import Page, PageStore
 
 
@@ -57,22 +59,23 @@ def ingest(sources: Sequence[Path], directory: Path,
     """
     started = time.monotonic()
     sources, directory = [Path(source) for source in sources], Path(directory)
-    documents, problems, unlisted = find_documents(sources, config.images, directory)
-    if not documents:
+    found = find_documents(sources, config.images, directory)
+    if not found.documents:
         raise FileNotFoundError('; '.join([
             f'sources {[str(s) for s in sources]}: no PDF or image there',
-            *(f'{label}: {reason}' for label, reason in problems)]))
-    metadata = read_metadata(config.metadata, sources)
+            *(f'{label}: {reason}' for label, reason in found.problems)]))
+    labels = found.labels(len(sources))
+    metadata = read_metadata(config.metadata, sources, labels)
     directory.mkdir(parents=True, exist_ok=True)
     with directories.locked(directory) as lock:
         directories.check_settings(directory, config)
         directories.remove_partial(directory)
-        run = _Run(directory, config, progress, unlisted)
-        run.check_deletions(documents)
+        run = _Run(directory, config, progress, found, source_names(sources))
+        run.check_deletions(found.documents)
         with WorkerPool(config, (lock,)) as pool:
-            run.inspect(documents, pool)
+            run.inspect(found.documents, pool)
             run.read(pool)
-        report = run.write(metadata, problems, started)
+        report = run.write(metadata, labels, started)
         if not keep_unused:
             directories.remove_unused(directory)
     return report
@@ -94,7 +97,7 @@ def delete_documents(directory: Path, names: Sequence[str]) -> None:
       ValueError: if it would leave no page.
       RuntimeError: if an ingestion is at work in the directory.
     """
-    directory = Path(directory)
+    directory, names = Path(directory), [nfc(name) for name in names]
     with directories.locked(directory):
         entries = directories.read_entries(directory)
         for name in names:
@@ -102,7 +105,7 @@ def delete_documents(directory: Path, names: Sequence[str]) -> None:
                 raise KeyError(f'no document {name!r} in {directory}')
         kept = [entry for name, entry in sorted(entries.items()) if name not in set(names)]
         store = PageStore.open(directory / directories.MANIFEST)
-        pages = [page for page in store if page.document not in set(names)]
+        pages = [page for page in store if nfc(page.document) not in set(names)]
         if not pages:
             raise ValueError(f'{directory}: no page would be left')
         directories.switch(directory, pages, kept)
@@ -112,19 +115,21 @@ def delete_documents(directory: Path, names: Sequence[str]) -> None:
 class _Run:
     """An ingestion at work."""
 
-    def __init__(self, directory: Path, config: IngestConfig, progress: bool,
-                 unlisted: Sequence[str]):
+    def __init__(self, directory: Path, config: IngestConfig, progress: bool, found: Found,
+                 sources: Sequence[str]):
         self._directory = directory
         self._folders = directory / directories.FOLDERS
         self._config = config
         self._progress = progress
-        self._unlisted = unlisted  # Folders: what is there is not known.
+        self._found = found
+        self._sources = sources  # What messages call them.
         self._old = directories.read_entries(directory)
+        self._old_fields = directories.read_fields(directory)
+        self._shared = found.shared_labels()
+        self._titles = {d.name: self._told(d.name, d.title) for d in found.documents}
         self._entries: dict[str, Entry] = {}
         self._todo: dict[str, tuple[Document, dict[str, Any]]] = {}
-        self._titles: dict[str, str] = {}
         self._kept: set[str] = set()
-        self._labels: set[str] = set()
         self._pages_read = 0
         self._failures: list[tuple[str, str]] = []
 
@@ -141,12 +146,10 @@ class _Run:
     def _gone(self, names: Collection[str]) -> list[str]:
         """Names of the old documents that are not among these, nor where nobody can look."""
         return sorted(name for name, entry in self._old.items() if name not in names
-                      and not any(entry.is_in(folder) for folder in self._unlisted))
+                      and not any(entry.is_in(folder) for folder in self._found.unlisted))
 
     def inspect(self, documents: Sequence[Document], pool: WorkerPool) -> None:
         """Finds out which documents have to be read."""
-        self._titles = {document.name: document.title for document in documents}
-        self._labels = {x for d in documents for x in (d.label, *d.labels)}
         tasks = iter(documents)
 
         def next_task() -> Task | None:
@@ -179,6 +182,7 @@ class _Run:
         left: dict[str, int] = {}  # Tasks of a document until all of its pages are read.
         ready: collections.deque[str] = collections.deque()
         failed: dict[str, str] = {}
+        self._take_known(partial)
         missing = {key: folders.missing_pages(self._folders / (key + partial), reply['pages'])
                    for key, (_, reply) in self._todo.items()}
 
@@ -197,6 +201,8 @@ class _Run:
                             'folder': str(self._folders / (key + partial)),
                             'stamps': [reply['stamps'][i] for i in chunk]
                                       if document.kind == 'images' else reply['stamps'],
+                            'digests': [reply['digests'][i] for i in chunk]
+                                       if document.kind == 'images' else [],
                         }, (key, len(chunk)))
 
         chunks = reading()
@@ -226,7 +232,24 @@ class _Run:
             if entry.folder in failed:
                 self._fail(name, failed[entry.folder])
 
-    def write(self, metadata: Metadata, problems: Sequence[tuple[str, str]], started: float
+    def _take_known(self, partial: str) -> None:
+        """Takes over what is known already of the pages of documents that are images."""
+        config = self._config
+        known = KnownPages(self._folders, [
+            entry.folder for entry in self._old.values() if entry.labels
+            # Not those of an earlier way of reading.
+            and entry.folder.removesuffix(folders.OCR) == folders.content_key(
+                entry.sha256, config.rendering())], config.verify)
+
+        def stays(page: folders.PageRecord, folder: str) -> bool:
+            return not _is_unread(page, config) if config.ocr else not (
+                page.by_ocr or page.ocr_error)
+
+        for key, (document, reply) in self._todo.items():
+            if document.kind == 'images':
+                known.take(self._folders / (key + partial), document, reply['digests'], stays)
+
+    def write(self, metadata: Metadata, labels: Sequence[Collection[str]], started: float
               ) -> IngestReport:
         """Switches to the new pages, removes what belongs to none, and reports."""
         deleted = self._gone(self._titles) if self._config.delete_missing else ()
@@ -244,7 +267,8 @@ class _Run:
             records = folders.read_document(self._folders / folder)
             for record in records:
                 label = entry.labels[record.index] if entry.labels else entry.file
-                where = label if entry.labels else f'{label}, page {record.page}'
+                where = self._told(name, label) + (
+                    '' if entry.labels else f', page {record.page}')
                 if record.error:
                     self._failures.append((where, record.error))
                     continue
@@ -253,10 +277,10 @@ class _Run:
                 pages.append(Page(
                     f'{name}_{record.page}', name, record.page,
                     f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
-                    record.text or '', metadata.fields(entry.file, label, record.page)))
+                    record.text or '', self._fields(metadata, entry, record)))
                 ocr += record.by_ocr
                 unread += _is_unread(record, self._config)
-        failures = sorted([*problems, *self._failures])
+        failures = sorted([*self._found.problems, *self._failures])
         if not pages:
             raise ValueError('no document can be read: '
                              + '; '.join(f'{file}: {reason}' for file, reason in failures[:5]))
@@ -264,8 +288,33 @@ class _Run:
         return _report(self._old, entries, IngestReport(
             failed=tuple(failures), pages=len(pages), pages_read=self._pages_read,
             ocr_pages=ocr, pages_without_text=unread,
-            unknown_metadata=tuple(metadata.unknown(self._labels)),
+            unknown_metadata=tuple(metadata.unknown(labels)),
+            not_read=tuple(sorted(self._found.not_read.items(), key=lambda n: (-n[1], n[0]))),
             seconds=time.monotonic() - started))
+
+    def _fields(self, metadata: Metadata, entry: Entry, record: folders.PageRecord
+                ) -> Mapping[str, Any]:
+        """Returns the own fields of a page; of a document that is in no source those of before.
+
+        Where a document lies in several sources, those of the first win.
+        """
+        places = self._found.places.get(entry.document)
+        if places is None:
+            return self._old_fields.get(f'{entry.document}_{record.page}', {})
+        merged: dict[str, Any] = {}
+        for place in reversed(places):
+            labels = entry.labels if place is places[0] else (
+                place.labels if entry.labels == places[0].labels else ())
+            merged |= metadata.fields(place.source, place.label,
+                                      labels[record.index] if labels else place.label,
+                                      record.page)
+        return dict(sorted(merged.items()))
+
+    def _told(self, document: str, label: str) -> str:
+        """Returns what a message calls a file of a document: with its source, if it needs it."""
+        if label not in self._shared or document not in self._found.places:
+            return label
+        return f'{self._sources[self._found.places[document][0].source]}/{label}'
 
     def _complete(self, key: str, kept: bool = False, verify: bool = False) -> str | None:
         """Returns the name of the finished folder of a content, None if there is none.

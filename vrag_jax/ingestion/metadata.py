@@ -3,78 +3,135 @@
 import csv
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.ingestion.sources import OWN_FIELDS as FILES
+from vrag_jax.ingestion.sources import source_names
+from vrag_jax.retrieval.names import existing, nfc
 from vrag_jax.retrieval.pages import check_metadata
 
-FILES = ('metadata.csv', 'metadata.jsonl')
 Value = str | int | float | bool
+_Key = tuple[int, str, int | None]
 
 
 class Metadata:
-    """Fields by file and page.
+    """Fields by source, file and page.
 
     A row names a file, relative to its source folder, in `file_name`: a PDF, an image, or a
     folder of images ('.': the source folder itself); where it has a `page`, it is of that
     page only. All else in it are fields. Later rows win, and rows of a page over those of its
     document.
+
+    Args:
+      rows: source, file, page and fields.
+      lost: what is said of rows that are of no file.
+      prefixes: what messages put before the files of each source.
     """
 
-    def __init__(self, rows: Iterable[tuple[str, int | None, Mapping[str, Value]]] = ()):
-        self._fields: dict[tuple[str, int | None], dict[str, Value]] = {}
-        self._used: set[tuple[str, int | None]] = set()
-        for name, page, fields in rows:
-            self._fields.setdefault((name, page), {}).update(fields)
+    def __init__(self, rows: Iterable[tuple[int, str, int | None, Mapping[str, Value]]] = (),
+                 lost: Iterable[str] = (), prefixes: Sequence[str] = ()):
+        self._fields: dict[_Key, dict[str, Value]] = {}
+        self._used: set[_Key] = set()
+        self._lost = tuple(lost)
+        self._prefixes = prefixes
+        for source, name, page, fields in rows:
+            self._fields.setdefault((source, name, page), {}).update(fields)
 
-    def fields(self, document_label: str, page_label: str, page: int) -> dict[str, Value]:
+    def fields(self, source: int, document_label: str, page_label: str, page: int
+               ) -> dict[str, Value]:
         """Returns a page's fields, ordered by name.
 
         Args:
+          source: number of its source.
           document_label: file or folder of its document.
           page_label: file of the page; that of the document where pages have none.
           page: its number.
         """
         merged: dict[str, Value] = {}
-        keys = [(document_label, None), (page_label, None), (document_label, page)]
+        keys: list[_Key] = [(source, document_label, None), (source, page_label, None),
+                            (source, document_label, page)]
         if page_label != document_label:  # An image of a folder, which has one page itself.
-            keys.append((page_label, 1))
+            keys.append((source, page_label, 1))
         for key in keys:
             merged |= self._fields.get(key, {})
         self._used.update(keys)
         return dict(sorted(merged.items()))
 
-    def unknown(self, labels: Iterable[str]) -> list[str]:
-        """Returns what rows are of that is none of these files and folders, nor a page of them.
+    def unknown(self, labels: Sequence[Collection[str]]) -> list[str]:
+        """Returns what rows are of that is no file or folder of its source, nor a page of it.
 
         Pages are those of which `fields` has been asked.
+
+        Args:
+          labels: files and folders of each source.
         """
-        known = set(labels)
-        return sorted({name if name not in known else f'{name}, page {page}'
-                       for name, page in self._fields
-                       if name not in known or page and (name, page) not in self._used})
+        return sorted({*self._lost, *(
+            self._prefixes[source] + name + (f', page {page}' if name in labels[source] else '')
+            for source, name, page in self._fields
+            if name not in labels[source] or page and (source, name, page) not in self._used)})
 
 
-def read_metadata(file: str, sources: Sequence[Path]) -> Metadata:
+def read_metadata(file: str, sources: Sequence[Path], labels: Sequence[Collection[str]]
+                  ) -> Metadata:
     """Reads the given file, or those that lie in the source folders.
+
+    Rows of a file in a source folder are of that source. Those of the given file are of the
+    source that has the file they name; where several have one of that name, and to name what
+    lies in a certain source, the name of its folder stands before it: `beta/annual.pdf`.
 
     Args:
       file: CSV or JSON lines; '' looks for one of `FILES` at the top of each folder.
       sources: files and folders.
+      labels: files and folders of images of each source.
 
     Raises:
       FileNotFoundError: if the given file does not exist.
       ValueError: for a row that is wrong; the message names file, line and field.
     """
-    if file:
-        if not Path(file).is_file():
-            raise FileNotFoundError(f'metadata {file}: no such file')
-        files = [Path(file)]
-    else:
-        files = [path for source in sources for name in FILES
-                 if (path := Path(source) / name).is_file()]
-    return Metadata(row for path in files for row in _read(path))
+    paths = [existing(Path(source)) for source in sources]
+    several = len(set(map(Path.resolve, paths))) > 1
+    names = source_names(paths)
+    prefixes = [f'{name}/' if several else '' for name in names]
+    if not file:
+        return Metadata(((number, *row) for number, source in enumerate(paths) for name in FILES
+                         if (path := source / name).is_file() for row in _read(path)),
+                        prefixes=prefixes)
+    own = existing(Path(file))
+    if not own.is_file():
+        raise FileNotFoundError(f'metadata {file}: no such file')
+    rows, lost = [], []
+    folders = [nfc((path if path.is_dir() else path.parent).resolve().as_posix())
+               for path in paths]
+    for name, page, fields in _read(own):
+        places = _places(name, folders, labels)
+        if len({(folders[source], label) for source, label in places}) > 1:
+            told = ' or '.join(f'{names[source]}/{label}'.rstrip('/') for source, label in places)
+            lost.append(f'{name or "."}, which is of several sources: it must be {told}')
+        elif places:
+            rows += [(source, label, page, fields) for source, label in places]
+        else:
+            lost.append(name or '.')
+    return Metadata(rows, lost, prefixes)
+
+
+def _places(name: str, folders: Sequence[str], labels: Sequence[Collection[str]]
+            ) -> list[tuple[int, str]]:
+    """Returns the sources that have a file of this name, and the file's label in them.
+
+    Args:
+      name: relative to a source, or with the name of its folder before it, or more of its path.
+      folders: paths of the sources.
+      labels: files and folders of images in each.
+    """
+    plain = [(source, name) for source, known in enumerate(labels) if name in known]
+    if plain:
+        return plain
+    parts = name.lstrip('/').split('/')
+    cuts = [('/'.join(parts[:at]), '/'.join(parts[at:])) for at in range(1, len(parts) + 1)]
+    return [(source, label) for folder, label in cuts for source, known in enumerate(labels)
+            if label in known and folders[source].endswith(f'/{folder}')]
 
 
 def _read(file: Path) -> list[tuple[str, int | None, dict[str, Value]]]:
@@ -91,7 +148,7 @@ def _read(file: Path) -> list[tuple[str, int | None, dict[str, Value]]]:
         if page is not None and (type(page) is not int or page < 1):
             raise ValueError(f"{where}: field 'page': expected a positive integer, got {page!r}")
         check_metadata(row, where)
-        label = Path(name).as_posix()
+        label = nfc(Path(name).as_posix())
         found.append(('' if label == '.' else label, page, row))
     return found
 

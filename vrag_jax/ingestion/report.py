@@ -14,6 +14,8 @@ class IngestReport:
       failed: (file, reason) of files and pages that could not be read.
       same_content: names of documents that are copies of each other.
       unknown_metadata: files, and pages of files, that metadata names and that are not there.
+      not_read: endings of files in the sources that are neither PDFs nor images, and how many
+        there are of each.
       pages: all that the index now has.
       pages_read: rendered or copied in this run.
       ocr_pages: of all, those read by OCR.
@@ -28,6 +30,7 @@ class IngestReport:
     failed: tuple[tuple[str, str], ...] = ()
     same_content: tuple[tuple[str, ...], ...] = ()
     unknown_metadata: tuple[str, ...] = ()
+    not_read: tuple[tuple[str, int], ...] = ()
     pages: int = 0
     pages_read: int = 0
     ocr_pages: int = 0
@@ -50,6 +53,10 @@ class IngestReport:
         if self.pages_without_text:
             lines.append(f'{self.pages_without_text} pages have no text layer, and no search for '
                          'words finds them: ocr=True reads them')
+        if self.not_read:
+            kinds = ', '.join(f'{ending or "without ending"} {count}'
+                              for ending, count in self.not_read)
+            lines.append(f'not read: {sum(count for _, count in self.not_read)} files ({kinds})')
         lines += _listed([f'cannot be read: {file}: {reason}' for file, reason in self.failed])
         lines += _listed([f'same content: {", ".join(names)}' for names in self.same_content])
         lines += _listed([f'metadata of what is not there: {name}'

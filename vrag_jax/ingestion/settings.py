@@ -15,7 +15,7 @@ class IngestConfig:
     Attributes:
       dpi: of rendered PDF pages.
       max_pixels: of a page's image; larger pages are rendered, larger images scaled down
-        to it.
+        to it, but for those that can be taken as they are, up to 2.5 times as many.
       image_format: of rendered pages: 'jpeg', 'webp' or 'png'. Images in one of these
         formats that are upright and not too large are taken as they are.
       quality: of 'jpeg' and 'webp', 1 to 100.
@@ -26,7 +26,7 @@ class IngestConfig:
       ocr: whether pages without a text layer are read by OCR (extra `ocr`).
       ocr_below: a text layer of fewer characters (a page number, a watermark) counts as none.
       metadata: CSV or JSON lines file of own fields; '' takes `metadata.csv` or
-        `metadata.jsonl` of each source folder, where there is one.
+        `metadata.jsonl` of each source folder, where there is one, for this source alone.
       delete_missing: whether documents that are in no source any more are deleted.
       most_deleted: fraction of the documents that one ingestion may delete; more is an error,
         before anything is done: the wrong sources may have been given.

@@ -5,6 +5,7 @@ it JAX, in every process; and a process that a broken PDF brings down would take
 pool with it.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -13,7 +14,7 @@ import shutil
 import signal
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ class Worker:
             parts = [[number, _digest(Path(name))]
                      for number, name in zip(document.numbers, document.files, strict=True)]
             digest = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-            return {'sha256': digest, 'pages': len(parts), 'stamps': stamps}
+            return {'sha256': digest, 'pages': len(parts), 'stamps': stamps,
+                    'digests': [part[1] for part in parts]}
         [file] = map(Path, document.files)
         pages = len(self._open(str(file))) if document.kind == 'pdf' else images.count_frames(file)
         return {'sha256': folders.file_digest(file), 'pages': pages, 'stamps': stamps}
 
     def read(self, document: Document, folder: str, indices: list[int],
-             stamps: list[list[int]]) -> dict[str, Any]:
+             stamps: list[list[int]], digests: Sequence[str] = ()) -> dict[str, Any]:
         """Reads pages into a folder named by what `inspect` has seen.
 
         Args:
@@ -61,6 +63,7 @@ class Worker:
           folder: where to.
           indices: of the pages in the whole document, from 0.
           stamps: of the document's files when they were inspected.
+          digests: of images, the SHA-256 of each file.
         """
         target = Path(folder)
         target.mkdir(parents=True, exist_ok=True)
@@ -74,6 +77,8 @@ class Worker:
                 raise
             except Exception as error:
                 record = folders.PageRecord(number, index, error=_reason(error))
+            if digests:
+                record = dataclasses.replace(record, source=digests[place])
             _check_stamps([_stamp(document.files[file])], [stamps[file]], target)
             folders.write_page(target, record, words)
         return {}

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vrag_jax.retrieval.names import nfc
 from vrag_jax.retrieval.pages import Page
 
 Value = str | int | float | bool
@@ -25,7 +26,7 @@ def normalised(filters: Filters | None) -> Wanted:
                 isinstance(value, str | int | float) for value in values):
             raise ValueError(f'filter {name!r}: expected strings, numbers or booleans, got '
                              f'{values!r}')
-        wanted.append((name, frozenset(map(_key, values))))
+        wanted.append((nfc(name), frozenset(map(_key, values))))
     return tuple(wanted)
 
 
@@ -47,7 +48,7 @@ class PageFields:
             fields: dict[str, Value] = {
                 'page_id': page.page_id, 'document': page.document, 'page': page.page}
             for name, value in [*fields.items(), *page.metadata.items()]:
-                self._rows.setdefault(name, {}).setdefault(_key(value), []).append(row)
+                self._rows.setdefault(nfc(name), {}).setdefault(_key(value), []).append(row)
 
     def check(self, wanted: Wanted) -> None:
         """Raises an `UnknownFieldError` if no page has a field: its name is wrong."""
@@ -71,5 +72,5 @@ class PageFields:
 
 
 def _key(value: Value) -> tuple[bool, Value]:
-    """Tells True from 1, which are equal in Python."""
-    return isinstance(value, bool), value
+    """Tells True from 1, which are equal in Python, and no form of Unicode from another."""
+    return isinstance(value, bool), nfc(value) if isinstance(value, str) else value

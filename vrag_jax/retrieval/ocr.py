@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from vrag_jax.retrieval.pages import load_image
+from vrag_jax.perception.image_files import load_image
 
 # A word and its box (x1, y1, x2, y2) in pixels, right and lower edge excluded.
 OcrWord = tuple[str, tuple[int, int, int, int]]

@@ -11,12 +11,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
+from vrag_jax.perception.image_files import IMAGE_SUFFIXES, load_image, upright_size
 from vrag_jax.retrieval.artifact import sync
+from vrag_jax.retrieval.names import existing, nfc
 from vrag_jax.retrieval.numbered_names import natural_key, numbered_names
 
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.tif', '.tiff')
 _BYTES_PER_PIXEL = 3
 
 
@@ -49,6 +50,9 @@ class Page:
 class PageStore:
     """The pages of a manifest, in its order; safe to use from many threads.
 
+    Pages and documents are known by their names in any form of Unicode; ids are as the
+    manifest has them.
+
     Args:
       folder: what the pages' files are relative to.
       pages: the pages; their ids are unique.
@@ -62,10 +66,13 @@ class PageStore:
     def __init__(self, folder: Path, pages: Sequence[Page], cache_bytes: int = 512 << 20):
         self.folder = Path(folder)
         self._pages = {page.page_id: page for page in pages}
-        if len(self._pages) != len(pages):
-            raise ValueError(f'{len(pages)} pages with {len(self._pages)} different ids')
+        # Ids by their form NFC, as far as it is another.
+        self._spelled = {form: i for i in self._pages if (form := nfc(i)) != i}
+        if len(self._pages) != len(pages) or not self._spelled.keys().isdisjoint(self._pages):
+            different = len({nfc(page_id) for page_id in self._pages})
+            raise ValueError(f'{len(pages)} pages with {different} different ids')
         self.ids: tuple[str, ...] = tuple(self._pages)
-        self._numbers = {(page.document, page.page): page.page_id for page in pages}
+        self._numbers = {(nfc(page.document), page.page): page.page_id for page in pages}
         self._images = _ImageCache(cache_bytes)
 
     @classmethod
@@ -81,7 +88,7 @@ class PageStore:
           ValueError: for a line or a field that is wrong; the message names
             file, line and field.
         """
-        manifest = Path(manifest)
+        manifest = existing(Path(manifest))
         if not manifest.is_file():
             raise FileNotFoundError(f'{manifest}: no such page manifest')
         lines: dict[str, int] = {}
@@ -91,13 +98,19 @@ class PageStore:
                 continue
             where = f'{manifest}, line {number}'
             page = _parse_page(line, where)
-            if page.page_id in lines:
+            form = nfc(page.page_id)
+            if form in lines:
                 raise ValueError(f'{where}: page_id {page.page_id!r} stands already in line '
-                                 f'{lines[page.page_id]}')
-            if not (manifest.parent / page.file).is_file():
-                raise FileNotFoundError(f'{where}: file {page.file!r} does not exist in '
-                                        f'{manifest.parent}')
-            lines[page.page_id] = number
+                                 f'{lines[form]}')
+            file = manifest.parent / page.file
+            if not file.is_file():
+                file = existing(file)
+                if not file.is_file():
+                    raise FileNotFoundError(f'{where}: file {page.file!r} does not exist in '
+                                            f'{manifest.parent}')
+                page = dataclasses.replace(
+                    page, file=file.relative_to(manifest.parent).as_posix())
+            lines[form] = number
             pages.append(page)
         if not pages:
             raise ValueError(f'{manifest}: holds no page')
@@ -122,9 +135,9 @@ class PageStore:
             line = json.dumps(fields, ensure_ascii=False)
             where = f'{manifest}, line {number}'
             _parse_page(line, where)
-            if page.page_id in ids:
+            if nfc(page.page_id) in ids:
                 raise ValueError(f'{where}: page_id {page.page_id!r} stands there twice')
-            ids.add(page.page_id)
+            ids.add(nfc(page.page_id))
             lines.append(line)
         manifest.parent.mkdir(parents=True, exist_ok=True)
         partial = manifest.with_name(f'{manifest.name}.{os.getpid()}.partial')
@@ -140,12 +153,20 @@ class PageStore:
         return iter(self._pages.values())
 
     def __contains__(self, page_id: object) -> bool:
-        return page_id in self._pages
+        return isinstance(page_id, str) and self._own_id(page_id) in self._pages
 
     def __getitem__(self, page_id: str) -> Page:
-        if page_id not in self._pages:
+        own = self._own_id(page_id)
+        if own not in self._pages:
             raise KeyError(f'no page {page_id!r} in {self.folder}')
-        return self._pages[page_id]
+        return self._pages[own]
+
+    def _own_id(self, page_id: str) -> str:
+        """Returns a page's id as the manifest has it, if there is such a page."""
+        if page_id in self._pages:
+            return page_id
+        form = nfc(page_id)
+        return self._spelled.get(form, form)
 
     @property
     def fingerprint(self) -> str:
@@ -156,7 +177,7 @@ class PageStore:
 
     def find(self, document: str, page: int) -> str | None:
         """Returns the id of a document's page number (from 1); None if it is not there."""
-        return self._numbers.get((document, page))
+        return self._numbers.get((nfc(document), page))
 
     def path(self, page_id: str) -> Path:
         """Returns the page's image file."""
@@ -172,30 +193,14 @@ class PageStore:
           ValueError: if the file is no image, or not of the size stated.
         """
         page = self[page_id]
-        image = self._images.get(page_id)
+        image = self._images.get(page.page_id)
         if image is None:
             image = load_image(self.path(page_id))
             if image.size != (page.width, page.height):
                 raise ValueError(f'{self.path(page_id)}: is {image.size[0]}x{image.size[1]}, the '
                                  f'manifest says {page.width}x{page.height} for {page_id!r}')
-            self._images.put(page_id, image)
+            self._images.put(page.page_id, image)
         return image
-
-
-def load_image(path: Path) -> Image.Image:
-    """Reads an image file: EXIF rotation applied, RGB.
-
-    Raises:
-      FileNotFoundError: if there is no such file.
-      ValueError: if it is no image that can be read.
-    """
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert('RGB')
-    except FileNotFoundError:
-        raise FileNotFoundError(f'{path}: no such image') from None
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: cannot be read as an image: {error}') from error
 
 
 def scan_folder(folder: Path) -> list[Page]:
@@ -206,7 +211,8 @@ def scan_folder(folder: Path) -> list[Page]:
     order. Images at the top are the pages of the documents that their names tell, if all of
     them do (`deck_3.jpg` is page 3 of `deck`), else of one that is named like the folder.
     A subfolder whose files tell of several documents is such a flat folder, too: `img/deck_3.jpg`
-    is page 3 of `img/deck`. A page's id is its path without the ending.
+    is page 3 of `img/deck`. A page's id is its path without the ending,
+    in Unicode's form NFC.
 
     Args:
       folder: is searched with all its subfolders.
@@ -217,24 +223,24 @@ def scan_folder(folder: Path) -> list[Page]:
     """
     folder = Path(folder)
     files = sorted((p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES),
-                   key=lambda p: natural_key(p.relative_to(folder).as_posix()))
+                   key=lambda p: natural_key(nfc(p.relative_to(folder).as_posix())))
     if not files:
         raise FileNotFoundError(f'{folder}: no {", ".join(IMAGE_SUFFIXES)} file there')
     taken: dict[str, str] = {}
     folders: dict[str, list[str]] = {}
     for path in files:
         name = path.relative_to(folder)
-        page_id = name.with_suffix('').as_posix()
+        page_id = nfc(name.with_suffix('').as_posix())
         if page_id in taken:
             raise ValueError(f'{path}: page id {page_id!r} is taken by {taken[page_id]}')
         taken[page_id] = name.as_posix()
-        folders.setdefault(name.parent.as_posix(), []).append(name.stem)
+        folders.setdefault(nfc(name.parent.as_posix()), []).append(nfc(name.stem))
     places: dict[str, tuple[str, int]] = {}
     for parent, stems in folders.items():
         at_top = parent == '.'
-        named = _documents(stems, folder.resolve().name if at_top else parent, at_top)
+        named = _documents(stems, nfc(folder.resolve().name) if at_top else parent, at_top)
         places |= {stem if at_top else f'{parent}/{stem}': place for stem, place in named.items()}
-    pages = [Page(page_id, *places[page_id], file, *_upright_size(folder / file))
+    pages = [Page(page_id, *places[page_id], file, *upright_size(folder / file))
              for page_id, file in taken.items()]
     return pages
 
@@ -256,16 +262,6 @@ def _documents(stems: Sequence[str], whole: str, at_top: bool) -> dict[str, tupl
         if len(names) == 1:
             return {stem: (whole, page) for stem, (_, page) in numbered.items()}
     return {stem: (whole, place) for place, stem in enumerate(stems, start=1)}
-
-
-def _upright_size(path: Path) -> tuple[int, int]:
-    try:
-        with Image.open(path) as image:
-            width, height = image.size
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) >= 5
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f'{path}: cannot be read as an image: {error}') from error
-    return (height, width) if turned else (width, height)
 
 
 def _parse_page(line: str, where: str) -> Page:

@@ -1,23 +1,51 @@
 """An index as it is on disk: its retriever, and what that depends on of each page."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from vrag_jax.retrieval.artifact import ArtifactError, open_artifact, write_artifact
+from vrag_jax.retrieval.artifact import (
+    MANIFEST,
+    ArtifactError,
+    open_artifact,
+    write_artifact,
+)
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.pages import Page, PageStore
 from vrag_jax.retrieval.retriever import Changes, Retriever, embedded, read_retriever
 
 _KIND = 'search_engine'
 _KEYS = 'page_keys.json'
-_READS = ('text', 'image')  # In the order of a page's keys.
 _FIRST_KIND = 'dense'  # The only one of indices that do not name theirs.
+
+
+class ImageStamp(NamedTuple):
+    """What an image file was: it is hashed again only where size or time are others."""
+
+    size: int  # In bytes.
+    mtime_ns: int
+    sha256: str
+
+
+class PageKeys(NamedTuple):
+    """What a page looked like to those who read its text, and to those who read its image.
+
+    Attributes:
+      text: digest of its text; that of its image where the text has to be read from it.
+      image: digest of its image's size in pixels and content; where nobody read it, and in
+        indices of before, of its file's name, size in pixels and size in bytes.
+      stamp: of the image file; None where `image` is not of its content.
+    """
+
+    text: str
+    image: str
+    stamp: ImageStamp | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,15 +57,14 @@ class StoredIndex:
     Attributes:
       directory: where it is.
       retriever: finds the pages.
-      keys: of each page digests of its text, and of what tells its image from another: file,
-        size in pixels and in bytes; None in indices of before, which know the whole of their
-        pages by a fingerprint.
+      keys: of each page what it looked like; None in indices of before, which know the whole
+        of their pages by a fingerprint.
       fingerprint: of the pages, of indices of before.
     """
 
     directory: Path
     retriever: Retriever
-    keys: Mapping[str, tuple[str, str]] | None
+    keys: Mapping[str, PageKeys] | None
     fingerprint: str = ''
 
     @classmethod
@@ -78,9 +105,8 @@ class StoredIndex:
         for reads in sorted(self.retriever.reads):
             changed = self._changed(store, reads)
             if changed:
-                what = 'text' if reads == 'text' else 'image (name, size)'
                 raise ArtifactError(f'{self.directory}: made for pages of the same ids, of which '
-                                    f'the {what} of {changed[0]!r} and {len(changed) - 1} more '
+                                    f'the {reads} of {changed[0]!r} and {len(changed) - 1} more '
                                     f'has changed in {store.folder}')
 
     def changes(self, store: PageStore, pages: Sequence[PageContent],
@@ -119,16 +145,27 @@ class StoredIndex:
     def _changed(self, store: PageStore, reads: str) -> list[str]:
         """Ids of pages that are still there and look different to who reads this."""
         assert self.keys is not None
-        place = _READS.index(reads)
-        return [page.page_id for page in store if page.page_id in self.keys
-                and self.keys[page.page_id][place] != _key_of(store, page, reads)]
+        changed = []
+        for page in store:
+            known = self.keys.get(page.page_id)
+            if known is not None:
+                key = known.text if reads == 'text' else known.image
+                if key != _key_of(store, page, reads, known.stamp):
+                    changed.append(page.page_id)
+        return changed
 
 
 def write_index(directory: Path, store: PageStore, retriever: Retriever) -> None:
     """Writes the index of a store's pages, replacing one that is there atomically."""
     def write(folder: Path) -> dict[str, Any]:
-        keys = {page.page_id: [_key_of(store, page, reads) for reads in _READS]
-                for page in store}
+        known = _last_stamps(directory)
+        keys = {}
+        for page in store:
+            stamp = None
+            if 'image' in retriever.reads or page.text is None:
+                stamp = _stamp(store.path(page.page_id), known.get(page.page_id))
+            keys[page.page_id] = PageKeys(_key_of(store, page, 'text', stamp),
+                                          _key_of(store, page, 'image', stamp), stamp)
         (folder / _KEYS).write_text(json.dumps(keys, ensure_ascii=False), 'utf-8')
         return {**retriever.write_files(folder), 'kind': retriever.kind}
 
@@ -145,21 +182,52 @@ def check_ids(store: PageStore, retriever: Retriever) -> None:
                             'of index and page store differ)')
 
 
-def _read_keys(file: Path) -> dict[str, tuple[str, str]]:
+def _read_keys(file: Path) -> dict[str, PageKeys]:
     try:
-        return {i: (text, image) for i, (text, image) in json.loads(
-            file.read_text('utf-8')).items()}
+        return {page_id: PageKeys(text, image, *(ImageStamp(*stamp) for stamp in rest if stamp))
+                for page_id, (text, image, *rest) in json.loads(file.read_text('utf-8')).items()}
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise ArtifactError(f'{file}: {error!r}') from error
 
 
-def _key_of(store: PageStore, page: Page, reads: str) -> str:
+def _last_stamps(directory: Path) -> dict[str, ImageStamp]:
+    """Returns what images were when the index that is there was written, {} if there is none."""
+    try:
+        data = json.loads((directory / MANIFEST).read_text('utf-8'))['data']
+        keys = _read_keys(directory / data / _KEYS)
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}
+    return {page_id: key.stamp for page_id, key in keys.items() if key.stamp is not None}
+
+
+def _stamp(file: Path, known: ImageStamp | None) -> ImageStamp:
+    """Returns what an image file is, hashed only if it may be another than was known."""
+    try:
+        found = file.stat()
+        if known is not None and known[:2] == (found.st_size, found.st_mtime_ns):
+            return known
+        return ImageStamp(found.st_size, found.st_mtime_ns,
+                          _file_digest(file, found.st_size, found.st_mtime_ns))
+    except OSError:
+        return ImageStamp(-1, -1, '')  # Nobody has looked at it then.
+
+
+@functools.lru_cache(maxsize=65_536)  # An index is checked more than once while it is updated.
+def _file_digest(file: Path, size: int, mtime_ns: int) -> str:
+    with file.open('rb') as stream:
+        return hashlib.file_digest(stream, 'sha256').hexdigest()
+
+
+def _key_of(store: PageStore, page: Page, reads: str, stamp: ImageStamp | None) -> str:
     if reads == 'text' and page.text is not None:
         return _digest(page.text)
+    file = store.path(page.page_id)
+    if stamp is not None:
+        return _digest(json.dumps([page.width, page.height, _stamp(file, stamp).sha256]))
     try:
-        size = store.path(page.page_id).stat().st_size
+        size = file.stat().st_size
     except OSError:
-        size = -1  # Nobody has looked at it then.
+        size = -1
     return _digest(json.dumps([page.file, page.width, page.height, size]))
 
 

@@ -20,6 +20,7 @@ from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
+from vrag_jax.retrieval.names import existing
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.remote import RemoteSearch
 from vrag_jax.retrieval.search import PageSearch
@@ -54,7 +55,7 @@ def check_paths(config: RunConfig) -> None:
         raise ConfigError('config.retrieval.sources: only the task build_index reads documents; '
                           'pass the pages it has made with --config.data.manifest=PATH')
     for source in config.retrieval.source_paths:
-        if not Path(source).exists():
+        if not existing(Path(source)).exists():
             raise ConfigError(f'config.retrieval.sources: {source} does not exist')
     if config.data.source == 'files':
         # Fine-tuning on conversations meets no pages but those in them.
@@ -90,6 +91,10 @@ def _check_exists(path: str) -> None:
         raise FileNotFoundError(f'{path} does not exist')
 
 
+def _check_manifest(path: str) -> None:
+    _check_exists(str(existing(Path(path))))
+
+
 def _check_question_sources(text: str) -> None:
     for source in split_sources(text):
         check_questions(source)
@@ -101,6 +106,7 @@ def _check_folder(path: str) -> None:
 
 
 _PATH_CHECKS: Mapping[str, Callable[[str], None]] = {
+    'data.manifest': _check_manifest,
     'data.train_questions': _check_question_sources,
     'data.eval_questions': _check_question_sources,
     'data.image_root': _check_folder,
