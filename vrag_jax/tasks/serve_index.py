@@ -46,8 +46,9 @@ def _serve(config: RunConfig, workdir: Path) -> None:
     embedders = load_embedders(config.retrieval)
 
     def load() -> tuple[PageStore, SearchEngine]:
-        store = PageStore.open(manifest)
-        engine = SearchEngine.open(directory, store, list(embedders.values()))
+        store = PageStore.open(manifest, config.serving.image_cache_bytes)
+        engine = SearchEngine.open(directory, store, list(embedders.values()),
+                                   config.serving.cache_bytes)
         if not is_of(engine.retriever, config.retrieval, embedders):
             raise ValueError(
                 f'{directory}: the retrievers of this index have other settings than '
