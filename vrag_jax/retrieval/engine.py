@@ -226,7 +226,7 @@ class SearchEngine:
             kept = [page for page in state.store if page.page_id not in deleted]
             if not kept and not pages:
                 raise ValueError('no page would be left')
-            store = PageStore(state.store.folder, [*kept, *pages])
+            store = PageStore(state.store.folder, [*kept, *pages], lease=state.store.lease)
             retriever = state.retriever.updated(Changes(
                 [_content(store, page) for page in pages], deleted,
                 lambda: [_content(store, page, needs_text=True) for page in store],
