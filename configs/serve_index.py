@@ -32,7 +32,9 @@ def get_config() -> ConfigDict:
         'image_root': '',
         'search_threads': 64, 'image_threads': 2,
         'cache_bytes': 1 << 26, 'image_cache_bytes': 1 << 29,
-        'reload_seconds': 5.0, 'shutdown_seconds': 30.0,
+        'reload_seconds': 5.0, 'keep_seconds': 600.0, 'shutdown_seconds': 30.0,
+        # Compiled before it listens; what takes longer is left to those who ask first.
+        'warm_up': {'tokens': 512, 'queries': 64, 'seconds': 300.0},
         'limits': {
             'body_bytes': 1 << 20, 'url_bytes': 1 << 20, 'header_seconds': 10.0,
             'body_seconds': 10.0, 'answer_seconds': 60.0, 'idle_seconds': 75.0,

@@ -53,6 +53,28 @@ class ServiceLimits:
 
 
 @dataclasses.dataclass(frozen=True)
+class WarmUpConfig:
+    """What is compiled before the service listens, so that no query waits for it.
+
+    Attributes:
+      tokens: of a query, at most; longer ones wait the first time.
+      queries: that come together, at most.
+      seconds: after which the rest is left to those who ask first; 0 compiles nothing.
+    """
+
+    tokens: int = 512
+    queries: int = 64
+    seconds: float = 300.0
+
+    def __post_init__(self):
+        if self.tokens < 1 or self.queries < 1:
+            raise ValueError('tokens and queries must be positive, got '
+                             f'{self.tokens} and {self.queries}')
+        if self.seconds < 0:
+            raise ValueError(f'seconds must not be negative, got {self.seconds}')
+
+
+@dataclasses.dataclass(frozen=True)
 class ServiceConfig:
     """Where a search service listens, and how it works.
 
@@ -60,6 +82,7 @@ class ServiceConfig:
       host: address; only this machine reaches the default. There is no authentication.
       port: 0 takes one that is free.
       limits: of requests.
+      warm_up: of embedders, before it listens.
       get_results: hits a query of GET /search; the reference gives 10.
       image_root: what stands before a page's file in `image_file` of GET /search, as the
         clients see the files; '' is the folder of the manifest.
@@ -70,12 +93,15 @@ class ServiceConfig:
         is replaced.
       image_cache_bytes: memory for decoded pages; also twice.
       reload_seconds: between looks whether the index on disk was replaced; 0 never looks.
+      keep_seconds: that images of pages which were replaced stay on disk, for clients of GET
+        /search, which open the files themselves.
       shutdown_seconds: that requests get to end in when the service is stopped.
     """
 
     host: str = '127.0.0.1'
     port: int = 8002
     limits: ServiceLimits = ServiceLimits()
+    warm_up: WarmUpConfig = WarmUpConfig()
     get_results: int = 10
     image_root: str = ''
     search_threads: int = 64
@@ -83,6 +109,7 @@ class ServiceConfig:
     cache_bytes: int = 1 << 26
     image_cache_bytes: int = 1 << 29
     reload_seconds: float = 5.0
+    keep_seconds: float = 600.0
     shutdown_seconds: float = 30.0
 
     def __post_init__(self):
@@ -90,7 +117,7 @@ class ServiceConfig:
             raise ValueError("host must be given; '127.0.0.1' is this machine alone")
         if not 0 <= self.port < 65536:
             raise ValueError(f'port must be in [0, 65535], got {self.port}')
-        for name in ('reload_seconds', 'cache_bytes', 'image_cache_bytes'):
+        for name in ('reload_seconds', 'keep_seconds', 'cache_bytes', 'image_cache_bytes'):
             if getattr(self, name) < 0:
                 raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
         for name in ('get_results', 'search_threads', 'image_threads', 'shutdown_seconds'):

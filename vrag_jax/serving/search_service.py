@@ -43,6 +43,7 @@ from vrag_jax.serving.requests import (
 )
 
 _LOG = logging.getLogger(__name__)
+_SOON_SECONDS = 0.5
 
 
 def create_app(live: LiveIndex, config: ServiceConfig) -> FastAPI:
@@ -100,7 +101,9 @@ class _Service:
 
     async def _watch(self) -> None:
         while self._config.reload_seconds:
-            await asyncio.sleep(self._config.reload_seconds)
+            # Half of a version is there: the other half comes soon.
+            seconds = self._config.reload_seconds
+            await asyncio.sleep(min(_SOON_SECONDS, seconds) if self._live.behind else seconds)
             try:
                 # Not in the pools: opening an index must not stand in the way of requests.
                 await asyncio.to_thread(self._live.refresh)
