@@ -78,10 +78,21 @@ def _write(directory: Path, kind: str, write_files: Callable[[Path], dict[str, A
             shutil.rmtree(data, ignore_errors=True)
         raise
     sync(directory)
-    held = {_data_name(text) for text in still_read(directory / MANIFEST)}
-    for old in directory.glob('data-*'):
-        if old != data and old.name not in held:
-            shutil.rmtree(old, ignore_errors=True)
+    _remove_replaced(directory)
+
+
+def remove_replaced(directory: Path) -> None:
+    """Removes versions that nobody reads any more; for a writer that has read the last one."""
+    with _locked(directory / _LOCK):
+        _remove_replaced(directory)
+
+
+def _remove_replaced(directory: Path) -> None:
+    manifest = (directory / MANIFEST).read_text('utf-8')
+    used = {_data_name(text) for text in (manifest, *still_read(directory / MANIFEST))}
+    for data in directory.glob('data-*'):
+        if data.name not in used:
+            shutil.rmtree(data, ignore_errors=True)
 
 
 @contextlib.contextmanager
