@@ -46,7 +46,10 @@ def held(connection, data, seconds=6.0):
     rest = iter(data)
     while time.monotonic() - begun < seconds:
         with contextlib.suppress(TimeoutError):
-            received = connection.recv(65_536)
+            try:
+                received = connection.recv(65_536)
+            except ConnectionError:  # Closed while a byte was on its way.
+                received = b''
             if not received:
                 return answer, time.monotonic() - begun
             answer += received
@@ -85,8 +88,7 @@ def test_bodies_that_come_byte_by_byte_are_given_up(address, path, status):
 
 def test_connections_without_a_request_are_closed(address):
     with socket.create_connection(address) as silent, socket.create_connection(address) as idle:
-        idle.sendall(REQUEST)
-        assert idle.recv(65_536).startswith(b'HTTP/1.1 200 ')
+        assert ask(idle) == 200
         for connection in (silent, idle):
             connection.settimeout(5)
             assert connection.recv(65_536) == b''
