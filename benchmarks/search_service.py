@@ -11,16 +11,12 @@ engine in this process.
 """
 
 import asyncio
-import contextlib
 import dataclasses
 import json
 import os
 import random
-import re
-import subprocess
-import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +26,7 @@ from absl import app, flags
 from PIL import Image
 
 from benchmarks import paired
+from benchmarks.served import service
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.pages import Page, PageStore
 
@@ -108,28 +105,6 @@ def mixed_queries(questions: Sequence[str], count: int, seed: int) -> list[str]:
 
 
 # ---- The service and its clients
-
-
-@contextlib.contextmanager
-def service(workdir: Path, overrides: Sequence[str]) -> Iterator[int]:
-    """Starts the service as a user does; gives its port."""
-    process = subprocess.Popen(
-        [sys.executable, '-m', 'vrag_jax.main', '--config=configs/serve_index.py',
-         f'--workdir={workdir}', '--config.serving.port=0', '--config.data.source=files',
-         *overrides], cwd=paired.ROOT, stdout=subprocess.PIPE, text=True)
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            started = re.fullmatch(r'serving \d+ pages on http://127\.0\.0\.1:(\d+)', line.strip())
-            if started:
-                yield int(started[1])
-                break
-        else:
-            raise RuntimeError(f'the service ended with code {process.wait()}')
-    finally:
-        process.terminate()
-        if process.wait(60) and sys.exc_info()[0] is None:
-            raise RuntimeError(f'the service ended with code {process.returncode}')
 
 
 async def ask(port: int, queries: Sequence[str], clients: int, batch: int) -> Load:

@@ -31,11 +31,17 @@ def get_config() -> ConfigDict:
         # What stands before a page's file in `image_file`; '' is the manifest's folder.
         'image_root': '',
         'search_threads': 64, 'image_threads': 2,
-        'reload_seconds': 5.0, 'shutdown_seconds': 30.0,
+        'cache_bytes': 1 << 26, 'image_cache_bytes': 1 << 29,
+        'reload_seconds': 5.0, 'keep_seconds': 600.0, 'shutdown_seconds': 30.0,
+        # Compiled before it listens; what takes longer is left to those who ask first.
+        'warm_up': {'tokens': 512, 'queries': 64, 'seconds': 300.0},
         'limits': {
-            'body_bytes': 1 << 20, 'url_bytes': 1 << 20, 'body_seconds': 10.0,
-            'queries': 1024, 'query_chars': 8192, 'k': 1000, 'filter_values': 1000,
-            'image_pixels': 1 << 25, 'waiting': 512,
+            'body_bytes': 1 << 20, 'url_bytes': 1 << 20, 'header_seconds': 10.0,
+            'body_seconds': 10.0, 'answer_seconds': 60.0, 'idle_seconds': 75.0,
+            'connections': 1024, 'queries': 1024, 'query_chars': 8192, 'k': 1000,
+            'hits': 1 << 15,  # Queries times k.
+            'filter_values': 1000, 'image_pixels': 1 << 25, 'waiting': 512,
+            'waiting_bytes': 1 << 26, 'sending_bytes': 1 << 28,
         },
     })
     return config

@@ -39,12 +39,12 @@ def test_every_query_is_asked_once_and_its_hits_are_kept(live, clients, batch):
 
 
 def test_errors_are_counted(live):
-    def search(*_):
+    def find(*_):
         raise RuntimeError
 
     broken = types.SimpleNamespace(
         current=types.SimpleNamespace(store=live.current.store, name='broken',
-                                      engine=types.SimpleNamespace(search=search)),
+                                      engine=types.SimpleNamespace(find=find)),
         reloads=0, failures=0)
     with running(broken) as (url, _):
         load = asyncio.run(ask(int(url.rpartition(':')[2]), QUESTIONS, 2, 1))

@@ -165,7 +165,9 @@ def test_a_version_that_comes_while_the_old_one_is_opened_is_opened_instead(tmp_
 
     def read(folder, fields):
         if not seen:
-            write(tmp_path, 'newer')  # Another process replaces and removes `folder`.
+            write(tmp_path, 'newer')
+            assert (folder / 'sub' / 'a.txt').exists()  # It is being opened.
+            shutil.rmtree(folder)  # By a host that locks do not reach.
         seen.append((folder / 'sub' / 'a.txt').exists())
         return (folder / 'sub' / 'a.txt').read_text()
 
@@ -189,5 +191,25 @@ def test_what_is_mapped_of_an_old_version_stays_readable(tmp_path):
     mapped = open_artifact(tmp_path, 'thing', lambda folder, _: np.load(
         folder / 'a.npy', mmap_mode='r'))
     write(tmp_path, 'new')
-    assert len(list(tmp_path.glob('[!.]*'))) == 2
+    [old] = [file.parent for file in tmp_path.glob('data-*/a.npy')]
+    shutil.rmtree(old)  # By a host that locks do not reach.
     np.testing.assert_array_equal(mapped, array)
+
+
+def test_a_version_stays_as_long_as_what_was_opened_of_it(tmp_path):
+    """Whoever maps files over a network file system must not find them gone."""
+    write(tmp_path, 'version 1')
+    [old] = tmp_path.glob('data-*')
+
+    class Opened:
+        def __init__(self, folder, _):
+            self.folder = folder
+
+    opened = open_artifact(tmp_path, 'thing', Opened)
+    write(tmp_path, 'version 2')
+    write(tmp_path, 'version 3')
+    assert opened.folder == old and (old / 'sub' / 'a.txt').read_text() == 'version 1'
+    assert len(list(tmp_path.glob('data-*'))) == 2
+    del opened
+    write(tmp_path, 'version 4')
+    assert len(list(tmp_path.glob('data-*'))) == 1 and not list(tmp_path.glob('*.old'))

@@ -3,11 +3,14 @@
 import dataclasses
 import json
 import threading
+import tracemalloc
 
+import numpy as np
 import pytest
 
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
 from vrag_jax.retrieval.index import ScannIndex
 from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.pages import PageStore
@@ -77,10 +80,40 @@ def test_a_query_is_encoded_once(engine):
 def test_the_cache_forgets_the_least_recent_query(store):
     encoder = CountingEncoder()
     index = SearchEngine.build(store, TEXTS, encoder).index
-    engine = SearchEngine(store, encoder, index, cache_size=2)
+    engine = SearchEngine(store, encoder, index, cache_bytes=2 * 300)  # Of hits of two queries.
     for query in ('a1', 'b2', 'a1', 'c3', 'a1', 'b2'):
         engine.search([query], 1)
     assert encoder.encoded == [['a1'], ['b2'], ['c3'], ['b2']]
+
+
+def test_the_cache_takes_no_more_than_its_bytes():
+    ids = [f'p{n}' for n in range(1000)]
+    numbers = {page_id: n for n, page_id in enumerate(ids)}
+    tracemalloc.start()
+    try:
+        cache = HitCache(ids, 4 << 20)
+        before = tracemalloc.get_traced_memory()[0]
+        for n in range(300):
+            # Long queries, many hits, filters of many values: whatever makes an entry.
+            k = (1, 10, 1000)[n % 3]
+            found = {f'{n} {m} ' + 'travel ' * m: PackedHits.pack(
+                ids, numbers, ids[:k], np.zeros(k)) for m in range(100)}
+            cache.put(found, k, tuple(str(m) for m in range(n)))
+        del found
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.7 * (4 << 20) < taken < 1.1 * (4 << 20) and cache.size <= 4 << 20
+
+
+def test_hits_are_packed_to_the_last_bit():
+    ids = [f'p{n}' for n in range(70_000)]
+    numbers = {page_id: n for n, page_id in enumerate(ids)}
+    for scores in (np.float32([0.1, -3e-38, 7]), np.array([0.1, 1 / 3, 5.0]), np.zeros(0)):
+        found = [ids[-1], ids[0], ids[33_000]][:len(scores)]
+        packed = PackedHits.pack(ids, numbers, found, scores)
+        assert list(packed) == list(map(Hit, found, scores.tolist())) == packed[:]
+        assert len(packed.data) == 12 * len(packed) == 12 * len(scores)
 
 
 def test_changing_a_result_does_not_change_the_next(engine):
@@ -93,7 +126,7 @@ def test_many_threads_get_the_results_of_one(engine):
     words = ['revenue', 'travel', '网络', '降价'] * 10
     queries = [f'{word} {i % 7}' for i, word in enumerate(words)]
     expected = found(engine, queries, 3)
-    shared = SearchEngine(engine.store, engine.encoder, engine.index, cache_size=5)
+    shared = SearchEngine(engine.store, engine.encoder, engine.index, cache_bytes=5 * 300)
     results = [None] * 8
 
     def work(slot):

@@ -5,8 +5,8 @@ import math
 
 import pytest
 
-from vrag_jax.retrieval.engine import Hit
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
+from vrag_jax.retrieval.hits import Hit
 
 
 @dataclasses.dataclass(frozen=True)

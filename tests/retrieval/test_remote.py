@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 from vrag_jax.config import ConfigError, parse
-from vrag_jax.retrieval.engine import Hit
+from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.remote import RemoteSearch, RemoteSearchConfig, SearchServiceError
 from vrag_jax.tasks.settings import RunConfig
 
@@ -96,6 +96,26 @@ def test_many_queries_go_out_in_batches(serve):
     queries = [f'p{n}' for n in range(10)]
     assert [hits[0].page_id for hits in client.search(queries, 1)] == queries
     assert [len(body['queries']) for _, _, body in server.received] == [4, 4, 2]
+
+
+def test_a_request_asks_for_no_more_hits_than_allowed(serve):
+    server, client = serve(lambda path, body, _: (200, results(body)), batch=8, hits=12)
+    queries = [f'p{n}' for n in range(10)]
+    for k, sizes in ((1, [8, 2]), (4, [3, 3, 3, 1]), (12, [1] * 10), (20, [1] * 10)):
+        server.received.clear()
+        assert [hits[0].page_id for hits in client.search(queries, k)] == queries
+        assert [len(body['queries']) for _, _, body in server.received] == sizes
+
+
+def test_what_the_service_allows_is_asked_for(serve):
+    limits = {'queries': 5, 'hits': 6, 'body_bytes': 1 << 20, 'k': 10, 'something': 'new'}
+    server, client = serve(lambda path, body, _: (
+        200, {'pages': 100, 'limits': limits} if path == '/healthz' else results(body)))
+    assert client.check() == 100
+    for k, sizes in ((1, [5, 5, 2]), (2, [3] * 4)):
+        server.received.clear()
+        client.search([f'p{n}' for n in range(12)], k)
+        assert [len(body['queries']) for _, _, body in server.received] == sizes
 
 
 def test_long_queries_go_out_in_more_requests(serve):

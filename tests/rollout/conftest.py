@@ -18,7 +18,7 @@ from vrag_jax.models.config import preset
 from vrag_jax.models.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
 from vrag_jax.perception.stopping import build_stop_table
-from vrag_jax.retrieval.engine import Hit
+from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig
 from vrag_jax.rollout.world import World

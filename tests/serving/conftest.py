@@ -18,8 +18,7 @@ from vrag_jax.retrieval.ngram_encoder import NgramEncoder  # noqa: E402
 from vrag_jax.retrieval.pages import Page, PageStore  # noqa: E402
 from vrag_jax.serving.config import ServiceConfig  # noqa: E402
 from vrag_jax.serving.live import LiveIndex  # noqa: E402
-from vrag_jax.serving.search_service import create_app  # noqa: E402
-from vrag_jax.serving.server import listen  # noqa: E402
+from vrag_jax.serving.server import listen, server_config  # noqa: E402
 
 SIZE = 300, 200
 # Id, document, page, text, own fields.
@@ -83,9 +82,7 @@ def running(live, **changes):
     """A service that listens on a free port: its URL and server."""
     config = ServiceConfig(**{'port': 0, 'reload_seconds': 0.0, **changes})
     with listen(config) as listener:
-        server = uvicorn.Server(uvicorn.Config(
-            create_app(live, config), log_level='error', http='h11',
-            h11_max_incomplete_event_size=config.limits.url_bytes + (1 << 16)))
+        server = uvicorn.Server(server_config(live, config))
         thread = threading.Thread(target=server.run, kwargs={'sockets': [listener]})
         thread.start()
         try:

@@ -43,6 +43,22 @@ def test_a_batch_of_long_queries_is_searched(remote, live):
     assert remote.search(queries, 2) == live.current.engine.search(queries, 2)
 
 
+def test_a_batch_is_split_into_what_the_service_allows(live):
+    queries = [page[3] for page in PAGES]
+    with running(live, limits=ServiceLimits(hits=40, queries=7)) as (url, _):
+        client = RemoteSearch(url, live.current.store)
+        with pytest.raises(SearchServiceError, match='queries: 17 are too many; 7 are allowed'):
+            client.search(queries, 2)
+        with pytest.raises(SearchServiceError, match='k: 7 queries x 10 hits are 70; 40 are allo'):
+            client.search(queries[:7], 10)
+        client.check()
+        for k in (2, 10, 40):
+            assert client.search(queries, k) == live.current.engine.search(queries, k)
+        with pytest.raises(SearchServiceError, match='k: 1 queries x 41 hits are 41; 40 are allo'):
+            client.search(queries, 41)
+        client.close()
+
+
 def test_a_refusal_names_service_and_field(live):
     with running(live, limits=ServiceLimits(k=5)) as (url, _):
         client = RemoteSearch(url, live.current.store)

@@ -207,7 +207,7 @@ class SlowEngine:
         self.go = threading.Event()
         self.entered = threading.Semaphore(0)
 
-    def search(self, queries, k, filters=None):
+    def find(self, queries, k, filters=None):
         self.entered.release()
         assert self.go.wait(20)
         return [[] for _ in queries]
@@ -264,10 +264,10 @@ def test_requests_under_way_are_answered_when_the_service_stops(slow):
 
 
 def test_a_failure_inside_is_told_without_its_inside(slow):
-    def search(queries, k, filters=None):
+    def find(queries, k, filters=None):
         raise RuntimeError('secret')
 
-    slow.current.engine = types.SimpleNamespace(search=search)
+    slow.current.engine = types.SimpleNamespace(find=find)
     with running(slow) as (url, _):
         response = httpx.post(f'{url}/search', json={'queries': ['a']})
         assert fault(response) == (500, '') and 'secret' not in response.text

@@ -16,7 +16,7 @@ import numpy as np
 
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import exchange, share
-from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.retrieval.artifact import ArtifactError, remove_replaced
 from vrag_jax.retrieval.checks import SharedVectors, digest_of, tell_groups
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.page_vectors import DTYPES, PageVectors, write_page_vectors
@@ -87,6 +87,17 @@ def embed_corpus(
         raise ValueError(f'{len(texts)} texts for {len(store)} pages')
     dtype = dtype or ('bfloat16' if embedder.multi_vector else 'float32')
     directory = Path(directory)
+    _bring_up_to_date(embedder, store, texts, directory, dtype, shard_pages, progress)
+    if is_main():
+        remove_replaced(directory)  # Until here it was read.
+    return PageVectors.open(directory)
+
+
+def _bring_up_to_date(
+    embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path, dtype: str,
+    shard_pages: int, progress: Callable[[Progress], None],
+) -> None:
+    """Makes the vectors in a directory those of the pages."""
     pages = contents(store, texts)
     keys = content_keys(embedder.reads, store, texts)
     first = {key: page for page, key in reversed(list(zip(pages, keys, strict=True)))}
@@ -103,7 +114,6 @@ def embed_corpus(
     vectors = _Vectors(last, dict(zip(files, groups, strict=True)))
     _agree(lambda: _join(embedder, store.ids, keys, first, vectors, last, directory, dtype)
            if is_main() else None)
-    return PageVectors.open(directory)
 
 
 def contents(store: PageStore, texts: Sequence[str]) -> list[PageContent]:

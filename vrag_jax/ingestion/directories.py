@@ -7,7 +7,8 @@
     DIRECTORY/documents/KEY/     images, texts and words of a document (`folders`)
 
 Lists are replaced atomically; the folder of a document is named by its content and never
-changes, so those who read the old lists find what they refer to.
+changes, so those who read the old lists find what they refer to. It is deleted when no list
+names it and nobody who has opened the old manifest is left (`retrieval.leases`).
 """
 
 import contextlib
@@ -23,14 +24,15 @@ from typing import Any
 
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.retrieval.artifact import sync
+from vrag_jax.retrieval.leases import retain, still_read
 from vrag_jax.retrieval.names import nfc
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.pages import INGESTED, Page, PageStore
 
 MANIFEST = 'pages.jsonl'
 FOLDERS = 'documents'
 _DOCUMENTS = 'documents.jsonl'
 _FAILURES = 'failures.jsonl'
-_SETTINGS = 'ingestion.json'
+_SETTINGS = INGESTED
 _LOCK = 'lock'
 _FORMAT_VERSION = 1
 _LOCK_WAIT_S = 30.0  # Workers of a process that was killed end at once.
@@ -62,6 +64,7 @@ class Entry:
 def switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
             failures: Sequence[tuple[str, str]] | None = None) -> None:
     """Makes pages and documents those of the directory; None leaves its failures as they are."""
+    retain(directory / MANIFEST)
     PageStore.write(directory / MANIFEST, pages)
     _write_lines(directory / _DOCUMENTS, [dataclasses.asdict(entry) for entry in entries])
     if failures is not None:
@@ -71,12 +74,17 @@ def switch(directory: Path, pages: Sequence[Page], entries: Sequence[Entry],
 
 
 def remove_unused(directory: Path) -> None:
-    """Deletes folders of documents that are on no list any more; the lock must be held."""
+    """Deletes folders of documents that are on no list any more; the lock must be held.
+
+    Those of a manifest that was replaced stay as long as somebody reads it, see `leases`; what
+    is left so is deleted by the next ingestion.
+    """
     used = {entry.folder for entry in read_entries(directory).values()}
     # An ingestion that was killed may have replaced one list and not the other.
     if (directory / MANIFEST).is_file():
-        lines = (directory / MANIFEST).read_text('utf-8').split('\n')
-        used |= {Path(json.loads(line)['file']).parent.name for line in lines if line}
+        manifests = [(directory / MANIFEST).read_text('utf-8'), *still_read(directory / MANIFEST)]
+        used |= {Path(json.loads(line)['file']).parent.name
+                 for text in manifests for line in text.split('\n') if line}
     for folder in (directory / FOLDERS).iterdir():
         if folder.name not in used:
             shutil.rmtree(folder)

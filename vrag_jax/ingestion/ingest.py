@@ -43,8 +43,8 @@ def ingest(sources: Sequence[Path], directory: Path,
         until the new ones are complete.
       config: settings.
       progress: whether a bar with pages a second is shown on the standard error.
-      keep_unused: whether images that no page refers to any more stay, for those who read the
-        pages of before, until the next ingestion or `remove_unused`.
+      keep_unused: whether images that no page refers to any more stay until the next ingestion
+        or `remove_unused`. Those of pages that somebody has open stay anyway.
 
     Returns:
       What was done.
@@ -82,7 +82,10 @@ def ingest(sources: Sequence[Path], directory: Path,
 
 
 def remove_unused(directory: Path) -> None:
-    """Deletes images that no page of the directory's manifest refers to any more."""
+    """Deletes images that no page of the directory's manifest refers to any more.
+
+    What a store refers to that is open, in any process, stays; the next ingestion deletes it.
+    """
     with directories.locked(Path(directory)):
         directories.remove_unused(Path(directory))
 
@@ -104,7 +107,7 @@ def delete_documents(directory: Path, names: Sequence[str]) -> None:
             if name not in entries:
                 raise KeyError(f'no document {name!r} in {directory}')
         kept = [entry for name, entry in sorted(entries.items()) if name not in set(names)]
-        store = PageStore.open(directory / directories.MANIFEST)
+        store = PageStore.open(directory / directories.MANIFEST, leased=False)
         pages = [page for page in store if nfc(page.document) not in set(names)]
         if not pages:
             raise ValueError(f'{directory}: no page would be left')

@@ -2,8 +2,8 @@
 
 A directory holds `manifest.json` and the folder of files that it names. New
 files go into a folder of their own; replacing the manifest switches over; the
-old folder is removed last. A reader sees the old version or the new one, whole, and
-goes on reading what it has opened or mapped of a version that is gone since.
+old folder is removed when nobody reads it any more (`leases`), by who writes next. A reader sees
+the old version or the new one, whole, and goes on reading what it has opened or mapped.
 
 Writers of one directory take turns, in this process and others.
 
@@ -22,6 +22,8 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
+
+from vrag_jax.retrieval.leases import Lease, read_leased, retain, still_read
 
 FORMAT_VERSION = 1
 MANIFEST = 'manifest.json'
@@ -68,6 +70,7 @@ def _write(directory: Path, kind: str, write_files: Callable[[Path], dict[str, A
         for file in data.rglob('*'):
             sync(file)
         written = True
+        retain(directory / MANIFEST)
         os.replace(partial, directory / MANIFEST)
     except BaseException:
         # An interrupt may come right after the replacement: the data is the new version then.
@@ -75,9 +78,21 @@ def _write(directory: Path, kind: str, write_files: Callable[[Path], dict[str, A
             shutil.rmtree(data, ignore_errors=True)
         raise
     sync(directory)
-    for old in directory.glob('data-*'):
-        if old != data:
-            shutil.rmtree(old, ignore_errors=True)
+    _remove_replaced(directory)
+
+
+def remove_replaced(directory: Path) -> None:
+    """Removes versions that nobody reads any more; for a writer that has read the last one."""
+    with _locked(directory / _LOCK):
+        _remove_replaced(directory)
+
+
+def _remove_replaced(directory: Path) -> None:
+    manifest = (directory / MANIFEST).read_text('utf-8')
+    used = {_data_name(text) for text in (manifest, *still_read(directory / MANIFEST))}
+    for data in directory.glob('data-*'):
+        if data.name not in used:
+            shutil.rmtree(data, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -107,9 +122,19 @@ def _locked(file: Path) -> Iterator[None]:
         yield
 
 
+def _data_name(manifest: str) -> str:
+    """Returns the folder that a manifest names, '' if it is damaged."""
+    with contextlib.suppress(ValueError, KeyError, TypeError):
+        return str(json.loads(manifest)['data'])
+    return ''
+
+
 def open_artifact(directory: Path, kind: str, open_files: Callable[[Path, dict[str, Any]], _T],
-                  verify: bool = False) -> _T:
+                  verify: bool = False, owner: Callable[[_T], object] = lambda opened: opened
+                  ) -> _T:
     """Checks a directory and opens its files; a version that comes meanwhile is opened instead.
+
+    The files stay on disk as long as `owner` of what was opened is there.
 
     Args:
       directory: what `write_artifact` wrote.
@@ -117,17 +142,22 @@ def open_artifact(directory: Path, kind: str, open_files: Callable[[Path, dict[s
       open_files: is given the folder and the manifest's fields; reads, opens or maps
         every file it will need.
       verify: compute the checksums of large files, too.
+      owner: returns what of the result reads the files.
 
     Raises:
       FileNotFoundError, ArtifactError: as `read_artifact`.
     """
     while True:
-        before = _manifest_text(directory, kind)
+        text, lease = _leased_text(directory, kind)
         try:
-            return open_files(*read_artifact(directory, kind, verify))
+            opened = open_files(*_check(directory, kind, text, verify))
         except (ArtifactError, OSError):
-            if _manifest_text(directory, kind) == before:
+            lease.release()
+            if _leased_text(directory, kind)[0] == text:
                 raise
+        else:
+            lease.follow(owner(opened))
+            return opened
 
 
 def read_artifact(directory: Path, kind: str, verify: bool = False) -> tuple[Path, dict[str, Any]]:
@@ -147,9 +177,14 @@ def read_artifact(directory: Path, kind: str, verify: bool = False) -> tuple[Pat
       ArtifactError: if kind, version, the set of files, a size or a checksum differs;
         the message names it.
     """
+    return _check(directory, kind, _leased_text(directory, kind)[0], verify)
+
+
+def _check(directory: Path, kind: str, text: str, verify: bool) -> tuple[Path, dict[str, Any]]:
+    """Returns what `read_artifact` does, of the text of a manifest."""
     path = Path(directory) / MANIFEST
     try:
-        manifest = json.loads(_manifest_text(directory, kind))
+        manifest = json.loads(text)
         found = manifest['kind'], manifest['version']
         data, files, fields = manifest['data'], manifest['files'], manifest['fields']
         sizes = manifest.get('sizes', {})
@@ -175,10 +210,10 @@ def read_artifact(directory: Path, kind: str, verify: bool = False) -> tuple[Pat
     return path.parent / data, fields
 
 
-def _manifest_text(directory: Path, kind: str) -> str:
+def _leased_text(directory: Path, kind: str) -> tuple[str, Lease]:
     path = Path(directory) / MANIFEST
     try:
-        return path.read_text('utf-8')
+        return read_leased(path)
     except (FileNotFoundError, NotADirectoryError):
         raise FileNotFoundError(f'{path}: missing, so {directory} is no {kind}') from None
 

@@ -2,28 +2,23 @@
 
 import dataclasses
 import threading
-from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from vrag_jax.retrieval.batching import MicroBatcher
 from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.encoders import PageEncoder
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
+from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.page_references import NamedPages
 from vrag_jax.retrieval.pages import Page, PageStore
 from vrag_jax.retrieval.retriever import Changes, Retriever
 from vrag_jax.retrieval.stored_index import StoredIndex, check_ids, write_index
 
-
-class Hit(NamedTuple):  # Of which a search makes many: a dataclass takes four times as long.
-    """A page that a search found, and its score: larger is better."""
-
-    page_id: str
-    score: float
+CACHE_BYTES = 64 << 20  # Of hits, by default: of 170,000 queries for ten pages each.
 
 
 class SearchCounts:
@@ -64,7 +59,7 @@ class SearchEngine:
       store: the pages.
       retriever: finds them; or an encoder, fitted on their texts, with `index`.
       index: over the vectors of the encoder.
-      cache_size: queries whose hits are kept at most.
+      cache_bytes: memory in which hits of queries are kept, at most.
 
     Attributes:
       counts: what it was asked and has done.
@@ -74,14 +69,14 @@ class SearchEngine:
     """
 
     def __init__(self, store: PageStore, retriever: Retriever | PageEncoder,
-                 index: ScannIndex | None = None, cache_size: int = 65_536):
+                 index: ScannIndex | None = None, cache_bytes: int = CACHE_BYTES):
         if index is not None:
             retriever = DenseRetriever(retriever, index)  # type: ignore[arg-type]
         self.counts = SearchCounts()
-        self._state = _State(store, retriever, cache_size, self.counts)  # type: ignore[arg-type]
-        self._cache_size = cache_size
+        self._state = _State(store, retriever, cache_bytes, self.counts)  # type: ignore[arg-type]
+        self._cache_bytes = cache_bytes
         self._changing = threading.Lock()
-        self._batcher: MicroBatcher[_Request, dict[str, tuple[Hit, ...]]] = MicroBatcher(
+        self._batcher: MicroBatcher[_Request, dict[str, PackedHits]] = MicroBatcher(
             _answer_all)
 
     @classmethod
@@ -110,14 +105,14 @@ class SearchEngine:
 
     @classmethod
     def open(cls, directory: Path, store: PageStore, embedders: Sequence[Embedder] = (),
-             cache_size: int = 65_536, verify: bool = False) -> 'SearchEngine':
+             cache_bytes: int = CACHE_BYTES, verify: bool = False) -> 'SearchEngine':
         """Reads the directory of `save` or `build`.
 
         Args:
           directory: what was saved.
           store: the same pages, in any order; own fields may be others.
           embedders: that made the vectors in it, found by their fingerprints.
-          cache_size: queries whose hits are kept at most.
+          cache_bytes: memory in which hits of queries are kept, at most.
           verify: compute the checksums of large files, too, see `artifact`.
 
         Raises:
@@ -126,7 +121,7 @@ class SearchEngine:
             that is not given; says what differs.
         """
         stored = StoredIndex.read(directory, embedders, store, verify)
-        return cls(store, stored.retriever, cache_size=cache_size)
+        return cls(store, stored.retriever, cache_bytes=cache_bytes)
 
     def save(self, directory: Path) -> None:
         """Writes the retriever to a directory, replacing one that is there atomically."""
@@ -175,17 +170,22 @@ class SearchEngine:
           ValueError: if k < 1, a filter's value is of no type that a field can have, or no
             page has the field.
         """
+        return [list(hits) for hits in self.find(queries, k, filters)]
+
+    def find(self, queries: Sequence[str], k: int, filters: Filters | None = None
+             ) -> list[PackedHits]:
+        """Returns the hits of `search` in little memory, for those who do not need all at once."""
         if k < 1:
             raise ValueError(f'k must be positive, got {k}')
         wanted = normalised(filters)
         state = self._state
         state.fields.check(wanted)
-        found = state.recall(queries, k, wanted)
+        found = state.cache.get(queries, k, wanted)
         new = tuple(query for query, hits in found.items() if hits is None)
         self.counts.asked(len(found), len(found) - len(new))
         if new:
             found |= self._batcher(_Request(state, new, k, wanted))
-        return [list(found[query] or ()) for query in queries]
+        return [found[query] or PackedHits(()) for query in queries]
 
     def add(self, pages: Sequence[Page], texts: Sequence[str] | None = None,
             scratch: Path | None = None) -> None:
@@ -229,51 +229,37 @@ class SearchEngine:
             kept = [page for page in state.store if page.page_id not in deleted]
             if not kept and not pages:
                 raise ValueError('no page would be left')
-            store = PageStore(state.store.folder, [*kept, *pages])
+            store = PageStore(state.store.folder, [*kept, *pages], lease=state.store.lease)
             retriever = state.retriever.updated(Changes(
                 [_content(store, page) for page in pages], deleted,
                 lambda: [_content(store, page, needs_text=True) for page in store],
                 store.ids, scratch=scratch))
-            self._state = _State(store, retriever, self._cache_size, self.counts)
+            self._state = _State(store, retriever, self._cache_bytes, self.counts)
 
 
 class _State:
     """Pages, what finds them, and hits that are known: replaced as a whole on changes."""
 
-    def __init__(self, store: PageStore, retriever: Retriever, cache_size: int,
+    def __init__(self, store: PageStore, retriever: Retriever, cache_bytes: int,
                  counts: SearchCounts):
         check_ids(store, retriever)
         self.store = store
         self.retriever = retriever
         self.fields = PageFields([store[page_id] for page_id in retriever.ids])
         self._named = NamedPages(store, retriever.ids)
+        self._ids = retriever.ids
+        self._numbers = {page_id: number for number, page_id in enumerate(self._ids)}
         self._counts = counts
-        self._cache_size = cache_size
-        self._cache: OrderedDict[tuple[Any, ...], tuple[Hit, ...]] = OrderedDict()
-        self._lock = threading.Lock()
+        self.cache = HitCache(self._ids, cache_bytes)
 
-    def recall(self, queries: Sequence[str], k: int, wanted: Any
-               ) -> dict[str, tuple[Hit, ...] | None]:
-        """Returns the hits of each query that are known, None for others."""
-        with self._lock:
-            found = {query: self._cache.get((query, k, wanted)) for query in queries}
-            for query, hits in found.items():
-                if hits is not None:
-                    self._cache.move_to_end((query, k, wanted))
-        return found
-
-    def search(self, queries: Sequence[str], k: int, wanted: Any) -> dict[str, tuple[Hit, ...]]:
+    def search(self, queries: Sequence[str], k: int, wanted: Any) -> dict[str, PackedHits]:
         """Returns the hits of each query, and remembers them."""
         self._counts.batch(len(queries))
         allowed = self.fields.matching(wanted)
         ids, scores = self._named.search(self.retriever, queries, k, allowed)
-        found = {query: tuple(map(Hit, pages, values.tolist()))
+        found = {query: PackedHits.pack(self._ids, self._numbers, pages, values)
                  for query, pages, values in zip(queries, ids, scores, strict=True)}
-        with self._lock:
-            for query in queries:
-                self._cache[query, k, wanted] = found[query]
-            while len(self._cache) > self._cache_size:
-                self._cache.popitem(last=False)
+        self.cache.put(found, k, wanted)
         return found
 
 
@@ -285,7 +271,7 @@ class _Request:
     wanted: Any
 
 
-def _answer_all(requests: Sequence[_Request]) -> list[dict[str, tuple[Hit, ...]]]:
+def _answer_all(requests: Sequence[_Request]) -> list[dict[str, PackedHits]]:
     """Answers requests: those that want the same of the same pages in one search."""
     groups: dict[tuple[int, int, Any], list[_Request]] = {}
     for request in requests:

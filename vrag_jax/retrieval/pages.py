@@ -15,9 +15,11 @@ from PIL import Image
 
 from vrag_jax.perception.image_files import IMAGE_SUFFIXES, load_image, upright_size
 from vrag_jax.retrieval.artifact import sync
+from vrag_jax.retrieval.leases import Lease, read_leased
 from vrag_jax.retrieval.names import existing, nfc
 from vrag_jax.retrieval.numbered_names import natural_key, numbered_names
 
+INGESTED = 'ingestion.json'  # Beside a manifest whose images are deleted when pages change.
 _BYTES_PER_PIXEL = 3
 
 
@@ -57,14 +59,18 @@ class PageStore:
       folder: what the pages' files are relative to.
       pages: the pages; their ids are unique.
       cache_bytes: decoded full-resolution pixels kept in memory at most.
+      lease: keeps the pages' files on disk.
 
     Attributes:
       folder: what the pages' files are relative to.
       ids: ids of the pages, in order.
+      lease: keeps the pages' files on disk; None if nobody deletes them, or it may happen.
     """
 
-    def __init__(self, folder: Path, pages: Sequence[Page], cache_bytes: int = 512 << 20):
+    def __init__(self, folder: Path, pages: Sequence[Page], cache_bytes: int = 512 << 20,
+                 lease: Lease | None = None):
         self.folder = Path(folder)
+        self.lease = lease
         self._pages = {page.page_id: page for page in pages}
         # Ids by their form NFC, as far as it is another.
         self._spelled = {form: i for i in self._pages if (form := nfc(i)) != i}
@@ -76,12 +82,17 @@ class PageStore:
         self._images = _ImageCache(cache_bytes)
 
     @classmethod
-    def open(cls, manifest: Path, cache_bytes: int = 512 << 20) -> 'PageStore':
+    def open(cls, manifest: Path, cache_bytes: int = 512 << 20, leased: bool = True
+             ) -> 'PageStore':
         """Reads a manifest: JSON lines, one page a line, the fields of `Page`.
+
+        Images of an ingestion stay on disk as long as the store is there, whatever is ingested
+        meanwhile.
 
         Args:
           manifest: the file; image files are relative to its folder.
           cache_bytes: decoded full-resolution pixels kept in memory at most.
+          leased: False does not keep the images.
 
         Raises:
           FileNotFoundError: if the manifest or an image file is missing.
@@ -93,7 +104,12 @@ class PageStore:
             raise FileNotFoundError(f'{manifest}: no such page manifest')
         lines: dict[str, int] = {}
         pages = []
-        for number, line in enumerate(manifest.read_text('utf-8').split('\n'), start=1):
+        lease = None
+        if leased and (manifest.parent / INGESTED).is_file():
+            text, lease = read_leased(manifest)
+        else:
+            text = manifest.read_text('utf-8')
+        for number, line in enumerate(text.split('\n'), start=1):
             if not line.strip():
                 continue
             where = f'{manifest}, line {number}'
@@ -114,7 +130,7 @@ class PageStore:
             pages.append(page)
         if not pages:
             raise ValueError(f'{manifest}: holds no page')
-        return cls(manifest.parent, pages, cache_bytes)
+        return cls(manifest.parent, pages, cache_bytes, lease)
 
     @staticmethod
     def write(manifest: Path, pages: Iterable[Page]) -> None:

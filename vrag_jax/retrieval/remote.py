@@ -9,8 +9,8 @@ from typing import Any
 
 import httpx
 
-from vrag_jax.retrieval.engine import Hit
 from vrag_jax.retrieval.filters import Filters
+from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.search import filters_json
 
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
@@ -32,6 +32,8 @@ class RemoteSearchConfig:
       max_backoff_s: most seconds between two attempts.
       connections: that are open at the same time, at most.
       batch: queries in one request, at most.
+      hits: queries times k of one request, at most; no more than the service allows
+        (`serving.limits.hits`), which `check` asks it.
       body_bytes: size of a request's body, unless a single query makes it longer; no more
         than the service takes (`serving.limits.body_bytes`).
     """
@@ -43,10 +45,11 @@ class RemoteSearchConfig:
     max_backoff_s: float = 8.0
     connections: int = 16
     batch: int = 256
+    hits: int = 1 << 15
     body_bytes: int = 1 << 20
 
     def __post_init__(self):
-        for name in ('timeout_s', 'connect_timeout_s', 'attempts', 'connections', 'batch',
+        for name in ('timeout_s', 'connect_timeout_s', 'attempts', 'connections', 'batch', 'hits',
                      'body_bytes'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
@@ -89,6 +92,8 @@ class RemoteSearch:
         self.url = url.rstrip('/')
         self.retries = 0
         self._known = known
+        self._most = {'queries': config.batch, 'hits': config.hits,
+                      'body_bytes': config.body_bytes}
         self._lock = threading.Lock()
         self._client = httpx.Client(
             timeout=httpx.Timeout(config.timeout_s, connect=config.connect_timeout_s),
@@ -102,13 +107,18 @@ class RemoteSearch:
     def check(self) -> int:
         """Asks whether the service works, and returns how many pages it has.
 
+        Requests are made no larger than it allows from then on.
+
         Raises:
           SearchServiceError: if it does not answer as a search service.
         """
         answer = self._request('GET', '/healthz')
         try:
-            return int(answer['pages'])
-        except (KeyError, TypeError, ValueError) as error:
+            pages, limits = int(answer['pages']), dict(answer.get('limits', {}))
+            self._most = {name: min(most, int(limits.get(name, most)))
+                          for name, most in self._most.items()}
+            return pages
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise self._error(f'is no search service: /healthz answered {answer!r}') from error
 
     def search(self, queries: Sequence[str], k: int, filters: Filters | None = None
@@ -126,19 +136,19 @@ class RemoteSearch:
         if filters:
             rest['filters'] = filters_json(filters)
         results: list[list[Hit]] = []
-        for batch in self._batches(queries, len(_json({'queries': [], **rest}))):
+        for batch in self._batches(queries, k, len(_json({'queries': [], **rest}))):
             answer = self._request('POST', '/search', {'queries': batch, **rest})
             results += self._hits(answer, len(batch))
         return results
 
-    def _batches(self, queries: Sequence[str], rest: int) -> Iterator[list[str]]:
+    def _batches(self, queries: Sequence[str], k: int, rest: int) -> Iterator[list[str]]:
         """Cuts queries into requests, of which all but the queries takes `rest` bytes."""
         batch: list[str] = []
+        most = max(1, min(self._most['queries'], self._most['hits'] // k))
         size = rest
         for query in queries:
             more = len(_json(query)) + 1  # And a comma.
-            if batch and (len(batch) == self.config.batch
-                          or size + more > self.config.body_bytes):
+            if batch and (len(batch) == most or size + more > self._most['body_bytes']):
                 yield batch
                 batch, size = [], rest
             batch.append(query)

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from vrag_jax.retrieval.engine import Hit
 from vrag_jax.retrieval.filters import Filters
+from vrag_jax.retrieval.hits import Hit
 
 
 class PageSearch(Protocol):

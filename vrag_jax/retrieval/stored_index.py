@@ -91,7 +91,8 @@ class StoredIndex:
                 stored.check(store)
             return stored
 
-        return open_artifact(directory, _KIND, read_files, verify)
+        # The retriever goes on reading its files, which are mapped.
+        return open_artifact(directory, _KIND, read_files, verify, lambda opened: opened.retriever)
 
     def check(self, store: PageStore) -> None:
         """Raises an ArtifactError that says what differs if it is not of these pages."""

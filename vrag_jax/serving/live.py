@@ -7,13 +7,17 @@ import hashlib
 import json
 import logging
 import threading
+import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.leases import Lease
 from vrag_jax.retrieval.pages import PageStore
 
 _LOG = logging.getLogger(__name__)
+_KEPT = 256  # Leases at most: each is an open file.
 
 Signature = tuple[tuple[int, int, int] | None, ...]
 
@@ -49,16 +53,26 @@ class LiveIndex:
     Args:
       load: opens the pages and their index.
       watched: files that are replaced when there is a new version, such as manifests.
+      keep_seconds: that images of a replaced version stay on disk, for clients that were told
+        of their files and open them themselves; of 256 versions at most.
+
+    Attributes:
+      reloads: how often a new version came in.
+      failures: how often one could not be opened.
+      behind: whether that is so of the last, e.g. while its index is not there yet.
     """
 
     def __init__(self, load: Callable[[], tuple[PageStore, SearchEngine]],
-                 watched: Sequence[Path]):
+                 watched: Sequence[Path], keep_seconds: float = 0.0):
         self._load = load
+        self._keep_seconds = keep_seconds
+        self._kept: deque[tuple[float, Lease]] = deque(maxlen=_KEPT)
         self._watched = tuple(watched)
         self._lock = threading.Lock()
         self._seen = self._signature()
         self.reloads = 0
         self.failures = 0
+        self.behind = False
         self._current = self._open()
 
     @property
@@ -76,6 +90,8 @@ class LiveIndex:
           Whether there is a new version.
         """
         with self._lock:
+            while self._kept and self._kept[0][0] < time.monotonic():
+                self._kept.popleft()
             found = self._signature()
             if found == self._seen:
                 return False
@@ -85,9 +101,13 @@ class LiveIndex:
                 version = self._open()
             except (OSError, ValueError) as error:
                 self.failures += 1
+                self.behind = True
                 _LOG.warning('the new index is not used: %s', error)
                 return False
-            self._current = version
+            lease = self._current.store.lease
+            if lease is not None and self._keep_seconds:
+                self._kept.append((time.monotonic() + self._keep_seconds, lease))
+            self._current, self.behind = version, False
             self.reloads += 1
             _LOG.info('new index: %d pages, version %s', len(version.store), version.name)
             return True

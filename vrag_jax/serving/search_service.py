@@ -8,13 +8,11 @@ region of it. Errors are JSON: `{"error": "...", "field": "..."}`.
 
 import asyncio
 import contextlib
-import json
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any
 
-import pydantic
 from fastapi import FastAPI, Query, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
@@ -22,33 +20,30 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from vrag_jax.retrieval.filters import UnknownFieldError
-from vrag_jax.serving.config import ServiceConfig, ServiceLimits
+from vrag_jax.serving.answers import (
+    Answer,
+    AnswerResponse,
+    gathered,
+    hits_json,
+    reference_json,
+    slices,
+)
+from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.errors import RequestError
 from vrag_jax.serving.live import LiveIndex, Version
+from vrag_jax.serving.load import Load, Share
 from vrag_jax.serving.metrics import MetricsMiddleware, ServiceMetrics
 from vrag_jax.serving.page_images import ImageRequest, render
+from vrag_jax.serving.requests import (
+    SearchRequest,
+    check_hits,
+    check_queries,
+    first_fault,
+    parse_search,
+)
 
 _LOG = logging.getLogger(__name__)
-
-Scalar = pydantic.StrictStr | pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictFloat
-T = TypeVar('T')
-
-
-class SearchRequest(pydantic.BaseModel):
-    """Body of `POST /search`.
-
-    Attributes:
-      queries: texts.
-      k: hits a query, at most.
-      filters: values of `page_id`, `document`, `page` or a field of the pages' own; a page
-        must match every field, with any of its values.
-    """
-
-    model_config = pydantic.ConfigDict(extra='forbid')
-
-    queries: list[pydantic.StrictStr]
-    k: pydantic.StrictInt = pydantic.Field(10, ge=1)
-    filters: dict[str, Scalar | list[Scalar]] | None = None
+_SOON_SECONDS = 0.5
 
 
 def create_app(live: LiveIndex, config: ServiceConfig) -> FastAPI:
@@ -87,7 +82,7 @@ class _Service:
         self._config = config
         self._limits = config.limits
         self.metrics = ServiceMetrics(live)
-        self._waiting = 0
+        self._load = Load(self._limits, self.metrics.waiting.set)
         self._searches = ThreadPoolExecutor(config.search_threads, 'search')
         self._images = ThreadPoolExecutor(config.image_threads, 'image')
 
@@ -106,7 +101,9 @@ class _Service:
 
     async def _watch(self) -> None:
         while self._config.reload_seconds:
-            await asyncio.sleep(self._config.reload_seconds)
+            # Half of a version is there: the other half comes soon.
+            seconds = self._config.reload_seconds
+            await asyncio.sleep(min(_SOON_SECONDS, seconds) if self._live.behind else seconds)
             try:
                 # Not in the pools: opening an index must not stand in the way of requests.
                 await asyncio.to_thread(self._live.refresh)
@@ -121,11 +118,16 @@ class _Service:
             raise RequestError(414, 'queries', f'the URL is longer than {self._limits.url_bytes} '
                                                'bytes: use POST')
         check_queries(queries, self._limits)
-        return await self._run(self._searches, lambda: self._search_as_reference(queries))
+        check_hits(len(queries), self._config.get_results, 'queries', self._limits)
+        with self._share() as share:
+            share.read(len(request.scope['query_string']))
+            return await self._run(
+                self._searches, lambda: self._search_as_reference(queries), share)
 
     async def post_search(self, request: Request) -> Response:
-        body = await self._read_body(request)
-        return await self._run(self._searches, lambda: self._search(body))
+        with self._share() as share:
+            body = await self._read_body(request, share)
+            return await self._run(self._searches, lambda: self._search(body), share)
 
     async def get_page(
             self, page_id: str, request: Request,
@@ -140,7 +142,7 @@ class _Service:
         most = self._limits.image_pixels
         known = request.headers.get('if-none-match', '')
 
-        def work() -> Response:
+        def work() -> Answer:
             wanted = ImageRequest.parse(region, frame, min_pixels, max_pixels, format, most)
             version = self._live.current
             try:
@@ -153,68 +155,66 @@ class _Service:
                     raise
                 return show(self._live.current, wanted)
 
-        def show(version: Version, wanted: ImageRequest) -> Response:
+        def show(version: Version, wanted: ImageRequest) -> Answer:
             tag = f'"{version.name}"'  # A page's images change with the version alone.
             if tag in known and page_id in version.store:
-                return Response(status_code=304, headers={'ETag': tag})
+                return Answer((), headers={'ETag': tag}, status=304)
             image = render(version.store, page_id, wanted, most)
-            return Response(image.data, media_type=image.media_type, headers={
+            return Answer(slices(image.data), image.media_type, {
                 'ETag': tag,
                 'X-Page-Size': _pair(image.frame.page_size),
                 'X-Page-Region': ','.join(f'{x:g}' for x in image.frame.region),
-                'X-Image-Size': _pair(image.frame.encoder_size)})
+                'X-Image-Size': _pair(image.frame.encoder_size)}, size=len(image.data))
 
-        return await self._run(self._images, work)
+        with self._share() as share:
+            return await self._run(self._images, work, share)
 
     async def get_health(self) -> Response:
         version = self._live.current
+        limits = {name: getattr(self._limits, name) for name in (
+            'queries', 'query_chars', 'k', 'hits', 'body_bytes')}
         return JSONResponse({'status': 'ok', 'pages': len(version.store),
-                             'version': version.name})
+                             'version': version.name, 'limits': limits})
 
     async def get_metrics(self) -> Response:
         return Response(self.metrics.text(), media_type='text/plain; version=0.0.4')
 
-    def _search(self, body: bytes) -> Response:
+    def _search(self, body: bytes) -> Answer:
         request = parse_search(body, self._limits)
         version = self._live.current
         self.metrics.queries.observe(len(request.queries))
         try:
-            results = version.engine.search(request.queries, request.k, request.filters)
+            results = version.engine.find(request.queries, request.k, request.filters)
         except UnknownFieldError as error:
             raise RequestError(422, 'filters', str(error)) from None
-        heads = version.json_heads
-        lists = (','.join([f'{heads[page_id]}{score!r}}}' for page_id, score in hits])
-                 for hits in results)
-        text = f'{{"version":"{version.name}","results":[{",".join(f"[{x}]" for x in lists)}]}}'
-        return Response(text.encode(), media_type='application/json')
+        return Answer(gathered(hits_json(version, results)))
 
-    def _search_as_reference(self, queries: list[str]) -> Response:
+    def _search_as_reference(self, queries: list[str]) -> Answer:
         version, count = self._live.current, self._config.get_results
         self.metrics.queries.observe(len(queries))
-        found = version.engine.search(queries, count)
-        return _json([[
-            {'idx': i, 'image_file': self._image_file(version, page_id)}
-            for i, page_id in enumerate(filled([hit.page_id for hit in hits], version, count))]
-            for hits in found])
-
-    def _image_file(self, version: Version, page_id: str) -> str:
+        results = version.engine.find(queries, count)
         root = self._config.image_root or str(version.store.folder.resolve())
-        return f'{root.rstrip("/")}/{version.store[page_id].file}'
+        return Answer(gathered(reference_json(version, results, count, root.rstrip('/'))))
 
-    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], T]) -> T:
-        """Runs work in a thread, unless too much is waiting already."""
-        if self._waiting >= self._limits.waiting:
-            raise RequestError(503, '', f'{self._waiting} requests are waiting already',
-                               {'Retry-After': '1'})
-        self._waiting += 1
-        self.metrics.waiting.set(self._waiting)
+    @contextlib.contextmanager
+    def _share(self) -> Iterator[Share]:
+        """What a request holds: until its answer was sent, or there is none."""
+        share = Share(self._load)
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool, work)
-        finally:
-            self._waiting -= 1
-            self.metrics.waiting.set(self._waiting)
+            yield share
+        except BaseException:
+            share.leave()
+            raise
 
-    async def _read_body(self, request: Request) -> bytes:
+    async def _run(self, pool: ThreadPoolExecutor, work: Callable[[], Answer], share: Share
+                   ) -> Response:
+        """Runs work in a thread, unless too much is waiting already."""
+        share.work()
+        answer = await asyncio.get_running_loop().run_in_executor(pool, work)
+        share.send(answer.size)
+        return AnswerResponse(answer, self._searches, share.leave)
+
+    async def _read_body(self, request: Request, share: Share) -> bytes:
         """Reads a body, never more of it than is allowed."""
         most, parts, size = self._limits.body_bytes, [], 0
         try:
@@ -224,6 +224,7 @@ class _Service:
                     if size > most:
                         raise RequestError(413, 'body', f'is longer than {most} bytes',
                                            {'Connection': 'close'})
+                    share.read(len(part))
                     parts.append(part)
         except ClientDisconnect:
             raise RequestError(400, 'body', 'was cut off') from None
@@ -232,65 +233,6 @@ class _Service:
                                f'{self._limits.body_seconds:g} seconds',
                                {'Connection': 'close'}) from None
         return b''.join(parts)
-
-
-def parse_search(body: bytes, limits: ServiceLimits) -> SearchRequest:
-    """Reads the body of a search.
-
-    Raises:
-      RequestError: naming the field.
-    """
-    try:
-        request = SearchRequest.model_validate_json(body)
-    except pydantic.ValidationError as error:
-        raise _first_fault(error.errors(include_url=False)) from None
-    check_queries(request.queries, limits)
-    if request.k > limits.k:
-        raise RequestError(422, 'k', f'must be in [1, {limits.k}], got {request.k}')
-    values = sum(len(v) if isinstance(v, list) else 1 for v in (request.filters or {}).values())
-    if values > limits.filter_values:
-        raise RequestError(422, 'filters', f'hold {values} values; {limits.filter_values} are '
-                                           'allowed')
-    return request
-
-
-def check_queries(queries: list[str], limits: ServiceLimits) -> None:
-    """Raises a `RequestError` if there are no queries, too many, or one is too long."""
-    if not queries:
-        raise RequestError(422, 'queries', 'there is none')
-    if len(queries) > limits.queries:
-        raise RequestError(422, 'queries', f'{len(queries)} are too many; {limits.queries} are '
-                                           'allowed')
-    for i, query in enumerate(queries):
-        if len(query) > limits.query_chars:
-            raise RequestError(422, f'queries.{i}', f'has {len(query)} characters; '
-                                                    f'{limits.query_chars} are allowed')
-
-
-def filled(found: list[str], version: Version, count: int) -> list[str]:
-    """Returns `count` pages, or all there are: those found, then others in their order.
-
-    The reference scores every page and always gives so many; its clients take the first
-    without looking whether there is one.
-    """
-    taken = set(found)
-    missing = min(count, len(version.store)) - len(found)
-    others = (page_id for page_id in version.store.ids if page_id not in taken)
-    return found + [page_id for page_id, _ in zip(others, range(missing), strict=False)]
-
-
-def _first_fault(errors: Any) -> RequestError:
-    """Names the first field that pydantic or FastAPI complains of."""
-    first = errors[0]
-    place = [str(part) for part in first['loc'] if part not in ('query', 'path', 'body')]
-    if first['type'] == 'json_invalid':
-        return RequestError(400, 'body', first['msg'])
-    return RequestError(422, '.'.join(place) or 'body', first['msg'])
-
-
-def _json(value: Any) -> Response:
-    data = json.dumps(value, ensure_ascii=False, separators=(',', ':')).encode()
-    return Response(data, media_type='application/json')
 
 
 def _pair(size: tuple[int, int]) -> str:
@@ -308,7 +250,7 @@ async def _answer_request_error(_: Request, error: Exception) -> Response:
 
 async def _answer_validation_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, RequestValidationError)
-    fault = _first_fault(error.errors())
+    fault = first_fault(error.errors())
     return _error(fault.status, fault.field, fault.message)
 
 

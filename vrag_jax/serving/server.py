@@ -8,11 +8,11 @@ from types import FrameType
 import uvicorn
 
 from vrag_jax.serving.config import ServiceConfig
+from vrag_jax.serving.connections import protocol
 from vrag_jax.serving.live import LiveIndex
 from vrag_jax.serving.search_service import create_app
 
 _HEADER_BYTES = 1 << 16  # Of a request beside its URL.
-_IDLE_SECONDS = 75
 
 
 def serve(live: LiveIndex, config: ServiceConfig) -> None:
@@ -27,14 +27,7 @@ def serve(live: LiveIndex, config: ServiceConfig) -> None:
     """
     with listen(config) as listener:
         host, port = listener.getsockname()[:2]
-        server = uvicorn.Server(uvicorn.Config(
-            create_app(live, config), log_level='warning', access_log=False,
-            # The one parser whose limit on the URL is ours to set.
-            http='h11', h11_max_incomplete_event_size=config.limits.url_bytes + _HEADER_BYTES,
-            # Longer than clients keep a connection that is idle: these end it, not we while a
-            # request is on its way.
-            timeout_keep_alive=_IDLE_SECONDS,
-            timeout_graceful_shutdown=max(1, round(config.shutdown_seconds))))
+        server = uvicorn.Server(server_config(live, config))
 
         def stop(number: int, frame: FrameType | None) -> None:
             del number, frame
@@ -54,6 +47,17 @@ def serve(live: LiveIndex, config: ServiceConfig) -> None:
             for number, handler in old.items():
                 signal.signal(number, handler)
         print('stopped', flush=True)
+
+
+def server_config(live: LiveIndex, config: ServiceConfig) -> uvicorn.Config:
+    """Returns how the application is run, with the limits on connections."""
+    limits = config.limits
+    return uvicorn.Config(
+        create_app(live, config), log_level='warning', access_log=False, ws='none',
+        # The one parser whose limit on the URL is ours to set.
+        http=protocol(limits), h11_max_incomplete_event_size=limits.url_bytes + _HEADER_BYTES,
+        timeout_keep_alive=limits.idle_seconds,  # type: ignore[arg-type]  # Any number will do.
+        timeout_graceful_shutdown=max(1, round(config.shutdown_seconds)))
 
 
 def listen(config: ServiceConfig) -> socket.socket:

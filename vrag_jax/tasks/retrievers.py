@@ -119,6 +119,7 @@ def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
         texts = texts_of(config, store, embedders, workdir)
         retriever = _build(config, store, texts, embedders, workdir, scratch, queries, stored)
         engine = SearchEngine(store, retriever)
+        stored = None  # So that nobody here reads the version that is replaced.
         engine.save(directory)
     return engine
 

@@ -47,27 +47,33 @@ def run(config: RunConfig, workdir: Path) -> None:
 def _serve(config: RunConfig, workdir: Path) -> None:
     from vrag_jax.serving.live import LiveIndex
     from vrag_jax.serving.server import serve
+    from vrag_jax.serving.warm_up import warm_up
 
     manifest, directory = page_manifest(config, workdir), index_directory(config.retrieval, workdir)
     announce(config.retrieval)
     embedders = load_embedders(config.retrieval)
 
     def load() -> tuple[PageStore, SearchEngine]:
-        store = PageStore.open(manifest)
-        engine = SearchEngine.open(directory, store, list(embedders.values()))
+        store = PageStore.open(manifest, config.serving.image_cache_bytes)
+        engine = SearchEngine.open(directory, store, list(embedders.values()),
+                                   config.serving.cache_bytes)
         if not is_of(engine.retriever, config.retrieval, embedders):
             raise ValueError(
                 f'{directory}: the retrievers of this index have other settings than '
                 'config.retrieval; serve it with those that it was built with')
+        engine.retriever.search(['warm up'], config.serving.get_results)  # Reads what is mapped.
         return store, engine
 
     if not (directory / MANIFEST).exists():
         _LOG.warning('the index is built: there is none in %s', directory)
         open_engine(config.retrieval, PageStore.open(manifest), workdir, embedders)
     try:
-        live = LiveIndex(load, (manifest, directory / MANIFEST))
+        live = LiveIndex(load, (manifest, directory / MANIFEST), config.serving.keep_seconds)
     except ArtifactError as error:
         raise ValueError(f'{error}; serve this index with the pages and the config.retrieval that '
                          'it was built with, or take over what has changed by the task '
                          'build_index in this workdir') from error
+    if config.serving.warm_up.seconds:
+        print(warm_up(live.current.engine.retriever, config.serving.get_results,
+                      config.serving.warm_up), flush=True)
     serve(live, config.serving)
