@@ -102,3 +102,12 @@ def test_a_wrong_path_is_refused_in_one_line(folder, tmp_path):
     with pytest.raises(ConfigError, match=r'^config\.retrieval\.colqwen2: .*no such checkpoint '
                                           r'directory$'):
         check.check(config_of(folder, tmp_path / 'none'))
+
+
+def test_a_plan_needs_no_checkpoint(tmp_path):
+    """It searches for nothing: sizes can be planned before the weights are there."""
+    config = with_defaults(grpo_3b.get_config(), RunConfig)
+    config.task, config.learner.rows = 'plan', 8
+    config.mesh.tensor = 1
+    config.retrieval.colqwen2 = str(tmp_path / 'none')
+    check.check(parse(RunConfig, config))

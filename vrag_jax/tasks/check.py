@@ -40,7 +40,9 @@ def check(config: RunConfig) -> None:
         if not Path(config.retrieval.index_dir).is_dir():
             raise ConfigError(f'config.retrieval.index_dir: {config.retrieval.index_dir} is no '
                               'folder')
-    if not config.retrieval.url:
+    searches = config.task in ('build_index', 'serve_index', 'loop', 'grpo', 'evaluate') or (
+        config.task == 'sft' and not config.data.trajectories)
+    if searches and not config.retrieval.url:
         for name, embedder in config.retrieval.embedders.items():
             with naming(f'config.retrieval.{config.retrieval.embedder_field(name)}'):
                 check_embedder(embedder)
