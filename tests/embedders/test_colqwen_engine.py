@@ -130,6 +130,12 @@ def test_limits_of_qwen_itself_are_not_those_of_colqwen(form, size, folder, tmp_
     assert 960 < more._process(page).tokens <= 1024
 
 
+def test_limits_that_are_the_checkpoints_own_are_the_same_embedder(load):
+    own, named = load('colqwen2', 'adapter'), load('colqwen2', 'adapter', max_pixels=602_112)
+    assert own.fingerprint == named.fingerprint
+    assert own.fingerprint != load('colqwen2', 'adapter', max_pixels=602_111).fingerprint
+
+
 def test_an_adapter_with_the_names_of_later_releases_is_the_same(folder, load, tmp_path):
     source, target = folder / 'colqwen2' / 'adapter', tmp_path / 'adapter'
     target.mkdir()

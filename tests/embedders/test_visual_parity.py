@@ -163,6 +163,7 @@ def test_vectors_of_bfloat16_are_close_and_unit(folder):
 @pytest.mark.parametrize(('change', 'message'), [
     ({'use_dora': True}, 'use_dora'), ({'bias': 'all'}, 'bias'), ({'peft_type': 'IA3'}, 'IA3'),
     ({'modules_to_save': ['custom_text_proj']}, 'modules_to_save'),
+    ({'init_lora_weights': 'pissa_niter_4'}, 'init_lora_weights'),
     ({'base_model_name_or_path': 'vidore/colqwen2.5-base'}, 'pass its directory as `base`'),
 ])
 def test_an_adapter_that_cannot_be_merged_is_refused(change, message, folder, tmp_path):
