@@ -4,6 +4,9 @@
         --config.retrieval.sources=REPORTS,MORE.pdf \\
         --config.retrieval.embedders.pages.path=checkpoints/colqwen2-v1.0-hf
 
+`build_index.py` with `--config.retrieval.colqwen2=checkpoints/colqwen2-v1.0-hf` builds the same;
+here its settings are written out, to be changed.
+
 `path` is a directory in transformers' format (`ColQwen2ForRetrieval`) or colpali-engine's, of
 ColQwen2 or ColQwen2.5, a LoRA adapter included. Text is not looked at, so OCR is not needed.
 Embedding is spread over `config.mesh` and over all processes that are started; the index is

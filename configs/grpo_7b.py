@@ -12,6 +12,10 @@ must still sum to 1:
 
     --config.reward.beta=0.8 --config.reward.gamma=0.0
 
+Pages are found by their words unless the paper's retriever is given, a ColQwen2, whole or an
+adapter beside its base: `--config.retrieval.colqwen2=checkpoints/colqwen2-v1.0` (see
+docs/RETRIEVAL.md).
+
 Needs eight accelerators with 80 GB (`--config.task=plan` prints what they hold),
 the policy of `sft_7b.py` (or a checkpoint directory of Qwen2.5-VL-7B-Instruct),
 a manifest of the pages and questions to train and to evaluate on. Answers are

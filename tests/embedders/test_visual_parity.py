@@ -1,4 +1,4 @@
-"""ColQwen2, ColQwen2.5 with its adapter, last-token vectors: against transformers in torch.
+"""ColQwen2, ColQwen2.5 with its adapter, last-token vectors: against transformers 5 in torch.
 
 Goldens of `make_goldens.py`; weights go through files as they are published, pages and
 queries through the tokenizer and the image processor of a directory.
@@ -53,12 +53,17 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope='module')
 def load(folder):
     """Loads each embedder once: `load(name, batch_tokens)`."""
+    # transformers 5.15 and later run a ColQwen2 otherwise than it is trained; see
+    # test_colqwen_engine.py for how it is.
+    newest = {'positions': 'sequential',
+              'query_prompt': f'Query: {{query}}{"<|endoftext|>" * 10}\n'}
     kinds = {'colqwen2': ('colqwen2', 'colqwen'), 'colqwen2_5': ('adapter', 'colqwen'),
              'last_token': ('last_token', 'last_token')}
 
     @functools.cache
     def load(name, batch_tokens=1024, mesh=None, **visual):
         path, kind = kinds[name]
+        visual = {**newest, **visual} if name == 'colqwen2' else visual
         return load_embedder(EmbedderConfig(
             kind, str(folder / path), batch_tokens=batch_tokens, visual=VisualConfig(**visual)),
             mesh)
@@ -149,7 +154,8 @@ def test_vectors_of_bfloat16_are_close_and_unit(folder):
     embedder = load_embedder(EmbedderConfig('colqwen', str(folder / 'colqwen2'), 'bfloat16'))
     vectors = embedder.embed_queries(cases.QUERIES[:1])[0]
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    cosines = (vectors * golden('colqwen2')['query:0']).sum(1)
+    # A golden's query ends with a line break, which tokens before it do not see.
+    cosines = (vectors * golden('colqwen2')['query:0'][:-1]).sum(1)
     assert cosines.min() > 0.99
     assert {leaf.dtype for leaf in jax.tree.leaves(embedder._params)} == {np.dtype('bfloat16')}
 
@@ -157,6 +163,7 @@ def test_vectors_of_bfloat16_are_close_and_unit(folder):
 @pytest.mark.parametrize(('change', 'message'), [
     ({'use_dora': True}, 'use_dora'), ({'bias': 'all'}, 'bias'), ({'peft_type': 'IA3'}, 'IA3'),
     ({'modules_to_save': ['custom_text_proj']}, 'modules_to_save'),
+    ({'init_lora_weights': 'pissa_niter_4'}, 'init_lora_weights'),
     ({'base_model_name_or_path': 'vidore/colqwen2.5-base'}, 'pass its directory as `base`'),
 ])
 def test_an_adapter_that_cannot_be_merged_is_refused(change, message, folder, tmp_path):

@@ -18,6 +18,9 @@ from vrag_jax.models.lora import CONFIG_FILE, require_weights
 # Settings under which a layer would compute something else than W + scale B A.
 _REFUSED = ('use_dora', 'fan_in_fan_out', 'modules_to_save', 'alpha_pattern', 'lora_bias')
 
+# Ways to begin training that change the base's weights as well, which the adapter then is of.
+_CHANGED_BASES = ('pissa', 'olora', 'loftq', 'corda', 'lora_ga')
+
 
 class PeftAdapter:
     """The adapter of a directory, to be merged into kernels.
@@ -103,6 +106,10 @@ def read_settings(directory: Path) -> Mapping[str, Any]:
     for name in _REFUSED:
         if settings.get(name):
             raise ValueError(f'{file}: {name} = {settings[name]!r} is not supported')
+    start = str(settings.get('init_lora_weights')).lower()
+    if start.startswith(_CHANGED_BASES):
+        raise ValueError(f'{file}: init_lora_weights = {start!r} is not supported: the adapter is '
+                         'not of the published base')
     if settings.get('bias', 'none') != 'none':
         raise ValueError(f"{file}: bias must be 'none', got {settings['bias']!r}")
     return settings

@@ -13,7 +13,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vrag_jax.embedders.adapters import PeftAdapter, read_settings
-from vrag_jax.embedders.prompts import CHAT, COLPALI_ENGINE, TRANSFORMERS, Prompts
+from vrag_jax.embedders.prompts import CHAT, COLQWEN, Prompts
 from vrag_jax.models import hf_checkpoint, hf_layout
 from vrag_jax.models.attention import choose_backend
 from vrag_jax.models.config import ModelConfig
@@ -86,7 +86,7 @@ class Checkpoint:
       directory: of the config and the weights; of an adapter's base.
       adapter: directory of a LoRA adapter, or None.
       config: of the backbone.
-      prompts: of the program that wrote the checkpoint.
+      prompts: what the checkpoint is trained with.
       projected: whether it has a projection, and so a vector for each token.
     """
 
@@ -110,7 +110,7 @@ def find_checkpoint(path: Path, projected: bool, base: str = '') -> Checkpoint:
       path: of a whole checkpoint, or of a LoRA adapter.
       projected: whether it must have a projection to vectors of tokens.
       base: directory of the adapter's base; '' takes what `adapter_config.json` says, if that
-        is a directory.
+        is a directory, or the directory of that name beside the adapter.
 
     Raises:
       FileNotFoundError: if the directory or its base is missing.
@@ -123,12 +123,17 @@ def find_checkpoint(path: Path, projected: bool, base: str = '') -> Checkpoint:
     directory = path
     if (path / CONFIG_FILE).is_file():
         adapter = path
-        named = read_settings(path).get('base_model_name_or_path')
-        directory = Path(base or named or '')
-        if not (directory / 'config.json').is_file():
+        named = read_settings(path).get('base_model_name_or_path') or ''
+        choices = [Path(named), path.resolve().parent / Path(named).name] if named else []
+        if base:
+            choices = [Path(base)]
+        found = [choice for choice in choices if (choice / 'config.json').is_file()]
+        if not found:
             raise FileNotFoundError(
-                f'{path} is an adapter of {named!r}, and {directory} is no directory with that '
-                'model: pass its directory as `base`')
+                f'{path} is an adapter of {named!r}, and there is no such model in '
+                f'{" or ".join(map(str, choices)) or "its settings"}: put it there, or pass its '
+                'directory as `base` (`colqwen2_base`)')
+        directory = found[0]
     elif base:
         raise ValueError(f'{path} holds no {CONFIG_FILE}, so it has no base')
     file = directory / 'config.json'
@@ -144,8 +149,17 @@ def find_checkpoint(path: Path, projected: bool, base: str = '') -> Checkpoint:
         raise ValueError(f'{file}: {error}') from error
     if not projected and whole:
         raise ValueError(f'{path} is a ColQwen2, whose vectors are those of tokens')
-    prompts = TRANSFORMERS if whole else COLPALI_ENGINE if projected else CHAT
-    return Checkpoint(directory, adapter, config, prompts, projected)
+    return Checkpoint(directory, adapter, config, COLQWEN if projected else CHAT, projected)
+
+
+def open_checkpoint(checkpoint: Checkpoint) -> tuple[hf_checkpoint.Tensors, int]:
+    """Opens the weights; returns them, and the dimensions of a projection, 0 without one.
+
+    Raises:
+      FileNotFoundError, ValueError: if there are none, or none of this kind.
+    """
+    tensors = hf_checkpoint.Tensors(checkpoint.directory, published_name)
+    return tensors, _projection_dims(tensors) if checkpoint.projected else 0
 
 
 def load(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None, rules: Rules
@@ -164,8 +178,7 @@ def load(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None, rules: Rules
     Raises:
       FileNotFoundError, ValueError: if files are missing or do not fit; names them.
     """
-    tensors = hf_checkpoint.Tensors(checkpoint.directory, published_name)
-    dims = _projection_dims(tensors) if checkpoint.projected else 0
+    tensors, dims = open_checkpoint(checkpoint)
     attention = choose_backend('auto', mesh_platform(mesh), jnp.dtype(dtype))
     graphdef, shapes = flat_params(nnx.eval_shape(lambda: VisualRetriever(
         checkpoint.config, dims, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype,

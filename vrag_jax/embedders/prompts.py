@@ -23,8 +23,8 @@ class Prompts:
     Attributes:
       page: holds `<|image_pad|>` once, in whose place the image's tokens go.
       query: holds `{query}` once.
-      positions: of an image's tokens: 'mrope', by row and column, or 'sequential', like
-        text (as transformers' `ColQwen2ForRetrieval` runs them).
+      positions: of an image's tokens: 'mrope', by row and column, as they are trained; or
+        'sequential', like text, as transformers' `ColQwen2ForRetrieval` runs them since 5.2.
     """
 
     page: str
@@ -45,10 +45,11 @@ _COL_PAGE = ('<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>Descr
 _AUGMENTATION = '<|endoftext|>' * 10
 _CHAT = ('<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n<|im_start|>user\n{}'
          '<|im_end|>\n<|im_start|>assistant\n')
-# By who wrote the checkpoint: transformers' ColQwen2, colpali-engine's ColQwen2 and ColQwen2.5,
-# Qwen2.5-VL embedders that read a chat up to the assistant's turn.
-TRANSFORMERS = Prompts(_COL_PAGE, f'Query: {QUERY}{_AUGMENTATION}\n', 'sequential')
-COLPALI_ENGINE = Prompts(_COL_PAGE, f'Query: {QUERY}{_AUGMENTATION}', 'mrope')
+# What ColQwen2 and ColQwen2.5 are trained with, by colpali-engine (0.3.4 to 0.3.12). Checkpoints
+# in transformers' format are the same weights under other names, and are read alike: its releases
+# up to 5.1 do so; those from 5.2 have lost the positions, and those from 5.15 put a line break
+# behind the query. CHAT is of Qwen2.5-VL embedders that read a chat up to the assistant's turn.
+COLQWEN = Prompts(_COL_PAGE, f'Query: {QUERY}{_AUGMENTATION}', 'mrope')
 CHAT = Prompts(_CHAT.format(f'<|vision_start|>{IMAGE}<|vision_end|>'), _CHAT.format(QUERY),
                'mrope')
 

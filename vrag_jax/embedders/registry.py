@@ -5,6 +5,7 @@ from pathlib import Path
 
 from jax.sharding import Mesh
 
+from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.text import TextConfig, TextEmbedder, wheel_directory
 from vrag_jax.embedders.visual import VisualConfig, VisualEmbedder
 from vrag_jax.parallel.sharding import RULES, Rules
@@ -47,6 +48,17 @@ class EmbedderConfig:
         unused, name = ((self.visual, 'visual') if self.kind == 'text' else (self.text, 'text'))
         if unused != type(unused)():
             raise ValueError(f'an embedder of kind {self.kind!r} does not read {name!r}')
+
+
+def check_embedder(config: EmbedderConfig) -> None:
+    """Reads the configs and the names of the tensors of a visual embedder, not its weights.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load_embedder` does.
+    """
+    if config.kind != 'text':
+        colqwen.open_checkpoint(colqwen.find_checkpoint(
+            Path(config.path), config.kind == 'colqwen', config.visual.base))
 
 
 def load_embedder(config: EmbedderConfig, mesh: Mesh | None = None,

@@ -31,6 +31,12 @@ from vrag_jax.parallel.sharding import (
 from vrag_jax.perception.image_ops import PixelLimits, encoder_size, show_page
 from vrag_jax.retrieval.embedding import Grid, PageContent
 
+# ColQwen is trained on 768 tokens of an image at most. colpali-engine up to 0.3.8 had that in its
+# code, and files of that time hold the largest area of Qwen's own processor (or none, which is
+# transformers' default): as it stands, a large page would be 16,384 tokens.
+_COLQWEN_TOKENS = 768
+_QWEN_LARGEST = (16_384 * 28 * 28, 1280 * 28 * 28)
+
 
 @dataclasses.dataclass(frozen=True)
 class VisualConfig:
@@ -38,7 +44,8 @@ class VisualConfig:
 
     Attributes:
       base: directory of the base, where the checkpoint is a LoRA adapter.
-      min_pixels, max_pixels: bounds of an image's area as the model sees it.
+      min_pixels, max_pixels: bounds of an image's area as the model sees it; of a ColQwen whose
+        files only repeat Qwen's own, 768 tokens at most, which it is trained with.
       page_prompt, query_prompt, positions: see `Prompts`.
     """
 
@@ -189,7 +196,10 @@ def _image_processor(directory: Path) -> Qwen2VLImageProcessorPil:
 def _pixel_limits(processor: Qwen2VLImageProcessorPil, config: VisualConfig,
                   checkpoint: colqwen.Checkpoint) -> PixelLimits:
     vision = checkpoint.config.vision
+    side = vision.patch_size * vision.spatial_merge_size
     size: Any = processor.size
+    most = int(size['longest_edge'])
+    if checkpoint.projected and most in _QWEN_LARGEST:
+        most = _COLQWEN_TOKENS * side**2
     return PixelLimits(config.min_pixels or int(size['shortest_edge']),
-                       config.max_pixels or int(size['longest_edge']),
-                       vision.patch_size * vision.spatial_merge_size)
+                       config.max_pixels or most, side)

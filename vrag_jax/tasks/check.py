@@ -10,6 +10,7 @@ from vrag_jax.compilation.chips import parse_topology
 from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.tokenizer import load_tokenizer
+from vrag_jax.embedders.registry import check_embedder
 from vrag_jax.models.config import ModelConfig
 from vrag_jax.models.hf_checkpoint import Tensors
 from vrag_jax.parallel.mesh import resolve_shape
@@ -39,6 +40,12 @@ def check(config: RunConfig) -> None:
         if not Path(config.retrieval.index_dir).is_dir():
             raise ConfigError(f'config.retrieval.index_dir: {config.retrieval.index_dir} is no '
                               'folder')
+    searches = config.task in ('build_index', 'serve_index', 'loop', 'grpo', 'evaluate') or (
+        config.task == 'sft' and not config.data.trajectories)
+    if searches and not config.retrieval.url:
+        for name, embedder in config.retrieval.embedders.items():
+            with naming(f'config.retrieval.{config.retrieval.embedder_field(name)}'):
+                check_embedder(embedder)
     if config.task == 'serve_index':
         check_packages()
         return  # No policy, no mesh.

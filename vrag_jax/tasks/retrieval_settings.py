@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 
 from vrag_jax.embedders.registry import EmbedderConfig
+from vrag_jax.embedders.visual import VisualConfig
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.retrieval.bm25 import Bm25Config
 from vrag_jax.retrieval.hybrid import HybridConfig
@@ -18,6 +19,7 @@ LEXICAL = ('ngram', 'bm25')
 # (`benchmarks/retrieval_quality.py`, docs/RETRIEVAL.md).
 NGRAM_WEIGHT, TEXT_WEIGHT = 1.0, 0.5
 FUSION_CONSTANT = 20.0
+COLQWEN2 = 'colqwen2'  # Name of the embedder of `colqwen2`.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,10 @@ class RetrievalConfig:
       encoder: of 'ngram', the text encoder of pages and queries.
       bm25: of 'bm25'.
       embedders: models that make vectors of pages, by names of their own.
+      colqwen2: directory of a ColQwen2 or ColQwen2.5, the reference's retriever: its vectors of
+        page images alone find pages, in bfloat16, in the place of `retrievers` and `embedders`.
+      colqwen2_base: directory of its base, where `colqwen2` is a LoRA adapter whose settings
+        name none that is on this machine.
       index: of single vectors, those of 'ngram' and of embedders with one a page.
       late_interaction: of embedders with several vectors a page; `tokens.pooling` is of those
         that read images.
@@ -51,6 +57,8 @@ class RetrievalConfig:
     encoder: NgramConfig = NgramConfig()
     bm25: Bm25Config = Bm25Config()
     embedders: Mapping[str, EmbedderConfig] = dataclasses.field(default_factory=dict)
+    colqwen2: str = ''
+    colqwen2_base: str = ''
     index: IndexConfig = IndexConfig()
     late_interaction: LateInteractionConfig = LateInteractionConfig()
     hybrid: HybridConfig = HybridConfig()
@@ -66,6 +74,7 @@ class RetrievalConfig:
             check_url(self.url)
         if not isinstance(self.sources, str) and '' in self.sources:
             raise ValueError(f"sources: expected paths, got '' in {self.sources}")
+        self._take_colqwen2()
         taken = set(LEXICAL) & set(self.embedders)
         if taken:
             raise ValueError(f'embedders: {min(taken)!r} is the name of another retriever')
@@ -111,6 +120,26 @@ class RetrievalConfig:
         told = [f'{name} {weight:g}{models.get(name, "")}'
                 for name, weight in zip(self.retrievers, weights, strict=True)]
         return f'{", ".join(told)}, fused by reciprocal rank (constant {self.hybrid.constant:g})'
+
+    def _take_colqwen2(self) -> None:
+        if not self.colqwen2:
+            if self.colqwen2_base:
+                raise ValueError('colqwen2_base: there is no colqwen2 whose base it could be')
+            return
+        chosen = {COLQWEN2: EmbedderConfig(
+            'colqwen', self.colqwen2, 'bfloat16', visual=VisualConfig(base=self.colqwen2_base))}
+        # Configs name 'ngram' where nothing else is asked for.
+        if self.embedders not in ({}, chosen) or (
+                self.retrievers not in ((), ('ngram',), (COLQWEN2,))):
+            raise ValueError(f'colqwen2: searches alone, but retrievers {self.retrievers} or '
+                             f'embedders {tuple(self.embedders)} are given as well; to fuse it '
+                             "with others make it one of embedders, of kind 'colqwen'")
+        object.__setattr__(self, 'embedders', chosen)
+        object.__setattr__(self, 'retrievers', (COLQWEN2,))
+
+    def embedder_field(self, name: str) -> str:
+        """Returns the field that gives an embedder's directory, for messages."""
+        return 'colqwen2' if self.colqwen2 else f'embedders.{name}.path'
 
     @property
     def source_paths(self) -> list[str]:

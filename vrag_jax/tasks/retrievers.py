@@ -51,7 +51,7 @@ def load_embedders(config: RetrievalConfig, mesh: Mesh | None = None) -> dict[st
     loaded = {}
     for name in config.retrievers:
         if name in config.embedders:
-            with naming(f'config.retrieval.embedders.{name}.path'):
+            with naming(f'config.retrieval.{config.embedder_field(name)}'):
                 loaded[name] = load_embedder(config.embedders[name], mesh)
     return loaded
 
