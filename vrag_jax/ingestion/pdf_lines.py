@@ -1,0 +1,226 @@
+"""Lines of text of a PDF page: as a person reads them, not as their letters were placed."""
+
+import dataclasses
+import math
+import re
+import unicodedata
+from collections.abc import Sequence
+
+import numpy as np
+
+from vrag_jax.ingestion.pdf_characters import HYPHENS, Characters
+from vrag_jax.ingestion.words import Word
+
+SOFT_HYPHEN = '\xad'
+# Forms of letters that a font has and a word has not: ligatures, Arabic letters by their place
+# in the word, and radicals that stand for characters.
+_FORMS = re.compile('[\u2e80-\u2fdf\uf900-\ufaff\ufb00-\ufdff\ufe70-\ufefc]')
+_IDEOGRAPHS = re.compile('[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff'
+                         '\U00020000-\U0003134f]')
+
+
+@dataclasses.dataclass(frozen=True)
+class Glyph:
+    """A character of a line.
+
+    Attributes:
+      text: the character, or those that a ligature stands for.
+      box: x1, y1, x2, y2 in pixels of the page's image; None for a space.
+    """
+
+    text: str
+    box: tuple[float, float, float, float] | None = None
+
+
+Line = list[Glyph]
+SPACE = Glyph(' ')
+
+
+def read_lines(characters: Characters, boxes: np.ndarray, seen: np.ndarray,
+               parts: np.ndarray | None = None) -> list[Line]:
+    """Returns the lines of the characters that are seen.
+
+    A word that goes on in the next line ends in a hyphen.
+
+    Args:
+      characters: of the page.
+      boxes: (characters, 4) float, theirs in pixels: x1, y1, x2, y2.
+      seen: (characters,) bool.
+      parts: (characters,) int: of which part of the page they are, which has lines of its own;
+        -1 for what is of none.
+    """
+    lines: list[Line] = [[]]
+    dropped = False
+    part = -1
+    for i, (text, box, is_seen) in enumerate(zip(
+            characters.text, boxes.tolist(), seen.tolist(), strict=True)):
+        if parts is not None and parts[i] not in (part, -1):
+            part = parts[i]
+            lines.append([])
+        if not is_seen:
+            dropped = True
+        elif text == '\n':
+            if dropped and not any(glyph.box for glyph in lines[-1]):
+                lines[-1] = []
+            else:
+                lines.append([])
+            dropped = False
+        elif text in HYPHENS:
+            lines[-1].append(Glyph('-', None if math.isnan(box[0]) else tuple(box)))
+            lines.append([])
+        elif text.isspace():
+            if text != '\r' and not (dropped and lines[-1] and lines[-1][-1].box is None):
+                lines[-1].append(Glyph(text if text == '\t' else ' '))
+        else:
+            text = normalize_forms(text)
+            if text:
+                lines[-1].append(Glyph(text, None if math.isnan(box[0]) else tuple(box)))
+    for line in lines:
+        while line and line[-1].text.isspace():
+            line.pop()
+        # A soft hyphen is a hyphen at the end of a line, and nothing in it.
+        line[:-1] = [glyph for glyph in line[:-1] if glyph.text != SOFT_HYPHEN]
+    return [_join_spaced(line) for line in _join_vertical(lines)]
+
+
+def normalize_forms(text: str) -> str:
+    """Returns the letters that presentation forms stand for; drops control characters."""
+    if len(text) == 1 and (unicodedata.category(text) == 'Cc' or text == '\ufeff'):
+        return ''
+    return unicodedata.normalize('NFKC', text).strip() if _FORMS.match(text) else text
+
+
+def lines_text(lines: Sequence[Line]) -> str:
+    """Returns the text of lines."""
+    return '\n'.join(''.join(glyph.text for glyph in line).rstrip() for line in lines).strip()
+
+
+def lines_words(lines: Sequence[Line], size: tuple[int, int]) -> list[Word]:
+    """Returns the runs of characters between white space; a hyphenated word is two.
+
+    Args:
+      lines: of the page.
+      size: width and height of its image, where boxes end.
+    """
+    words = []
+    for line in lines:
+        run: list[Glyph] = []
+        for glyph in [*line, SPACE]:
+            if glyph.text.isspace() or run and _is_elsewhere(run, glyph):
+                words += _word(run, size)
+                run = []
+            if not glyph.text.isspace():
+                run.append(glyph)
+    return words
+
+
+def _is_elsewhere(run: Sequence[Glyph], glyph: Glyph) -> bool:
+    """Whether a character stands left of a run and above or below all of it."""
+    boxes = [other.box for other in run if other.box]
+    if not boxes or glyph.box is None:
+        return False
+    return glyph.box[0] < min(box[0] for box in boxes) and (
+        glyph.box[1] > max(box[3] for box in boxes) or glyph.box[3] < min(box[1] for box in boxes))
+
+
+def _word(run: Sequence[Glyph], size: tuple[int, int]) -> list[Word]:
+    bounds = line_box(run)
+    text = ''.join(glyph.text for glyph in run).replace(SOFT_HYPHEN, '-')
+    if bounds is None or not text:
+        return []
+    box = (max(math.floor(bounds[0]), 0), max(math.floor(bounds[1]), 0),
+           min(math.ceil(bounds[2]), size[0]), min(math.ceil(bounds[3]), size[1]))
+    return [] if box[0] >= box[2] or box[1] >= box[3] else [Word(text, box)]
+
+
+def line_box(line: Sequence[Glyph]) -> tuple[float, float, float, float] | None:
+    """Returns x1, y1, x2, y2 around all characters of a line, None if it has none."""
+    boxes = [glyph.box for glyph in line if glyph.box]
+    if not boxes:
+        return None
+    x1, y1, x2, y2 = zip(*boxes, strict=True)
+    return min(x1), min(y1), max(x2), max(y2)
+
+
+def _join_vertical(lines: Sequence[Line]) -> list[Line]:
+    """Joins characters that stand below each other, each of which counts as a line."""
+    result: list[Line] = []
+    for line in lines:
+        last = result[-1] if result else []
+        if (len(line) == 1 and last and _is_ideograph(line[0]) and all(map(_is_ideograph, last))
+                and _is_below(last, line[0])):
+            last.extend(line)
+        else:
+            result.append(list(line))
+    return result
+
+
+def _is_ideograph(glyph: Glyph) -> bool:
+    return bool(_IDEOGRAPHS.match(glyph.text))
+
+
+def _is_below(column: Sequence[Glyph], glyph: Glyph) -> bool:
+    above, box = column[-1].box, glyph.box
+    # A column begins with one character; a line of several is followed by another line.
+    if above is None or box is None or len(column) > 1 and column[-2].box is not None and (
+            column[-2].box[3] > above[1] + 0.5 * (above[3] - above[1])):
+        return False
+    em = max(above[3] - above[1], above[2] - above[0], box[3] - box[1], box[2] - box[0])
+    centred = abs((above[0] + above[2]) - (box[0] + box[2])) / 2 < 0.3 * em
+    return centred and -0.2 * em < box[1] - above[3] < em
+
+
+def _join_spaced(line: Line) -> Line:
+    """Joins letters that are set wide apart, so that each counts as a word: K E Y N O T E."""
+    tokens: list[list[int]] = []  # Indices of the characters of a word.
+    for i, glyph in enumerate(line):
+        if glyph.text.isspace():
+            continue
+        if i and not line[i - 1].text.isspace():
+            tokens[-1].append(i)
+        else:
+            tokens.append([i])
+    drop: set[int] = set()
+    start = 0
+    while start < len(tokens):
+        end = start
+        while end < len(tokens) and len(tokens[end]) == 1:
+            end += 1
+        drop |= _spaces_inside(line, [token[0] for token in tokens[start:end]])
+        start = end + 1
+    return [glyph for i, glyph in enumerate(line) if i not in drop] if drop else line
+
+
+def _spaces_inside(line: Line, letters: Sequence[int]) -> set[int]:
+    """Returns the indices of spaces that stand inside of words whose letters are set apart.
+
+    Args:
+      line: of text.
+      letters: indices of characters with spaces between all of them.
+    """
+    boxes = [line[i].box for i in letters]
+    if len(letters) < 2 or any(box is None for box in boxes):
+        return set()
+    text = ''.join(line[i].text for i in letters)
+    edges = np.array(boxes)
+    heights = edges[:, 3] - edges[:, 1]
+    gaps = edges[1:, 0] - edges[:-1, 2]
+    middle = float(np.median(gaps))
+    if all(map(_IDEOGRAPHS.match, text)):
+        em = float(max(heights.max(), (edges[:, 2] - edges[:, 0]).max()))
+        widest = 2.5 if len(letters) > 2 else 1.3
+    else:
+        in_order = all(ord(b) - ord(a) == 1 for a, b in zip(text, text[1:], strict=False))
+        letters_only = sum(map(str.isalpha, text))
+        if len(text) < 4 or letters_only < 4 or not text.isalnum() or in_order:
+            return set()
+        em, widest = float(heights.max()) / 0.7, 1.6
+    inside = gaps <= 1.5 * middle + 0.1 * em
+    spread = float(np.ptp(gaps[inside]))
+    if not 0 < middle <= widest * em or spread > 0.3 * em + 0.25 * middle:
+        return set()
+    runs = np.split(np.arange(len(letters)), np.nonzero(~inside)[0] + 1)
+    if max(map(len, runs)) < min(len(letters), 3):
+        return set()
+    return {space for a, b, is_inside in zip(letters, letters[1:], inside, strict=False)
+            if is_inside for space in range(a + 1, b)}
