@@ -45,6 +45,18 @@ class Characters:
         return spaces | np.isnan(self.boxes[:, 0])
 
 
+def _fast(function: Any, result: Any, *arguments: Any) -> Any:
+    """The same function of PDFium with handles as plain numbers, for use on each character."""
+    address = ctypes.cast(function, ctypes.c_void_p).value
+    return ctypes.CFUNCTYPE(result, *arguments)(address)  # type: ignore[arg-type]
+
+
+_unicode = _fast(raw.FPDFText_GetUnicode, ctypes.c_uint, ctypes.c_void_p, ctypes.c_int)
+_text_object = _fast(raw.FPDFText_GetTextObject, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int)
+_char_box = _fast(raw.FPDFText_GetCharBox, ctypes.c_int, ctypes.c_void_p, ctypes.c_int,
+                  *[ctypes.c_void_p] * 4)
+
+
 def read_characters(textpage: Any) -> Characters:
     """Returns the characters of a PDFium text page.
 
@@ -52,41 +64,36 @@ def read_characters(textpage: Any) -> Characters:
       textpage: raw handle.
     """
     count = max(raw.FPDFText_CountChars(textpage), 0)
-    edges = [ctypes.c_double() for _ in range(4)]
-    left, right, bottom, top = edges
-    pointers = [ctypes.byref(edge) for edge in edges]
+    address = ctypes.addressof(textpage.contents)
+    edges = (ctypes.c_double * 4)()
+    pointers = [ctypes.addressof(edges) + 8 * i for i in (0, 2, 1, 3)]
     text: list[str] = []
-    boxes: list[tuple[float, float, float, float]] = []
+    boxes: list[Sequence[float]] = []
     owners: list[int] = []
-    objects: list[Any] = []
     shapeless = np.zeros(count, bool)
     numbers: dict[int, int] = {}
-    unicode, char_box, text_object = (
-        raw.FPDFText_GetUnicode, raw.FPDFText_GetCharBox, raw.FPDFText_GetTextObject)
     for i in range(count):
-        code = unicode(textpage, i)
+        code = _unicode(address, i)
         character = chr(code) if 0 < code < 0x110000 else ''
         text.append(character)
-        handle = None if character in '\r\n' else text_object(textpage, i)
+        handle = None if character in '\r\n' else _text_object(address, i)
         if not handle:
             # What PDFium has added has no place on the page.
             boxes.append(_NOWHERE)
             owners.append(-1)
             continue
-        address = ctypes.addressof(handle.contents)
-        number = numbers.get(address)
-        if number is None:
-            number = numbers[address] = len(objects)
-            objects.append(handle)
-        owners.append(number)
-        if not char_box(textpage, i, *pointers):
+        owners.append(numbers.setdefault(handle, len(numbers)))
+        if character == ' ' or not _char_box(address, i, *pointers):
             boxes.append(_NOWHERE)
-        elif right.value <= left.value or top.value <= bottom.value:
+            continue
+        box = edges[:]
+        if box[2] > box[0] and box[3] > box[1]:
+            boxes.append(box)
+        else:
             boxes.append(_loose_box(textpage, i))
             shapeless[i] = True
-        else:
-            boxes.append((left.value, bottom.value, right.value, top.value))
     _join_surrogates(text)
+    objects = [ctypes.cast(handle, raw.FPDF_PAGEOBJECT) for handle in numbers]
     modes = [raw.FPDFTextObj_GetTextRenderMode(handle) for handle in objects]
     return Characters(text, np.asarray(boxes, np.float64).reshape(-1, 4), shapeless,
                       np.asarray(owners, np.int64), objects, np.asarray(modes, np.int64))

@@ -8,6 +8,7 @@ from pypdfium2 import raw
 
 from vrag_jax.ingestion.pdf_characters import Characters
 
+_SPECK = 0.5  # Points: smaller characters have no outline, whatever their font.
 _UNPAINTED = (3, 7)
 # Of Debian and Ubuntu, by the first word of the names of a script's characters.
 _PACKAGES = {'CJK': 'fonts-noto-cjk', 'HIRAGANA': 'fonts-noto-cjk', 'KATAKANA': 'fonts-noto-cjk',
@@ -30,7 +31,8 @@ def missing_fonts(characters: Characters) -> tuple[np.ndarray, str]:
     names: set[str] = set()
     packages: set[str] = set()
     embedded: dict[int, bool] = {}
-    [candidates] = np.nonzero(characters.shapeless & ~characters.blank)
+    wide = characters.boxes[:, 2] - characters.boxes[:, 0] > _SPECK
+    [candidates] = np.nonzero(characters.shapeless & wide & ~characters.blank)
     for i in candidates:
         owner = int(characters.owners[i])
         if owner < 0 or characters.modes[owner] in _UNPAINTED:

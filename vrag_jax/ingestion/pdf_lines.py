@@ -1,10 +1,10 @@
 """Lines of text of a PDF page: as a person reads them, not as their letters were placed."""
 
-import dataclasses
 import math
 import re
 import unicodedata
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,9 +18,15 @@ _FORMS = re.compile('[\u2e80-\u2fdf\uf900-\ufaff\ufb00-\ufdff\ufe70-\ufefc]')
 _IDEOGRAPHS = re.compile('[\u3005-\u3007\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff'
                          '\U00020000-\U0003134f]')
 
+_TOKEN = re.compile('\\S+')
+_SPACED = re.compile('(?<!\\S)\\S\\s+\\S(?!\\S)')
 
-@dataclasses.dataclass(frozen=True)
-class Glyph:
+
+Box = tuple[float, float, float, float]
+_NOWHERE = (math.inf, math.inf, -math.inf, -math.inf)
+
+
+class Glyph(NamedTuple):
     """A character of a line.
 
     Attributes:
@@ -29,7 +35,7 @@ class Glyph:
     """
 
     text: str
-    box: tuple[float, float, float, float] | None = None
+    box: Box | None = None
 
 
 Line = list[Glyph]
@@ -59,6 +65,8 @@ def read_lines(characters: Characters, boxes: np.ndarray, seen: np.ndarray,
             lines.append([])
         if not is_seen:
             dropped = True
+        elif '!' <= text <= '~':  # Most are.
+            lines[-1].append(Glyph(text, None if box[0] != box[0] else tuple(box)))
         elif text == '\n':
             if dropped and not any(glyph.box for glyph in lines[-1]):
                 lines[-1] = []
@@ -66,7 +74,7 @@ def read_lines(characters: Characters, boxes: np.ndarray, seen: np.ndarray,
                 lines.append([])
             dropped = False
         elif text in HYPHENS:
-            lines[-1].append(Glyph('-', None if math.isnan(box[0]) else tuple(box)))
+            lines[-1].append(Glyph('-', None if box[0] != box[0] else tuple(box)))
             lines.append([])
         elif text.isspace():
             if text != '\r' and not (dropped and lines[-1] and lines[-1][-1].box is None):
@@ -74,12 +82,13 @@ def read_lines(characters: Characters, boxes: np.ndarray, seen: np.ndarray,
         else:
             text = normalize_forms(text)
             if text:
-                lines[-1].append(Glyph(text, None if math.isnan(box[0]) else tuple(box)))
+                lines[-1].append(Glyph(text, None if box[0] != box[0] else tuple(box)))
     for line in lines:
         while line and line[-1].text.isspace():
             line.pop()
         # A soft hyphen is a hyphen at the end of a line, and nothing in it.
-        line[:-1] = [glyph for glyph in line[:-1] if glyph.text != SOFT_HYPHEN]
+        if any(glyph.text == SOFT_HYPHEN for glyph in line[:-1]):
+            line[:-1] = [glyph for glyph in line[:-1] if glyph.text != SOFT_HYPHEN]
     return [_join_spaced(line) for line in _join_vertical(lines)]
 
 
@@ -104,36 +113,33 @@ def lines_words(lines: Sequence[Line], size: tuple[int, int]) -> list[Word]:
     """
     words = []
     for line in lines:
-        run: list[Glyph] = []
+        text, bounds = '', _NOWHERE
         for glyph in [*line, SPACE]:
-            if glyph.text.isspace() or run and _is_elsewhere(run, glyph):
-                words += _word(run, size)
-                run = []
+            box = glyph.box
+            if glyph.text.isspace() or box and box[2] < bounds[0] < math.inf and (
+                    box[1] > bounds[3] or box[3] < bounds[1]):  # Left of it, above or below.
+                words += _word(text, bounds, size)
+                text, bounds = '', _NOWHERE
             if not glyph.text.isspace():
-                run.append(glyph)
+                text += glyph.text
+                if box:
+                    bounds = (min(bounds[0], box[0]), min(bounds[1], box[1]),
+                              max(bounds[2], box[2]), max(bounds[3], box[3]))
     return words
 
 
-def _is_elsewhere(run: Sequence[Glyph], glyph: Glyph) -> bool:
-    """Whether a character stands left of a run and above or below all of it."""
-    boxes = [other.box for other in run if other.box]
-    if not boxes or glyph.box is None:
-        return False
-    return glyph.box[0] < min(box[0] for box in boxes) and (
-        glyph.box[1] > max(box[3] for box in boxes) or glyph.box[3] < min(box[1] for box in boxes))
-
-
-def _word(run: Sequence[Glyph], size: tuple[int, int]) -> list[Word]:
-    bounds = line_box(run)
-    text = ''.join(glyph.text for glyph in run).replace(SOFT_HYPHEN, '-')
-    if bounds is None or not text:
+def _word(text: str, bounds: Box, size: tuple[int, int]) -> list[Word]:
+    """Returns the word, [] if none of it is on the image."""
+    if not text or bounds == _NOWHERE:
         return []
     box = (max(math.floor(bounds[0]), 0), max(math.floor(bounds[1]), 0),
            min(math.ceil(bounds[2]), size[0]), min(math.ceil(bounds[3]), size[1]))
-    return [] if box[0] >= box[2] or box[1] >= box[3] else [Word(text, box)]
+    if box[0] >= box[2] or box[1] >= box[3]:
+        return []
+    return [Word(text.replace(SOFT_HYPHEN, '-'), box)]
 
 
-def line_box(line: Sequence[Glyph]) -> tuple[float, float, float, float] | None:
+def line_box(line: Sequence[Glyph]) -> Box | None:
     """Returns x1, y1, x2, y2 around all characters of a line, None if it has none."""
     boxes = [glyph.box for glyph in line if glyph.box]
     if not boxes:
@@ -172,15 +178,11 @@ def _is_below(column: Sequence[Glyph], glyph: Glyph) -> bool:
 
 def _join_spaced(line: Line) -> Line:
     """Joins letters that are set wide apart, so that each counts as a word: K E Y N O T E."""
-    tokens: list[list[int]] = []  # Indices of the characters of a word.
-    for i, glyph in enumerate(line):
-        if glyph.text.isspace():
-            continue
-        if i and not line[i - 1].text.isspace():
-            tokens[-1].append(i)
-        else:
-            tokens.append([i])
     drop: set[int] = set()
+    text = ''.join(glyph.text[:1] for glyph in line)
+    if not _SPACED.search(text):
+        return line
+    tokens = [range(*match.span()) for match in _TOKEN.finditer(text)]
     start = 0
     while start < len(tokens):
         end = start
@@ -215,9 +217,10 @@ def _spaces_inside(line: Line, letters: Sequence[int]) -> set[int]:
         if len(text) < 4 or letters_only < 4 or not text.isalnum() or in_order:
             return set()
         em, widest = float(heights.max()) / 0.7, 1.6
+    if not 0 < middle <= widest * em:
+        return set()
     inside = gaps <= 1.5 * middle + 0.1 * em
-    spread = float(np.ptp(gaps[inside]))
-    if not 0 < middle <= widest * em or spread > 0.3 * em + 0.25 * middle:
+    if np.ptp(gaps[inside]) > 0.3 * em + 0.25 * middle:
         return set()
     runs = np.split(np.arange(len(letters)), np.nonzero(~inside)[0] + 1)
     if max(map(len, runs)) < min(len(letters), 3):

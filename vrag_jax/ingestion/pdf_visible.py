@@ -5,6 +5,7 @@ clipping, colours, transparency and whatever lies on top, without knowing any of
 makes no difference is kept where it is the OCR layer of a scan.
 """
 
+import ctypes
 import itertools
 import math
 from collections.abc import Sequence
@@ -16,8 +17,11 @@ from pypdfium2 import raw
 from vrag_jax.ingestion.pdf_characters import Characters, page_objects
 from vrag_jax.ingestion.pdf_geometry import Projection
 
-_PIXELS = 500_000  # Small pages are compared at this size, others at 72 dpi.
+_PIXELS = 300_000  # Of the images that are compared; a letter of 8 points has six rows in them.
+_LEAST_SCALE = 0.75  # Of those of large pages, in pixels a point.
 _SEEN = 5  # Of 255: a smaller difference of a colour is seen by nobody.
+# Of four bytes the first three, in the order of this machine.
+_COLOURS = np.array([1, 1, 1, 0], np.uint8).view(np.uint32)
 _INK = 24  # Of 255: ink of a scan differs from its paper by more.
 _UNPAINTED = (3, 7)  # Rendering modes: neither filled nor stroked.
 _SCAN = 0.5  # Of a page is covered by the images of a scan.
@@ -35,7 +39,8 @@ class Visibility:
     def __init__(self, page: Any, scale: float):
         self._page = page
         width, height = page.get_size()
-        self._scale = min(scale, max(1.0, math.sqrt(_PIXELS / (width * height))))
+        self._own_scale = scale
+        self._scale = min(scale, max(_LEAST_SCALE, math.sqrt(_PIXELS / (width * height))))
         self._projection: Projection | None = None
         self._objects = list(page_objects(page.raw))
         self._texts = [handle for handle, kind, _ in self._objects
@@ -55,9 +60,14 @@ class Visibility:
             return np.ones(len(blank), bool)
         bare, whole = self._without_text(), self._render(with_added=added)
         windows, inside = self._windows(characters, bare)
-        changed = _difference(bare, whole) > _SEEN
+        changed = _changed(bare, whole)
         painted = ~np.isin(characters.modes[characters.owners], _UNPAINTED)
-        seen = painted & inside & ~blank & _any(changed, windows)
+        differs = inside & ~blank & (_share(changed, windows) > 0)
+        seen = painted & differs
+        # PDFium reads a text once that is drawn twice: first unseen, and then for all to see.
+        twice = differs & ~painted
+        if twice.any():
+            seen[twice] = _share(_filled(changed.shape, windows[seen]), windows[twice]) < 0.5
         if added:
             return seen | blank
         self._look_through(characters, windows, seen)
@@ -71,11 +81,11 @@ class Visibility:
         return _without_small_gaps(seen, blank) | blank
 
     def _render(self, with_added: bool = False) -> np.ndarray:
-        """Returns the page, (height, width, 3) uint8."""
+        """Returns the page, (height, width, 4) uint8; the fourth is no colour."""
         bitmap = self._page.render(
             scale=self._scale, rev_byteorder=True, prefer_bgrx=True, maybe_alpha=False,
             draw_annots=with_added, may_draw_forms=with_added)
-        return bitmap.to_numpy()[..., :3]
+        return bitmap.to_numpy()
 
     def _activate(self, handles: Sequence[Any], active: bool) -> None:
         for handle in handles:
@@ -90,16 +100,21 @@ class Visibility:
 
     def _windows(self, characters: Characters, image: np.ndarray
                  ) -> tuple[np.ndarray, np.ndarray]:
-        """Returns the pixels of the characters' boxes, and which of them lie on the page."""
+        """Returns the pixels of the characters' boxes, and which of them can be
+        seen at all."""
         height, width = image.shape[:2]
         if self._projection is None:
             self._projection = Projection(self._page, (width, height))
         boxes = self._projection.boxes(characters.boxes)
         centres = (boxes[:, :2] + boxes[:, 2:]) / 2
         inside = ((centres >= 0) & (centres <= (width, height))).all(1)
+        # What is smaller than a pixel of the page's image is a speck to everybody.
+        inside &= (boxes[:, 2:] - boxes[:, :2]).max(1) * self._own_scale > self._scale
         boxes = np.where(inside[:, None], boxes, 0)
         low = np.floor(boxes[:, :2])
-        high = np.maximum(np.ceil(boxes[:, 2:]), low + 1)
+        high = np.ceil(boxes[:, 2:])
+        thin = high - low < 2  # A dash between two rows of pixels is painted in both.
+        low, high = np.where(thin, low - 1, low), np.where(thin, high + 1, high)
         limits = np.array([width, height] * 2)
         return np.clip(np.hstack([low, high]), 0, limits).astype(np.int64), inside
 
@@ -110,14 +125,19 @@ class Visibility:
         if not groups:
             return
         bare = self._without_text()
+        listed = {ctypes.addressof(handle.contents) for handle in characters.objects}
+        # PDFium reads text once that is drawn twice; the copy may be the one that is seen.
+        copies = [handle for handle in self._texts
+                  if ctypes.addressof(handle.contents) not in listed]
         self._activate(self._texts, False)
+        self._activate(copies, True)
         for group in groups:
             handles = [characters.objects[number] for number in group]
             self._activate(handles, True)
-            changed = _difference(bare, self._render()) > _SEEN
+            changed = _changed(bare, self._render())
             self._activate(handles, False)
             own = seen & np.isin(characters.owners, group)
-            seen[own] = _any(changed, windows[own])
+            seen[own] = _share(changed, windows[own]) > 0
         self._activate(self._texts, True)
 
     def _on_scan(self, windows: np.ndarray, wanted: np.ndarray, shape: tuple[int, ...]
@@ -126,34 +146,47 @@ class Visibility:
         found = np.zeros(len(windows), bool)
         if not wanted.any() or self._projection is None:
             return found
-        covered = np.zeros(shape[:2], bool)
-        for handle, kind, forms in self._objects:
-            if kind == raw.FPDF_PAGEOBJ_IMAGE:
-                x1, y1, x2, y2 = self._projection.boxes(_image_box(handle, forms)[None])[0]
-                covered[max(round(y1), 0):max(round(y2), 0), max(round(x1), 0):max(round(x2), 0)
-                        ] = True
+        images = [_image_box(handle, forms) for handle, kind, forms in self._objects
+                  if kind == raw.FPDF_PAGEOBJ_IMAGE]
+        boxes = self._projection.boxes(np.array(images).reshape(-1, 4))
+        covered = _filled(shape, boxes.round().clip(0).astype(np.int64))
         if covered.mean() >= _SCAN:
-            found[wanted] = _any(covered, windows[wanted])
+            found[wanted] = _share(covered, windows[wanted]) > 0.5
         return found
 
 
-def _difference(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Returns the largest difference of the colours, (height, width) uint8."""
-    difference = np.maximum(a, b) - np.minimum(a, b)
-    return np.maximum(np.maximum(difference[..., 0], difference[..., 1]), difference[..., 2])
+def _changed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Returns where two images differ visibly, (height, width) bool."""
+    difference = np.maximum(a, b)
+    difference -= np.minimum(a, b)
+    return np.squeeze((difference > _SEEN).view(np.uint32) & _COLOURS, 2) > 0
 
 
-def _any(mask: np.ndarray, windows: np.ndarray) -> np.ndarray:
-    """Returns for each window (x1, y1, x2, y2) whether the mask is set anywhere in it."""
-    sums = np.zeros((mask.shape[0] + 1, mask.shape[1] + 1), np.int32)
-    np.cumsum(mask, 0, out=sums[1:, 1:])
-    np.cumsum(sums[1:, 1:], 1, out=sums[1:, 1:])
+def _filled(shape: tuple[int, ...], windows: np.ndarray) -> np.ndarray:
+    """Returns which pixels of an image lie in any window, (height, width) bool."""
+    filled = np.zeros(shape[:2], bool)
+    for x1, y1, x2, y2 in windows.tolist():
+        filled[y1:y2, x1:x2] = True
+    return filled
+
+
+def _share(mask: np.ndarray, windows: np.ndarray) -> np.ndarray:
+    """Returns how much of each window (x1, y1, x2, y2) the mask fills, 0 to 1."""
+    # Counts wrap around where a row has more than 65,535; their differences do not.
+    sums = np.zeros((mask.shape[0], mask.shape[1] + 1), np.uint16)
+    np.cumsum(mask, 1, dtype=np.uint16, out=sums[:, 1:])
     x1, y1, x2, y2 = windows.T
-    return sums[y2, x2] - sums[y1, x2] - sums[y2, x1] + sums[y1, x1] > 0
+    heights = np.maximum(y2 - y1, 0)
+    ends = np.cumsum(heights)
+    which = np.repeat(np.arange(len(windows)), heights)
+    rows = np.arange(len(which)) - (ends - heights)[which] + y1[which]
+    counts = sums[rows, x2[which]] - sums[rows, x1[which]]
+    total = np.bincount(which, counts, len(windows))
+    return total / np.maximum((x2 - x1) * heights, 1)
 
 
 def _overlapping(owners: np.ndarray, windows: np.ndarray, seen: np.ndarray) -> list[list[int]]:
-    """Returns groups of objects whose characters stand at the place of those of others.
+    """Returns groups of objects most of whose characters stand at the place of others.
 
     No two of a group stand at the same place.
     """
@@ -161,6 +194,7 @@ def _overlapping(owners: np.ndarray, windows: np.ndarray, seen: np.ndarray) -> l
     if len(indices) < 2:
         return []
     pairs: set[tuple[int, int]] = set()
+    covered = np.zeros(len(owners), bool)
     middle = windows[:, 1] + windows[:, 3]
     height = max(int(np.median(windows[indices, 3] - windows[indices, 1])), 1)
     # Lines that a border of the bands cuts in one go are whole in the other.
@@ -170,17 +204,29 @@ def _overlapping(owners: np.ndarray, windows: np.ndarray, seen: np.ndarray) -> l
         a, b = order[:-1], order[1:]
         both = (np.minimum(windows[a, 2:], windows[b, 2:])
                 - np.maximum(windows[a, :2], windows[b, :2])).clip(0).prod(1)
-        area = np.minimum((windows[a, 2:] - windows[a, :2]).prod(1),
-                          (windows[b, 2:] - windows[b, :2]).prod(1))
-        same = (both > 0.5 * area) & (owners[a] != owners[b])
+        areas = np.stack([(windows[i, 2:] - windows[i, :2]).prod(1) for i in (a, b)])
+        # A comma below the arm of a Y has a small part of its box.
+        same = (both > np.maximum(0.5 * areas.min(0), 0.3 * areas.max(0))) & (
+            owners[a] != owners[b])
+        covered[a[same]] = covered[b[same]] = True
         pairs |= {(int(min(x)), int(max(x)))
                   for x in zip(owners[a[same]], owners[b[same]], strict=True)}
+    # Two letters may be that close: of an `fi`, or where the pair is kerned.
+    inner = covered[:-2] & covered[1:-1] & covered[2:]
+    long = np.zeros_like(covered)
+    for i in range(3):
+        long[i:len(long) - 2 + i] |= inner
+    covered &= long
+    if not covered.any():
+        return []
+    totals = np.bincount(owners[indices])
+    mostly = np.bincount(owners[covered], minlength=len(totals)) > 0.5 * totals
     groups: list[set[int]] = []
     enemies: dict[int, set[int]] = {}
     for x, y in pairs:
         enemies.setdefault(x, set()).add(y)
         enemies.setdefault(y, set()).add(x)
-    for number in sorted(enemies):
+    for number in sorted(number for number in enemies if mostly[number]):
         group = next((group for group in groups if not group & enemies[number]), None)
         if group is None:
             groups.append(group := set())
@@ -210,7 +256,7 @@ def _is_ink(image: np.ndarray, windows: np.ndarray) -> bool:
     x1, y1 = windows[:, :2].min(0)
     x2, y2 = windows[:, 2:].max(0)
     spare = (y2 - y1) // 4  # Boxes of an OCR may be a little off.
-    box = image[max(y1 - spare, 0):y2 + spare, x1:x2].astype(np.int16)
+    box = image[max(y1 - spare, 0):y2 + spare, x1:x2, :3].astype(np.int16)
     if not box.size:
         return False
     paper = np.median(box, axis=(0, 1))
