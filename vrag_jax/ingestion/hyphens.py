@@ -21,6 +21,7 @@ _LINES_BETWEEN = 3  # Of a header or footer, between two halves of a word.
 # Of these no more is known than that a hyphen commonly follows.
 _PREFIXES = frozenset('all anti cross ex half high low long mid non quasi self semi short well'
                       .split())
+_BEFORE_NAMES = _PREFIXES | set('indo inter neo pan post pre pro sub trans un'.split())
 
 
 def join_lines(texts: Sequence[str]) -> list[str]:
@@ -95,6 +96,9 @@ class _Document:
             return left + right
         if len(left) == 1 and not right[0].isdigit() and len(right) == 1:
             return match.group()  # Two marks in a table: A- above B.
+        a, b = _halves(left, right)
+        if a.islower() and b[0].isupper() and a not in _BEFORE_NAMES and self._known(a, b) is None:
+            return match.group()  # A footer or heading stands between the halves.
         return left + right if self._is_one_word(left, right) else f'{left}{hyphen}{right}'
 
     def complete(self, text: str, after: str) -> str:
