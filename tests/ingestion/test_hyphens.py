@@ -24,6 +24,7 @@ TYPESET = ('informa-\ntion ele-\nphant infor-\nmal informal information elephant
     # Nothing does.
     ('model X-\n15', 'model X-15'), ('Covid-\n19', 'Covid-19'), ('2019-\n2020', '2019-2020'),
     ('an X-\nray', 'an X-ray'), ('Anglo-\nSaxon', 'Anglo-Saxon'),
+    ('Instruct-\nGPT as InstructGPT', 'InstructGPT as InstructGPT'),
     ('non-\nEnglish', 'non-English'), ('infor-\nHeading', 'infor-\nHeading'),
     ('anti-\ninflammatory', 'anti-inflammatory'), ('state-of-\nthe-art', 'state-of-the-art'),
     ('co-\noperate', 'co-operate'), ('a low-\ncost flight', 'a low-cost flight'),

@@ -19,7 +19,7 @@ _AT_END = re.compile(f'([^\\W_]{{2,}})([{_HYPHENS}{SOFT_HYPHEN}])$')
 _AT_START = re.compile('[^\\W\\d_]{2,}')
 _LINES_BETWEEN = 3  # Of a header or footer, between two halves of a word.
 # Of these no more is known than that a hyphen commonly follows.
-_PREFIXES = frozenset('all anti cross ex half high low long mid non quasi self semi short well'
+_PREFIXES = frozenset('all anti cross half high low long mid non quasi self semi short well'
                       .split())
 _BEFORE_NAMES = _PREFIXES | set('indo inter neo pan post pre pro sub trans un'.split())
 
@@ -75,11 +75,11 @@ class _Document:
         a, b = _halves(left, right)
         if a[-1].isdigit() or b[0].isdigit() or len(a) == 1:
             return False  # 2019-2020, Covid-19, X-ray.
-        if b[0].isupper() and not a.isupper():
-            return False  # Anglo-Saxon.
         known = self._known(a, b)
         if known is not None:
             return known
+        if b[0].isupper() and not a.isupper():
+            return False  # Anglo-Saxon.
         if a != left or b != right:
             return False  # State-of-the-art.
         a, b = a.lower(), b.lower()
