@@ -118,7 +118,7 @@ class Pdf:
         textpage = page.get_textpage()
         try:
             characters = read_characters(textpage.raw)
-            lacking, font_error = missing_fonts(characters)
+            lacking, font_error = missing_fonts(characters, visibility.texts)
             lines = read_lines(characters, projection.boxes(characters.boxes),
                                visibility.seen(characters) | lacking)
         finally:
@@ -127,7 +127,7 @@ class Pdf:
             if annotations is None:
                 return lines, font_error
             added, fields = annotations.characters, annotations.fields
-            lacking, added_error = missing_fonts(added)
+            lacking, added_error = missing_fonts(added, ())
             added_lines = read_lines(added, projection.boxes(added.boxes),
                                      visibility.seen(added, added=True) | lacking,
                                      annotations.numbers)

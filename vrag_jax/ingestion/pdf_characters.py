@@ -11,6 +11,8 @@ from pypdfium2 import raw
 # PDFium's marks of a hyphen at the end of a line whose word goes on in the next.
 HYPHENS = ('\x02', '\ufffe')
 _NOWHERE = (np.nan, np.nan, np.nan, np.nan)
+# Of the longer side of a character; one without an outline gets a thousandth.
+_THINNEST = 0.002
 _DEPTH = 16  # Of forms in forms; a form that holds itself has no end.
 
 
@@ -87,7 +89,8 @@ def read_characters(textpage: Any) -> Characters:
             boxes.append(_NOWHERE)
             continue
         box = edges[:]
-        if box[2] > box[0] and box[3] > box[1]:
+        width, height = box[2] - box[0], box[3] - box[1]
+        if min(width, height) > _THINNEST * max(width, height):
             boxes.append(box)
         else:
             boxes.append(_loose_box(textpage, i))

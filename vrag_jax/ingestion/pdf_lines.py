@@ -89,7 +89,7 @@ def read_lines(characters: Characters, boxes: np.ndarray, seen: np.ndarray,
         # A soft hyphen is a hyphen at the end of a line, and nothing in it.
         if any(glyph.text == SOFT_HYPHEN for glyph in line[:-1]):
             line[:-1] = [glyph for glyph in line[:-1] if glyph.text != SOFT_HYPHEN]
-    return [_join_spaced(line) for line in _join_vertical(lines)]
+    return [_join_spaced(line) for line in _order_columns(_join_vertical(lines))]
 
 
 def normalize_forms(text: str) -> str:
@@ -159,6 +159,25 @@ def _join_vertical(lines: Sequence[Line]) -> list[Line]:
         else:
             result.append(list(line))
     return result
+
+
+def _order_columns(lines: list[Line]) -> list[Line]:
+    """Puts columns that stand side by side in the order of vertical writing, from the right."""
+    result: list[Line] = []
+    columns: list[tuple[Box, Line]] = []
+    for line in [*lines, []]:
+        box = line_box(line)
+        is_column = (box is not None and len(line) > 1 and box[3] - box[1] > 1.5 * (box[2] - box[0])
+                     and all(map(_is_ideograph, line)))
+        if columns and not (is_column and box is not None and box[1] < columns[-1][0][3]
+                            and box[3] > columns[-1][0][1]):
+            result += [column for _, column in sorted(columns, key=lambda item: -item[0][0])]
+            columns = []
+        if is_column and box is not None:
+            columns.append((box, line))
+        else:
+            result.append(line)
+    return result[:-1]
 
 
 def _is_ideograph(glyph: Glyph) -> bool:

@@ -34,6 +34,9 @@ class Visibility:
     Args:
       page: pypdfium2's page.
       scale: pixels a point of the page's own image; the comparison has no more.
+
+    Attributes:
+      texts: all text objects of the page, as PDFium's handles.
     """
 
     def __init__(self, page: Any, scale: float):
@@ -43,7 +46,7 @@ class Visibility:
         self._scale = min(scale, max(_LEAST_SCALE, math.sqrt(_PIXELS / (width * height))))
         self._projection: Projection | None = None
         self._objects = list(page_objects(page.raw))
-        self._texts = [handle for handle, kind, _ in self._objects
+        self.texts = [handle for handle, kind, _ in self._objects
                        if kind == raw.FPDF_PAGEOBJ_TEXT]
         self._bare: np.ndarray | None = None
 
@@ -93,9 +96,9 @@ class Visibility:
 
     def _without_text(self) -> np.ndarray:
         if self._bare is None:
-            self._activate(self._texts, False)
+            self._activate(self.texts, False)
             self._bare = self._render()
-            self._activate(self._texts, True)
+            self._activate(self.texts, True)
         return self._bare
 
     def _windows(self, characters: Characters, image: np.ndarray
@@ -127,9 +130,9 @@ class Visibility:
         bare = self._without_text()
         listed = {ctypes.addressof(handle.contents) for handle in characters.objects}
         # PDFium reads text once that is drawn twice; the copy may be the one that is seen.
-        copies = [handle for handle in self._texts
+        copies = [handle for handle in self.texts
                   if ctypes.addressof(handle.contents) not in listed]
-        self._activate(self._texts, False)
+        self._activate(self.texts, False)
         self._activate(copies, True)
         for group in groups:
             handles = [characters.objects[number] for number in group]
@@ -138,7 +141,7 @@ class Visibility:
             self._activate(handles, False)
             own = seen & np.isin(characters.owners, group)
             seen[own] = _share(changed, windows[own]) > 0
-        self._activate(self._texts, True)
+        self._activate(self.texts, True)
 
     def _on_scan(self, windows: np.ndarray, wanted: np.ndarray, shape: tuple[int, ...]
                  ) -> np.ndarray:
