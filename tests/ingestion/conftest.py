@@ -11,12 +11,14 @@ PdfMaker = Callable[..., Path]
 
 
 def pdf_bytes(texts: Sequence[str], size=(200, 100), page_entries='', trailer='') -> bytes:
-    """A PDF after ISO 32000-1, annex H: a page a text, in Helvetica 20 at (20, 40)."""
+    """A PDF after ISO 32000-1, annex H: a page a text, in Helvetica, at most 20, at (20, 40)."""
     kids = ' '.join(f'{3 + 2 * i} 0 R' for i in range(len(texts)))
     objects = [b'<< /Type /Catalog /Pages 2 0 R >>',
                f'<< /Type /Pages /Kids [{kids}] /Count {len(texts)} >>'.encode()]
     for i, text in enumerate(texts):
-        content = f'BT /F1 20 Tf 20 40 Td ({text}) Tj ET'.encode() if text else b''
+        # As large as fits on the page.
+        points = min(20.0, 1.6 * (size[0] - 30) / max(len(text), 1))
+        content = f'BT /F1 {points:g} Tf 20 40 Td ({text}) Tj ET'.encode() if text else b''
         objects += [
             f'<< /Type /Page /Parent 2 0 R /MediaBox [0 0 {size[0]} {size[1]}] {page_entries} '
             f'/Contents {4 + 2 * i} 0 R /Resources << /Font << /F1 << /Type /Font '
