@@ -10,6 +10,7 @@ from pypdfium2 import raw
 
 # PDFium's marks of a hyphen at the end of a line whose word goes on in the next.
 HYPHENS = ('\x02', '\ufffe')
+UNPAINTED = (3, 7)  # Text rendering modes: neither filled nor stroked.
 _NOWHERE = (np.nan, np.nan, np.nan, np.nan)
 # Of the longer side of a character; one without an outline gets a thousandth.
 _THINNEST = 0.002

@@ -9,10 +9,9 @@ from typing import Any
 import numpy as np
 from pypdfium2 import raw
 
-from vrag_jax.ingestion.pdf_characters import Characters
+from vrag_jax.ingestion.pdf_characters import UNPAINTED, Characters
 
 _SPECK = 0.5  # Points: smaller characters have no outline, whatever their font.
-_UNPAINTED = (3, 7)
 _CJK_PACKAGE, _OTHER_PACKAGE = 'fonts-noto-cjk', 'fonts-noto-core'  # Of Debian and Ubuntu.
 # First words of the names of characters.
 _CJK_CHARACTERS = frozenset('BOPOMOFO CJK FULLWIDTH HANGUL HIRAGANA IDEOGRAPHIC KATAKANA'.split())
@@ -43,7 +42,7 @@ def missing_fonts(characters: Characters, objects: Sequence[Any]) -> tuple[np.nd
     [candidates] = np.nonzero(characters.shapeless & wide & ~characters.blank)
     for i in candidates:
         owner = int(characters.owners[i])
-        if owner < 0 or characters.modes[owner] in _UNPAINTED:
+        if owner < 0 or characters.modes[owner] in UNPAINTED:
             continue
         text, font = characters.text[i], _substituted(characters.objects[owner])
         if font is None or unicodedata.category(text)[0] not in 'LNPS':
@@ -55,7 +54,7 @@ def missing_fonts(characters: Characters, objects: Sequence[Any]) -> tuple[np.nd
     read = {ctypes.addressof(handle.contents) for handle in characters.objects}
     for handle in objects:
         if (ctypes.addressof(handle.contents) not in read
-                and raw.FPDFTextObj_GetTextRenderMode(handle) not in _UNPAINTED):
+                and raw.FPDFTextObj_GetTextRenderMode(handle) not in UNPAINTED):
             font = _substituted(handle)
             if font is not None and _CJK_FONTS.search(font) and _family(handle).startswith(
                     _BUILT_IN):

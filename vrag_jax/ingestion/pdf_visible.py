@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from pypdfium2 import raw
 
-from vrag_jax.ingestion.pdf_characters import Characters, page_objects
+from vrag_jax.ingestion.pdf_characters import UNPAINTED, Characters, page_objects
 from vrag_jax.ingestion.pdf_geometry import Projection
 
 _PIXELS = 300_000  # Of the images that are compared; a letter of 8 points has six rows in them.
@@ -23,7 +23,6 @@ _SEEN = 5  # Of 255: a smaller difference of a colour is seen by nobody.
 # Of four bytes the first three, in the order of this machine.
 _COLOURS = np.array([1, 1, 1, 0], np.uint8).view(np.uint32)
 _INK = 24  # Of 255: ink of a scan differs from its paper by more.
-_UNPAINTED = (3, 7)  # Rendering modes: neither filled nor stroked.
 _SCAN = 0.5  # Of a page is covered by the images of a scan.
 _SHORTEST_GAP = 3  # Characters that are missing in the middle of a word.
 
@@ -45,9 +44,13 @@ class Visibility:
         self._own_scale = scale
         self._scale = min(scale, max(_LEAST_SCALE, math.sqrt(_PIXELS / (width * height))))
         self._projection: Projection | None = None
-        self._objects = list(page_objects(page.raw))
-        self.texts = [handle for handle, kind, _ in self._objects
-                       if kind == raw.FPDF_PAGEOBJ_TEXT]
+        self.texts: list[Any] = []
+        self._images: list[tuple[Any, Sequence[Any]]] = []  # And the forms around them.
+        for handle, kind, forms in page_objects(page.raw):
+            if kind == raw.FPDF_PAGEOBJ_TEXT:
+                self.texts.append(handle)
+            elif kind == raw.FPDF_PAGEOBJ_IMAGE:
+                self._images.append((handle, forms))
         self._bare: np.ndarray | None = None
 
     def seen(self, characters: Characters, added: bool = False) -> np.ndarray:
@@ -64,7 +67,7 @@ class Visibility:
         bare, whole = self._without_text(), self._render(with_added=added)
         windows, inside = self._windows(characters, bare)
         changed = _changed(bare, whole)
-        painted = ~np.isin(characters.modes[characters.owners], _UNPAINTED)
+        painted = ~np.isin(characters.modes[characters.owners], UNPAINTED)
         differs = inside & ~blank & (_share(changed, windows) > 0)
         seen = painted & differs
         # PDFium reads a text once that is drawn twice: first unseen, and then for all to see.
@@ -149,8 +152,7 @@ class Visibility:
         found = np.zeros(len(windows), bool)
         if not wanted.any() or self._projection is None:
             return found
-        images = [_image_box(handle, forms) for handle, kind, forms in self._objects
-                  if kind == raw.FPDF_PAGEOBJ_IMAGE]
+        images = [_image_box(handle, forms) for handle, forms in self._images]
         boxes = self._projection.boxes(np.array(images).reshape(-1, 4))
         covered = _filled(shape, boxes.round().clip(0).astype(np.int64))
         if covered.mean() >= _SCAN:
