@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from vrag_jax.ingestion.pdf import Pdf, clean_text
+from vrag_jax.ingestion.pdf import Pdf
 
 MANY = 16_000_000
 
 
 def read(file, number=1, dpi=144, max_pixels=MANY):
     with Pdf(file) as pdf:
-        image, text, words = pdf.read(number, dpi, max_pixels)
-        return np.asarray(image.convert('L')), text, words
+        page = pdf.read(number, dpi, max_pixels)
+        return np.asarray(page.image.convert('L')), page.text, page.words
 
 
 def test_a_page_is_rendered_at_its_dpi(make_pdf):
@@ -45,10 +45,47 @@ def test_word_boxes_hold_the_ink_of_their_words(make_pdf, entries, size):
     assert ink[inside].sum() > 0.99 * total
 
 
-def test_what_lies_outside_of_the_page_has_no_box(make_pdf):
-    words = read(make_pdf('a.pdf', 'Annual report', page_entries='/CropBox [0 0 80 100]'))[2]
-    assert [word.text for word in words] == ['Annual']
-    assert words[0].box[2] <= 160
+def test_what_lies_outside_of_the_page_is_not_read(make_pdf):
+    _, text, words = read(make_pdf('a.pdf', 'Annual report', page_entries='/CropBox [0 0 86 100]'))
+    assert text == 'Annual' and [word.text for word in words] == ['Annual']
+    assert words[0].box[2] <= 172
+
+
+@pytest.mark.parametrize('entries, size', [
+    # A CropBox that leaves nothing of the page shows all of it.
+    ('/CropBox [500 500 700 600]', (400, 200)), ('/CropBox [0 0 0 0]', (400, 200)),
+    ('/CropBox [-90 -90 -10 -10]', (400, 200)),
+    ('/CropBox [500 500 700 600] /Rotate 90', (200, 400)),
+    # What lies outside of the MediaBox is cut off; corners may come in any order.
+    ('/CropBox [-50 -50 180 90]', (360, 180)), ('/CropBox [180 90 0 0]', (360, 180))])
+def test_a_page_is_what_is_left_of_its_boxes(make_pdf, entries, size):
+    image, text, words = read(make_pdf('a.pdf', 'Annual report', page_entries=entries))
+    assert image.shape[::-1] == size
+    assert text == 'Annual report'
+    ink = image < 128
+    for word in words:
+        x1, y1, x2, y2 = word.box
+        ink[y1:y2, x1:x2] = False
+    assert not ink.any()
+
+
+def test_boxes_are_inherited(page_pdf):
+    file = page_pdf('BT /F1 12 Tf 150 150 Td (Annual report) Tj ET', page='/Parent 2 0 R')
+    file.write_bytes(file.read_bytes().replace(
+        b'/Type /Pages', b'/CropBox [100 100 300 200] /Type /Pages'))
+    image, text, words = read(file)
+    assert image.shape == (200, 400) and text == 'Annual report'
+    assert [word.box[0] for word in words][0] in range(98, 104)
+
+
+def test_the_geometry_case(shared_dir):
+    file = shared_dir / 'cases' / 'cropout.pdf'
+    if not file.is_file():
+        pytest.skip('no cases there')
+    image, text, words = read(file)
+    assert image.shape == (1684, 1191)
+    assert text == 'Geometry test cropout.pdf about pelicans and herons.'
+    assert len(words) == 7
 
 
 @pytest.mark.parametrize('size, limit', [
@@ -73,13 +110,6 @@ def test_what_cannot_be_read_says_why(make_pdf, tmp_path):
         Pdf(tmp_path / 'c.pdf')
     with Pdf(make_pdf('d.pdf', 'x')) as pdf, pytest.raises(ValueError):
         pdf.read(2, 72, MANY)
-
-
-@pytest.mark.parametrize('raw, clean', [
-    ('infor\x02\r\nmation\r\nnext', 'information\nnext'), ('infor\ufffemation', 'information'),
-    (' a\x00b\tc\r\n\x0c', 'ab\tc'), ('well-known', 'well-known')])
-def test_text_is_joined_at_hyphens_and_free_of_control_characters(raw, clean):
-    assert clean_text(raw) == clean
 
 
 def test_words_of_a_real_paper_are_those_of_its_text(shared_dir):

@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.ingestion.hyphens import join_lines
 from vrag_jax.ingestion.words import WORDS, Word, write_words
 from vrag_jax.retrieval.artifact import sync
 
@@ -36,6 +37,7 @@ class PageRecord:
       file_bytes: of the image file; 0 if they were not noted, as by earlier versions.
       text: of the page; None if it has no text layer and no OCR was made.
       by_ocr: whether the text was read by OCR.
+      font_error: which fonts its image lacks, and what to install; '' if none.
       ocr_error: why the OCR could not read it; '' if it could, or was not asked.
       error: why the page could not be read; '' if it could.
       source: SHA-256 of the image file of which the page was made; '' of other documents.
@@ -50,6 +52,7 @@ class PageRecord:
     file_bytes: int = 0
     text: str | None = None
     by_ocr: bool = False
+    font_error: str = ''
     ocr_error: str = ''
     error: str = ''
     source: str = ''
@@ -105,6 +108,10 @@ def finish(folder: Path, count: int, renderer: str) -> None:
         if not any(content['file'] for content in records):
             shutil.rmtree(folder)
             raise ValueError(f'no page can be read: {records[0]["error"]}')
+        # Only now all words of the document are known.
+        texts = join_lines([content['text'] or '' for content in records])
+        for content, text in zip(records, texts, strict=True):
+            content['text'] = text if content['text'] is not None else None
         if words:
             write_words(folder / WORDS, words)
         _write(folder / DOCUMENT, json.dumps({'renderer': renderer, 'pages': records},

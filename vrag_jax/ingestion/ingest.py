@@ -275,8 +275,8 @@ class _Run:
                 if record.error:
                     self._failures.append((where, record.error))
                     continue
-                if record.ocr_error:
-                    self._failures.append((where, f'{record.ocr_error} (the page is kept)'))
+                for reason in filter(None, (record.ocr_error, record.font_error)):
+                    self._failures.append((where, f'{reason} (the page is kept)'))
                 pages.append(Page(
                     f'{name}_{record.page}', name, record.page,
                     f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,

@@ -6,6 +6,7 @@ from typing import Any
 IMAGE_FORMATS = ('jpeg', 'webp', 'png')
 GROUPINGS = ('folder', 'file', 'numbered')
 RENDERER = 'pdfium'
+_TEXT = 2  # How texts are read from PDFs: what a person sees of them.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,4 +72,4 @@ class IngestConfig:
         """What all pages of an index have in common; recorded with it."""
         return {'renderer': RENDERER, 'dpi': self.dpi, 'max_pixels': self.max_pixels,
                 'image_format': self.image_format, 'quality': self.quality,
-                'ocr_below': self.ocr_below}
+                'ocr_below': self.ocr_below, 'text': _TEXT}

@@ -94,13 +94,13 @@ class Worker:
     def _page(self, document: Document, place: int, index: int, number: int, folder: Path
               ) -> tuple[folders.PageRecord, list[Word]]:
         config, target = self._config, folder / f'{index + 1:04}'
-        text = ''
+        text = font_error = ''
         words: list[Word] = []
         if document.kind == 'pdf':
-            image, text, words = self._open(document.files[0]).read(
-                index + 1, config.dpi, config.max_pixels)
-            size = image.size
-            file = images.encode_image(image, target, config.image_format, config.quality)
+            page = self._open(document.files[0]).read(index + 1, config.dpi, config.max_pixels)
+            text, words, font_error = page.text, page.words, page.font_error
+            size = page.image.size
+            file = images.encode_image(page.image, target, config.image_format, config.quality)
         else:
             frame = index if document.kind == 'frames' else 0
             file, size = images.store_image(
@@ -118,7 +118,7 @@ class Worker:
                     text, words = read, [Word(*box) for box in boxes]
         return folders.PageRecord(
             number, index, file.name, *size, folders.file_digest(file), file.stat().st_size,
-            text if known or by_ocr or text else None, by_ocr, ocr_error), words
+            text if known or by_ocr or text else None, by_ocr, font_error, ocr_error), words
 
     def _open(self, file: str) -> Pdf:
         if self._pdf is None or self._pdf[0] != file:
