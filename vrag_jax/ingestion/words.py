@@ -30,6 +30,15 @@ def write_words(file: Path, pages: Iterable[tuple[int, Sequence[Word]]]) -> None
     file.write_text(''.join(f'{line}\n' for line in lines), 'utf-8')
 
 
+def read_words(file: Path) -> dict[int, list[Word]]:
+    """Reads what `write_words` has written, {} if there is no such file."""
+    if not file.is_file():
+        return {}
+    pages = [json.loads(line) for line in file.read_text('utf-8').split('\n') if line]
+    return {page['page']: [Word(text, (x1, y1, x2, y2)) for text, x1, y1, x2, y2 in page['words']]
+            for page in pages}
+
+
 def page_words(store: PageStore, page_id: str) -> list[Word] | None:
     """Returns the words of a page in reading order, None where no boxes are known.
 
