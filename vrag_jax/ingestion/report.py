@@ -59,8 +59,9 @@ class IngestReport:
             f'pages: {self.pages}, {self.pages_read} of them read now in {self.seconds:.1f} s '
             f'({rate:.1f} pages/s); {self.ocr_pages} by OCR']
         if self.unread:
-            lines.append(f'{len(self.unread)} pages are not read, or not in full, and no search '
-                         f'for words finds what they show: {self.ocr_missing or _AUTO}')
+            lines.append(f'{len(self.unread)} pages have no text layer, or one that is not '
+                         'believed or lacks what they show, and no search for words finds that: '
+                         f'{self.ocr_missing or _AUTO}')
         lines += _listed([f'not read: {page}: {reason}' for page, reason in self.unread])
         lines += _listed([f'cannot be read: {file}: {reason}' for file, reason in self.failed])
         lines += _listed([f'same content: {", ".join(names)}' for names in self.same_content])

@@ -24,7 +24,8 @@ from vrag_jax.retrieval.ocr_lines import (
 from vrag_jax.retrieval.pages import load_image
 
 _SIDE = 2000  # Pixels of an image's longer side, to which RapidOCR scales it down.
-_LEAST_HEIGHT = 18  # Pixels of a line in such an image, so that it is read right.
+_LEAST_HEIGHT = 15  # Pixels of a line in such an image, so that it is read right.
+_GOOD_HEIGHT = 28  # Larger lines are read no better.
 _TILE = 1200, 300  # Rows of pixels that are read at once in full size, and their overlap.
 _FINE_PIXELS = 4_000_000  # In which lines are looked for that were lost.
 _READING = 2  # Texts that were kept by other versions are read again, where that is possible.
@@ -179,9 +180,10 @@ def _with_small_lines(engine: Any, pixels: np.ndarray, lines: list[OcrLine]) -> 
     rows += [(tuple(map(int, line.box)), float(len(line.text))) for line in lines
              if scale * line.height < _LEAST_HEIGHT]
     found = list(sure)
-    for top, bottom, left, right in _tiles([box for box, _ in rows], width, height):
+    for top, bottom, left, right, least in _tiles([box for box, _ in rows], width, height):
         tile = np.ascontiguousarray(pixels[top:bottom, left:right])
-        for line in _recognize(engine, tile, max(tile.shape[:2])):
+        side = max(tile.shape[:2]) * min(_GOOD_HEIGHT / least, 1.0)
+        for line in _recognize(engine, tile, max(round(side), 320)):
             line = moved(line, left, top)
             _, y1, _, y2 = line.box
             cut = y1 <= top + 1 and top > 0 or y2 >= bottom - 1 and bottom < height
@@ -192,26 +194,27 @@ def _with_small_lines(engine: Any, pixels: np.ndarray, lines: list[OcrLine]) -> 
 
 
 def _tiles(boxes: list[tuple[int, int, int, int]], width: int, height: int
-           ) -> list[tuple[int, int, int, int]]:
-    """Returns (top, bottom, left, right) of tiles, with a margin, that hold all boxes."""
+           ) -> list[tuple[int, int, int, int, int]]:
+    """Returns tiles that hold all boxes, with a margin: top, bottom, left, right, least height."""
     spans: list[list[int]] = []
     for x1, y1, x2, y2 in sorted(boxes, key=lambda box: box[1]):
-        margin = 2 * min(y2 - y1, x2 - x1) + 8
+        least = max(min(y2 - y1, x2 - x1), 1)
+        margin = 2 * least + 8
         top, bottom = max(y1 - margin, 0), min(y2 + margin, height)
         left, right = max(x1 - 2 * margin, 0), min(x2 + 2 * margin, width)
         if spans and top <= spans[-1][1]:
             last = spans[-1]
             last[1], last[2] = max(last[1], bottom), min(last[2], left)
-            last[3] = max(last[3], right)
+            last[3], last[4] = max(last[3], right), min(last[4], least)
         else:
-            spans.append([top, bottom, left, right])
+            spans.append([top, bottom, left, right, least])
     tiles = []
     rows, overlap = _TILE
-    for top, bottom, left, right in spans:
+    for top, bottom, left, right, least in spans:
         start = top
         while True:
             end = min(start + rows, bottom)
-            tiles.append((start, end, left, right))
+            tiles.append((start, end, left, right, least))
             if end == bottom:
                 break
             start = end - overlap
