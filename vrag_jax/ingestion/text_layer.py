@@ -79,13 +79,18 @@ def judge(text: str, glyphs: Glyphs | None = None) -> tuple[str, np.ndarray]:
     """
     wrong = np.zeros(0 if glyphs is None else len(glyphs.codes), bool)
     codes = [ord(c) for c in text if not c.isspace()]
-    drawn = [] if glyphs is None else [c for c in glyphs.codes.tolist() if not _blank(c)]
-    if glyphs is not None:
+    seen = codes
+    if glyphs is not None and len(glyphs.codes):
         wrong = _wrong_shapes(glyphs)
-    # Controls are not in the text any more.
-    seen = drawn or codes
+        # Controls are not in the text any more. Dots may have any name.
+        dots = (glyphs.ascents + glyphs.descents < 0.3).tolist()
+        seen = [c for c, dot in zip(glyphs.codes.tolist(), dots, strict=True)
+                if not _blank(c) and not (dot and _meaningless(c))]
+    if _is_mojibake(text):
+        return MOJIBAKE, wrong
     # Leaders of a table of contents are many of the same.
-    seen = [c for i, c in enumerate(seen) if not i or c != seen[i - 1]]
+    seen = [c for i, c in enumerate(seen) if not i or c != seen[i - 1]
+            or _meaningless(c) and glyphs is not None]
     meaningless = sum(map(_meaningless, seen))
     speaking = sum(unicodedata.category(chr(c))[0] in 'LNM' for c in seen)
     if len(seen) >= FEWEST and (meaningless > _MOST_MEANINGLESS * len(seen)
@@ -93,8 +98,6 @@ def judge(text: str, glyphs: Glyphs | None = None) -> tuple[str, np.ndarray]:
         return MEANINGLESS, wrong
     if not codes:
         return NO_TEXT, wrong
-    if _is_mojibake(text):
-        return MOJIBAKE, wrong
     if _is_mixed(text):
         return MIXED, wrong
     if wrong.sum() >= _FEWEST_LETTERS and wrong.sum() > _MOST_WRONG * len(wrong):

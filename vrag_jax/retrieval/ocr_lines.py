@@ -12,7 +12,7 @@ OcrWord = tuple[str, tuple[int, int, int, int]]
 _COVERED = 0.5  # Share of a box from which it is that of something known.
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class OcrLine:
     """A line of text.
 
