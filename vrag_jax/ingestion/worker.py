@@ -21,7 +21,7 @@ from vrag_jax.ingestion import folders, images, text_layer
 from vrag_jax.ingestion.pdf import Pdf, version
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.sources import Document
-from vrag_jax.ingestion.words import Word
+from vrag_jax.ingestion.words import Word, covered
 from vrag_jax.retrieval.ink import shows_more
 from vrag_jax.retrieval.ocr import OcrError, OcrReader
 from vrag_jax.retrieval.ocr_lines import OcrLine, beside
@@ -98,7 +98,7 @@ class Worker:
             image, text, words = pdf.read(index + 1, config.dpi, config.max_pixels)
             size = image.size
             unread, _ = text_layer.judge(text, pdf.glyphs(index + 1))
-            if not unread and shows_more(image, text, [word.box for word in words]):
+            if not unread and shows_more(image, text, covered(words)):
                 unread = text_layer.INCOMPLETE
             file = images.encode_image(image, target, config.image_format, config.quality)
         else:
@@ -115,7 +115,7 @@ class Worker:
             else:
                 by_ocr = True
                 if config.ocr == 'auto' and unread in text_layer.TO_COMPLETE:
-                    lines = beside(lines, [word.box for word in words])
+                    lines = beside(lines, covered(words))
                     text = '\n'.join([text] * bool(text) + [line.text for line in lines])
                     words = words + _words_of(lines)
                 elif lines:

@@ -152,13 +152,25 @@ def beside(lines: Sequence[OcrLine], known: Sequence[tuple[float, float, float, 
     boxes = np.array(known, float).reshape(-1, 4)
     found = []
     for line in lines:
-        words = tuple(word for word in line.words if _covered(word[1], boxes) < _COVERED)
+        words = tuple(word for word in line.words if _in_line(word[1], boxes) < _COVERED)
         if len(words) == len(line.words):
             found.append(line)
         elif words:
             found.append(dataclasses.replace(
                 line, text=' '.join(word for word, _ in words), words=words))
     return found
+
+
+def _in_line(box: tuple[int, int, int, int], boxes: np.ndarray) -> float:
+    """Returns the share of a box's width that is in others of its line.
+
+    Boxes of a text layer are as high as the letters of a word, those of an OCR as the line.
+    """
+    x1, y1, x2, y2 = box
+    shared = np.minimum(boxes[:, 3], y2) - np.maximum(boxes[:, 1], y1)
+    lower = np.minimum(boxes[:, 3] - boxes[:, 1], y2 - y1)
+    width = np.clip(np.minimum(boxes[:, 2], x2) - np.maximum(boxes[:, 0], x1), 0, None)
+    return float(width[2 * shared >= lower].sum()) / max(x2 - x1, 1e-9)
 
 
 def is_known(line: OcrLine, lines: Sequence[OcrLine]) -> bool:
