@@ -18,7 +18,8 @@ from vrag_jax.tasks.settings import RunConfig
 def config_of(source, **retrieval):
     return parse(RunConfig, {
         'task': 'build_index', 'data': {'source': 'files'}, 'retrieval': {
-            'sources': str(source), 'ingestion': {'dpi': 72, 'workers': 1, 'ocr': 'never'}, **retrieval}})
+            'sources': str(source), 'ingestion': {'dpi': 72, 'workers': 1, 'ocr': 'never'},
+            **retrieval}})
 
 
 @pytest.fixture

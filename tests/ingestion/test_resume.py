@@ -136,7 +136,8 @@ def test_pages_of_a_folder_of_images_are_asked_for_with_their_own_files_alone(
         start(self, task)
 
     monkeypatch.setattr(_Process, 'start', noted)
-    report = ingest([source], out, IngestConfig(workers=2, pages_per_task=3, ocr='never'), progress=False)
+    config = IngestConfig(workers=2, pages_per_task=3, ocr='never')
+    report = ingest([source], out, config, progress=False)
     assert report.pages == 39 and [file for file, _ in report.failed] == ['7.png']
     reads = [request for request in requests if request['task'] == 'read']
     assert len(reads) == 14

@@ -292,17 +292,17 @@ class _Run:
         # Where the OCR is not installed, what it has read elsewhere is as good.
         mode = 'auto' if self._missing else self._config.ocr
         key = folders.split_name(name)[0]
-        for name in ([name] if kept else []) + reading.names(key, mode, kept):
-            if (self._folders / name / folders.DOCUMENT).is_file():
+        for folder in ([name] if kept else []) + reading.names(key, mode, kept):
+            if (self._folders / folder / folders.DOCUMENT).is_file():
                 if kept:
-                    return name
-                pages = folders.whole_document(self._folders / name, verify)
+                    return folder
+                pages = folders.whole_document(self._folders / folder, verify)
                 if pages is None:
-                    shutil.rmtree(self._folders / name)
+                    shutil.rmtree(self._folders / folder)
                     continue
                 if self._missing or reading.is_as_asked(
-                        pages, folders.split_name(name)[1], mode):
-                    return name
+                        pages, folders.split_name(folder)[1], mode):
+                    return folder
         return None
 
     def _fail(self, name: str, reason: str) -> None:

@@ -15,7 +15,7 @@ _CONTRAST = 36  # Grey levels between a letter and what is around it.
 _HEIGHTS = 3, 48  # Pixels of a letter.
 _GAP = 9  # Pixels between letters and words of a row.
 _DEVIATION = 14.0  # Grey levels of an even ground, with what JPEG adds.
-_ROW = 5.0  # Letters in a row, at least.
+_ROW = 8.0  # Letters in a row, at least.
 
 FEWEST = 20  # Letters that a page must show beside its text layer to be worth a reading,
 FEWEST_BESIDE = 40, 200  # and where that has as many characters as the second.

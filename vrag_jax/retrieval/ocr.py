@@ -24,9 +24,12 @@ from vrag_jax.retrieval.ocr_lines import (
 from vrag_jax.retrieval.pages import load_image
 
 _SIDE = 2000  # Pixels of an image's longer side, to which RapidOCR scales it down.
-_LEAST_HEIGHT = 15  # Pixels of a line in such an image, so that it is read right.
+_LEAST_HEIGHT, _SURE_HEIGHT = 14, 24  # Pixels of a line there that may be read right, or is.
+_SURE_SCORE = 0.9  # Of a line between them.
 _GOOD_HEIGHT = 28  # Larger lines are read no better.
 _TILE = 1200, 300  # Rows of pixels that are read at once in full size, and their overlap.
+_TILE_SIDE = 736  # The least of a tile's sides.
+_LEAST_FINE = 10  # Pixels of a row's letters in full size; nobody reads smaller ones.
 _FINE_PIXELS = 4_000_000  # In which lines are looked for that were lost.
 _READING = 2  # Texts that were kept by other versions are read again, where that is possible.
 
@@ -174,11 +177,14 @@ def _with_small_lines(engine: Any, pixels: np.ndarray, lines: list[OcrLine]) -> 
     scale = _SIDE / max(height, width)
     if scale >= 1:
         return lines
-    sure = [line for line in lines if scale * line.height >= _LEAST_HEIGHT]
+    sure = [line for line in lines if scale * line.height >= (
+        _LEAST_HEIGHT if line.score >= _SURE_SCORE else _SURE_HEIGHT)]
     image = Image.fromarray(pixels)
     rows = unread_rows(image, [tuple(map(int, line.box)) for line in sure], _FINE_PIXELS)
     rows += [(tuple(map(int, line.box)), float(len(line.text))) for line in lines
-             if scale * line.height < _LEAST_HEIGHT]
+             if line not in sure]
+    rows = [(box, letters) for box, letters in rows
+            if min(box[3] - box[1], box[2] - box[0]) >= _LEAST_FINE]
     found = list(sure)
     for top, bottom, left, right, least in _tiles([box for box, _ in rows], width, height):
         tile = np.ascontiguousarray(pixels[top:bottom, left:right])
@@ -200,8 +206,12 @@ def _tiles(boxes: list[tuple[int, int, int, int]], width: int, height: int
     for x1, y1, x2, y2 in sorted(boxes, key=lambda box: box[1]):
         least = max(min(y2 - y1, x2 - x1), 1)
         margin = 2 * least + 8
-        top, bottom = max(y1 - margin, 0), min(y2 + margin, height)
-        left, right = max(x1 - 2 * margin, 0), min(x2 + 2 * margin, width)
+        # RapidOCR enlarges what is smaller than this, at the cost of a larger tile.
+        down, across = max(y1 + y2 - _TILE_SIDE, 0) // 2, max(x1 + x2 - _TILE_SIDE, 0) // 2
+        top, bottom = (max(min(y1 - margin, down), 0),
+                       min(max(y2 + margin, down + _TILE_SIDE), height))
+        left, right = (max(min(x1 - 2 * margin, across), 0),
+                       min(max(x2 + 2 * margin, across + _TILE_SIDE), width))
         if spans and top <= spans[-1][1]:
             last = spans[-1]
             last[1], last[2] = max(last[1], bottom), min(last[2], left)
