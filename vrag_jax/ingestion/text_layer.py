@@ -205,7 +205,8 @@ def _is_wrong(codes: np.ndarray, ascents: np.ndarray, descents: np.ndarray, widt
             continue
         for values, yes, no in ((up, script.tall, script.low),
                                 (down, script.below, set(script.low) - set(script.below))):
-            chosen, expected = table(lambda c, y=yes, n=no: 1 if c in y else 0 if c in n else None)
+            shapes = {**dict.fromkeys(no, 0.0), **dict.fromkeys(yes, 1.0)}
+            chosen, expected = table(shapes.get)
             found += _likeness(values[chosen], expected[chosen], weights[chosen],
                                float(np.median(up[letters])))
     # Capitals, which are of one height in every alphabet that has them.

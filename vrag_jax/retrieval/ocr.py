@@ -180,23 +180,31 @@ def _with_small_lines(engine: Any, pixels: np.ndarray, lines: list[OcrLine]) -> 
     sure = [line for line in lines if scale * line.height >= (
         _LEAST_HEIGHT if line.score >= _SURE_SCORE else _SURE_HEIGHT)]
     image = Image.fromarray(pixels)
-    rows = unread_rows(image, [tuple(map(int, line.box)) for line in sure], _FINE_PIXELS)
-    rows += [(tuple(map(int, line.box)), float(len(line.text))) for line in lines
+    rows = unread_rows(image, [_whole(line) for line in sure], _FINE_PIXELS)
+    rows += [(_whole(line), float(len(line.text))) for line in lines
              if line not in sure]
     rows = [(box, letters) for box, letters in rows
             if min(box[3] - box[1], box[2] - box[0]) >= _LEAST_FINE]
-    found = list(sure)
+    candidates = [line for line in lines if line not in sure]
     for top, bottom, left, right, least in _tiles([box for box, _ in rows], width, height):
         tile = np.ascontiguousarray(pixels[top:bottom, left:right])
         side = max(tile.shape[:2]) * min(_GOOD_HEIGHT / least, 1.0)
         for line in _recognize(engine, tile, max(round(side), 320)):
             line = moved(line, left, top)
             _, y1, _, y2 = line.box
-            cut = y1 <= top + 1 and top > 0 or y2 >= bottom - 1 and bottom < height
-            if not cut and not is_known(line, found):
-                found.append(line)
-    # What was read of a line when it was small, and is not read in full size.
-    return found + [line for line in lines if line not in sure and not is_known(line, found)]
+            if not (y1 <= top + 1 and top > 0 or y2 >= bottom - 1 and bottom < height):
+                candidates.append(line)
+    found = list(sure)
+    # Of what was read in several sizes the best: long and with certainty.
+    for line in sorted(candidates, key=lambda line: -line.score**4 * len(line.text)):
+        if not is_known(line, found):
+            found.append(line)
+    return found
+
+
+def _whole(line: OcrLine) -> tuple[int, int, int, int]:
+    x1, y1, x2, y2 = map(int, line.box)
+    return x1, y1, x2, y2
 
 
 def _tiles(boxes: list[tuple[int, int, int, int]], width: int, height: int
