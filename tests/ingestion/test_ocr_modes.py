@@ -154,7 +154,8 @@ def test_any_way_from_mode_to_mode_leaves_what_the_last_one_makes(tmp_path, tree
 
 def test_pages_of_a_document_that_need_no_ocr_are_not_read_again(make_pdf, tmp_path):
     pytest.importorskip('rapidocr', reason="needs the extra 'ocr'")
-    file = make_pdf('a.pdf', 'a text of more than twenty', '', 'another text of some length')
+    file = make_pdf('a.pdf', 'a text of more than twenty', '', 'another text of some length',
+                    size=(400, 100))
     assert ingest([file], tmp_path / 'out', NEVER, progress=False).pages_read == 3
     report = ingest([file], tmp_path / 'out', AUTO, progress=False)
     assert (report.pages_read, report.ocr_pages, report.replaced) == (1, 1, ('a',))
