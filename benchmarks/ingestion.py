@@ -30,7 +30,8 @@ from vrag_jax.retrieval.text import page_texts
 
 _DOCUMENTS = flags.DEFINE_string(
     'documents', '../shared/mmlongbench_dev/documents', 'Folder of PDFs.')
-_OCR = flags.DEFINE_bool('ocr', False, 'Whether pages without a text layer are read by OCR.')
+_OCR = flags.DEFINE_bool('ocr', False, 'Whether pages without a text layer that is believed are '
+                         'read by OCR.')
 _SCRATCH = flags.DEFINE_string('scratch', None, 'Where pages are written and deleted.')
 _KILLS = flags.DEFINE_integer('kills', 3, 'Kills of the ingestion that is resumed.', lower_bound=1)
 
@@ -40,9 +41,13 @@ import sys
 from pathlib import Path
 from vrag_jax.ingestion.ingest import ingest
 from vrag_jax.ingestion.settings import IngestConfig
-config = IngestConfig(workers=int(sys.argv[3]), ocr=bool(int(sys.argv[4])))
+config = IngestConfig(workers=int(sys.argv[3]), ocr=sys.argv[4])
 ingest([Path(sys.argv[1])], Path(sys.argv[2]), config, progress=False)
 '''
+
+
+def _mode() -> str:
+    return 'auto' if _OCR.value else 'never'
 
 
 def index_checksums(pages: Path, index: Path) -> dict[str, str]:
@@ -56,7 +61,7 @@ def kill_after(pages: int, folder: Path, workers: int) -> None:
     """Starts an ingestion and kills it when so many pages have an image in the folder."""
     process = subprocess.Popen([
         sys.executable, '-c', INGEST, _DOCUMENTS.value, str(folder), str(workers),
-        str(int(_OCR.value))], cwd=paired.ROOT)
+        _mode()], cwd=paired.ROOT)
     while sum(1 for _ in folder.glob('documents/*/*.jpg')) < pages:
         if process.poll() is not None:
             raise RuntimeError(f'the ingestion has ended before {pages} pages were there')
@@ -104,7 +109,7 @@ def main(_: list[str]) -> None:
             paired.OUT.value)
 
         folder, whole = Path(scratch) / 'killed', Path(scratch) / 'whole'
-        config = IngestConfig(workers=len(cores), ocr=_OCR.value)
+        config = IngestConfig(workers=len(cores), ocr=_mode())
         goals = [round(pages * (i + 1) / (_KILLS.value + 1)) for i in range(_KILLS.value)]
         for goal in goals:
             kill_after(goal, folder, len(cores))

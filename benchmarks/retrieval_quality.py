@@ -89,7 +89,7 @@ def mmlongbench(folder: Path, kept: Path) -> DataSet:
     Five of these are on pages that the files do not have: nothing finds them.
     """
     pages = kept / 'mmlongbench_pages'
-    print(ingest([folder / 'documents'], pages, IngestConfig(ocr=True)))
+    print(ingest([folder / 'documents'], pages, IngestConfig(ocr='auto')))
     store = PageStore.open(pages / MANIFEST)
     questions, documents = [], {}
     for number, record in enumerate(json.loads((folder / 'samples.json').read_text('utf-8'))):

@@ -1,10 +1,11 @@
 """Indexes PDFs, images and folders of them: pages in `WORKDIR/pages`, index in `WORKDIR/index`.
 
     python -m vrag_jax.main --config=configs/build_index.py --workdir=runs/reports \\
-        --config.retrieval.sources=REPORTS,MORE.pdf --config.retrieval.ocr=True
+        --config.retrieval.sources=REPORTS,MORE.pdf
 
 The same command again takes over what has changed in the sources: new, changed and removed
-documents. Killed, it goes on where it was. OCR of pages without text needs the extra `ocr`.
+documents. Killed, it goes on where it was. Scans are read by OCR where the extra `ocr` is
+installed.
 1,371 PDF pages take about half a minute on a core, and some four minutes more where 183 of
 them are scans. See `docs/RETRIEVAL.md`. The pages are then given to other tasks with
 
@@ -22,7 +23,7 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})  # Of embedders.
     config.retrieval = ConfigDict({
         'sources': '',  # Files and folders, separated by commas; or a tuple of them.
-        'ocr': False,
+        'ocr': False,  # True: without the extra `ocr` the ingestion ends with an error.
         # 'ngram', 'bm25' and names of embedders, fused by reciprocal rank; () takes 'ngram', and
         # where a text embedder is given that, too, with measured weights.
         'retrievers': (),
@@ -30,7 +31,9 @@ def get_config() -> ConfigDict:
             'dpi': 144, 'max_pixels': 16_000_000, 'image_format': 'jpeg', 'quality': 90,
             # A folder of images is a document; or 'file', or 'numbered' (report_3.png).
             'images': 'folder',
-            'ocr_below': 20, 'metadata': '', 'delete_missing': True, 'most_deleted': 0.5,
+            # Pages without text that is believed: 'auto' reads them by OCR where the extra
+            # `ocr` is installed; 'always' reads all pages by OCR, 'never' none.
+            'ocr': 'auto', 'metadata': '', 'delete_missing': True, 'most_deleted': 0.5,
             # True compares the stored images with their SHA-256, not with their size alone.
             'verify': False,
             'workers': 0, 'pages_per_task': 4, 'timeout_s': 600.0,

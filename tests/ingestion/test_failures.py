@@ -14,7 +14,7 @@ from vrag_jax.ingestion.worker import Worker, answer
 from vrag_jax.retrieval.ocr import OcrError
 from vrag_jax.retrieval.pages import PageStore
 
-CONFIG = IngestConfig(dpi=72, workers=1, image_format='png')
+CONFIG = IngestConfig(dpi=72, workers=1, image_format='png', ocr='never')
 
 
 @pytest.fixture
@@ -42,7 +42,7 @@ def test_a_strip_that_the_ocr_cannot_read_is_kept_with_its_document(tmp_path, tr
     source.mkdir()
     for i, size in enumerate([(90, 90), (90, 90), (12_000, 40)], start=1):
         Image.new('L', size, 255 - i).save(source / f'{i}.png')
-    config = dataclasses.replace(CONFIG, ocr=True)
+    config = dataclasses.replace(CONFIG, ocr='auto')
     report = ingest([source], out, config, progress=False)
     assert report.failed == (('3.png', 'OCR fails: ResizeImgError (the page is kept)'),)
     assert (report.pages, report.ocr_pages, report.pages_without_text) == (3, 2, 0)
@@ -56,8 +56,8 @@ def test_a_page_over_which_the_ocr_fails_keeps_the_text_that_it_has(make_pdf, tm
     def fail(file):
         raise OcrError('OCR fails: too narrow')
 
-    worker = Worker(dataclasses.replace(CONFIG, ocr=True))
-    worker._ocr.read_words = fail
+    worker = Worker(dataclasses.replace(CONFIG, ocr='auto'))
+    worker._ocr.read_lines = fail
     file = make_pdf('a.pdf', 'of a text layer, long enough', 'short', '')
     read(worker, Document('a', 'pdf', (str(file),), ('a.pdf',)), tmp_path / 'key-ocr.partial')
     folders.finish(tmp_path / 'key-ocr.partial', 3, 'pdfium')

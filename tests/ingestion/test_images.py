@@ -130,7 +130,7 @@ def test_scans_of_large_sheets_go_in_and_no_more_than_a_gigapixel(tmp_path):
     plan.save(source / 'plan.png')
     Image.new('1', (13_000, 14_000)).save(source / 'sheet.tif', compression='group4')
     claim(source / 'bomb.png', 40_000, 30_000)
-    config = IngestConfig(max_pixels=120_000, workers=1, images='file')
+    config = IngestConfig(max_pixels=120_000, workers=1, images='file', ocr='never')
     report = ingest([source], tmp_path / 'out', config, progress=False)
     [(file, reason)] = report.failed
     assert file == 'bomb.png' and 'limit of 1000000000 pixels' in reason

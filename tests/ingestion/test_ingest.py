@@ -16,7 +16,7 @@ from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.words import page_words
 from vrag_jax.retrieval.pages import PageStore
 
-CONFIG = IngestConfig(dpi=72, workers=1, image_format='png')
+CONFIG = IngestConfig(dpi=72, workers=1, image_format='png', ocr='never')
 
 
 def pages_of(directory):
@@ -339,9 +339,11 @@ def test_pages_without_text_are_read_by_ocr_when_it_is_wanted(make_pdf, tmp_path
     image = pages_of(tmp_path / 'image').image('text_1')
     image.save(tmp_path / 'in' / 'scan.pdf', resolution=144)
     first = ingest([tmp_path / 'in'], out, plain, progress=False)
-    assert first.pages_without_text == 1 and 'ocr=True' in str(first)
+    assert first.unread == (('scan.pdf, page 1', 'has no text layer'),)
+    assert "ocr='auto'" in str(first) and 'not read: scan.pdf, page 1: has no' in str(first)
     assert pages_of(out)['scan_1'].text == '' and page_words(pages_of(out), 'scan_1') is None
-    report = ingest([tmp_path / 'in'], out, dataclasses.replace(plain, ocr=True), progress=False)
+    auto = dataclasses.replace(plain, ocr='auto')
+    report = ingest([tmp_path / 'in'], out, auto, progress=False)
     assert (report.replaced, report.unchanged) == (('scan',), ('a',))
     assert (report.ocr_pages, report.pages_without_text, report.pages_read) == (1, 0, 1)
     store = pages_of(out)
@@ -351,8 +353,7 @@ def test_pages_without_text_are_read_by_ocr_when_it_is_wanted(make_pdf, tmp_path
     ink = np.asarray(store.image('scan_1').convert('L')) < 128
     for word in words:
         assert ink[word.box[1]:word.box[3], word.box[0]:word.box[2]].sum() > 0.1 * ink.sum()
-    # What OCR has read stays when it is not asked for any more.
-    assert not ingest([tmp_path / 'in'], out, plain, progress=False).changed
+    assert not ingest([tmp_path / 'in'], out, auto, progress=False).changed
 
 
 def test_without_the_ocr_package_the_extra_is_named(tmp_path, monkeypatch):
@@ -360,5 +361,5 @@ def test_without_the_ocr_package_the_extra_is_named(tmp_path, monkeypatch):
     (tmp_path / 'rapidocr.py').write_text('raise ImportError("not installed")')
     monkeypatch.setenv('PYTHONPATH', f'{tmp_path}{os.pathsep}{os.environ.get("PYTHONPATH", "")}')
     with pytest.raises(ImportError, match=r'\[ocr\]'):
-        ingest([tmp_path / 'a.png'], tmp_path / 'out', dataclasses.replace(CONFIG, ocr=True),
+        ingest([tmp_path / 'a.png'], tmp_path / 'out', dataclasses.replace(CONFIG, ocr='always'),
                progress=False)

@@ -135,7 +135,7 @@ def test_what_the_ocr_has_read_is_taken_over(tmp_path, tree):
     write(source / '30.png', 'MELONS')
     plain = ingest([source], out, CONFIG, progress=False)
     assert plain.pages_read == 3
-    with_ocr = dataclasses.replace(CONFIG, ocr=True)
+    with_ocr = dataclasses.replace(CONFIG, ocr='auto')
     assert ingest([source], out, with_ocr, progress=False).ocr_pages == 3
     write(source / '15.png', 'HARBOUR')
     (source / '30.png').unlink()

@@ -24,10 +24,10 @@ import sys
 from pathlib import Path
 from vrag_jax.ingestion.ingest import ingest
 from vrag_jax.ingestion.settings import IngestConfig
-config = IngestConfig(dpi=300, workers=2, pages_per_task=1)
+config = IngestConfig(dpi=300, workers=2, pages_per_task=1, ocr='never')
 ingest([Path(sys.argv[1])], Path(sys.argv[2]), config, progress=False)
 '''
-SLOW = IngestConfig(dpi=300, workers=2, pages_per_task=1)
+SLOW = IngestConfig(dpi=300, workers=2, pages_per_task=1, ocr='never')
 
 
 def images_in(out: Path) -> int:
@@ -136,7 +136,8 @@ def test_pages_of_a_folder_of_images_are_asked_for_with_their_own_files_alone(
         start(self, task)
 
     monkeypatch.setattr(_Process, 'start', noted)
-    report = ingest([source], out, IngestConfig(workers=2, pages_per_task=3), progress=False)
+    config = IngestConfig(workers=2, pages_per_task=3, ocr='never')
+    report = ingest([source], out, config, progress=False)
     assert report.pages == 39 and [file for file, _ in report.failed] == ['7.png']
     reads = [request for request in requests if request['task'] == 'read']
     assert len(reads) == 14

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from vrag_jax.retrieval.ocr import OcrError, OcrReader, _line_words
+from vrag_jax.retrieval.ocr import OcrError, OcrReader
+from vrag_jax.retrieval.ocr_lines import line_words
 
 
 def test_a_real_page_is_read_and_kept(shared_dir, tmp_path):
@@ -53,10 +54,10 @@ def test_pieces_of_words_are_put_together():
     pieces = [('HILL+', 1.0, box), ('KNOWL', 1.0, [[12, 1], [20, 1], [20, 7], [12, 7]]),
               ('X', 1.0, [[30, 0], [35, 0], [35, 5], [30, 5]])]
     corners = [[0, 0], [40, 0], [40, 8], [0, 8]]
-    assert _line_words('HILL+KNOWL X', corners, pieces, (33, 100)) == [
+    assert line_words('HILL+KNOWL X', corners, pieces, (33, 100)) == [
         ('HILL+KNOWL', (0, 0, 20, 7)), ('X', (30, 0, 33, 5))]
     # Cut otherwise than at white space: the line is told as a whole.
-    assert _line_words('HIL L+KNOWLX', corners, pieces, (33, 100)) == [
+    assert line_words('HIL L+KNOWLX', corners, pieces, (33, 100)) == [
         ('HIL L+KNOWLX', (0, 0, 33, 8))]
 
 

@@ -139,11 +139,15 @@ def check_settings(directory: Path, config: IngestConfig) -> None:
         found = dict(json.loads(file.read_text('utf-8')))
     except (ValueError, TypeError) as error:
         raise ValueError(f'{file}: damaged: {error!r}') from error
+    # Of earlier versions; what is to be read is judged otherwise.
+    old = found.pop('ocr_below', None) is not None
     different = [f'{name} {found.get(name)!r}, not {wanted.get(name)!r}'
                  for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name)]
     if different:
         raise ValueError(f'{directory}: its pages are made with {"; ".join(different)}: take the '
                          'settings it was made with, or another directory')
+    if old:
+        _write_lines(file, [wanted])
 
 
 def _write_lines(file: Path, rows: Sequence[Mapping[str, Any]]) -> None:

@@ -20,8 +20,10 @@ from vrag_jax.ingestion.words import WORDS, Word, write_words
 from vrag_jax.retrieval.artifact import sync
 
 DOCUMENT = 'document.json'
-OCR = '-ocr'
+OCR = '-ocr'  # Of a folder in which pages are read by OCR that need it,
+ALL = '-all'  # and of one in which all are.
 PARTIAL = '.partial'
+NO_TEXT = 'has no text layer'  # Why a page is not read: OCR reads all of it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,11 +38,14 @@ class PageRecord:
       sha256: of the image file.
       file_bytes: of the image file; 0 if they were not noted, as by earlier versions.
       text: of the page; None if it has no text layer and no OCR was made.
-      by_ocr: whether the text was read by OCR.
+      unread: why the text layer is not believed (`text_layer`, `ink`); '' if it is.
+      by_ocr: whether the text was read by OCR, or completed by it.
       font_error: which fonts its image lacks, and what to install; '' if none.
       ocr_error: why the OCR could not read it; '' if it could, or was not asked.
       error: why the page could not be read; '' if it could.
       source: SHA-256 of the image file of which the page was made; '' of other documents.
+      broken: the text as it was read, where words were broken at ends of lines that `finish` has
+        joined; else ''.
     """
 
     page: int
@@ -56,6 +61,17 @@ class PageRecord:
     ocr_error: str = ''
     error: str = ''
     source: str = ''
+    unread: str = ''
+    broken: str = ''
+
+    @property
+    def asked(self) -> bool:
+        """Whether it was given to the OCR."""
+        return self.by_ocr or bool(self.ocr_error)
+
+    def as_read(self) -> 'PageRecord':
+        """Returns the record as it was before `finish`, for another folder of the document."""
+        return dataclasses.replace(self, text=self.broken or self.text, broken='')
 
 
 def content_key(sha256: str, rendering: Mapping[str, Any]) -> str:
@@ -111,7 +127,8 @@ def finish(folder: Path, count: int, renderer: str) -> None:
         # Only now all words of the document are known.
         texts = join_lines([content['text'] or '' for content in records])
         for content, text in zip(records, texts, strict=True):
-            content['text'] = text if content['text'] is not None else None
+            if content['text'] is not None and text != content['text']:
+                content['broken'], content['text'] = content['text'], text
         if words:
             write_words(folder / WORDS, words)
         _write(folder / DOCUMENT, json.dumps({'renderer': renderer, 'pages': records},
@@ -124,14 +141,28 @@ def finish(folder: Path, count: int, renderer: str) -> None:
         else:
             sync(path)
     sync(folder)
-    name = folder.name.removesuffix(PARTIAL).removesuffix(OCR)
-    asked = any(page.by_ocr or page.ocr_error for page in pages)
-    final = folder.with_name(name + OCR * asked)
+    key, suffix = split_name(folder.name.removesuffix(PARTIAL))
+    final = folder.with_name(key + _final_suffix(pages, suffix))
     if final.exists():  # Two documents of one content.
         shutil.rmtree(folder)
     else:
         os.replace(folder, final)
         sync(final.parent)
+
+
+def _final_suffix(pages: Sequence[PageRecord], suffix: str) -> str:
+    """Of the suffixes under which a folder would hold the same, the first of '', OCR and ALL."""
+    if suffix == ALL and not all(page.error or page.unread == NO_TEXT for page in pages):
+        return ALL
+    return OCR if suffix and any(page.asked for page in pages) else ''
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """Returns the key and the suffix of a folder's name."""
+    for suffix in (OCR, ALL):
+        if name.endswith(suffix):
+            return name.removesuffix(suffix), suffix
+    return name, ''
 
 
 def read_document(folder: Path) -> list[PageRecord]:

@@ -15,7 +15,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from vrag_jax.ingestion import directories, folders
+from vrag_jax.ingestion import directories, folders, reading
 from vrag_jax.ingestion.directories import Entry
 from vrag_jax.ingestion.known_pages import KnownPages
 from vrag_jax.ingestion.metadata import Metadata, read_metadata
@@ -24,6 +24,7 @@ from vrag_jax.ingestion.report import IngestReport
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.sources import Document, Found, find_documents, source_names
 from vrag_jax.retrieval.names import nfc
+from vrag_jax.retrieval.ocr import missing_extra
 from vrag_jax.retrieval.pages import Page, PageStore
 
 
@@ -54,10 +55,13 @@ def ingest(sources: Sequence[Path], directory: Path,
       ValueError: if the directory's pages were rendered with other settings or it holds
         something else, a row of metadata is wrong, too much would be deleted, or no document
         can be read.
-      ImportError: if OCR is needed and not installed.
+      ImportError: if all pages are to be read by OCR and it is not installed.
       RuntimeError: if another ingestion is at work in the directory.
     """
     started = time.monotonic()
+    missing = missing_extra() if config.ocr != 'never' else ''
+    if missing and config.ocr == 'always':
+        raise ImportError(f"ocr='always': {missing}")
     sources, directory = [Path(source) for source in sources], Path(directory)
     found = find_documents(sources, config.images, directory)
     if not found.documents:
@@ -70,7 +74,9 @@ def ingest(sources: Sequence[Path], directory: Path,
     with directories.locked(directory) as lock:
         directories.check_settings(directory, config)
         directories.remove_partial(directory)
-        run = _Run(directory, config, progress, found, source_names(sources))
+        if missing:
+            config = dataclasses.replace(config, ocr='never')
+        run = _Run(directory, config, progress, found, source_names(sources), missing)
         run.check_deletions(found.documents)
         with WorkerPool(config, (lock,)) as pool:
             run.inspect(found.documents, pool)
@@ -119,10 +125,11 @@ class _Run:
     """An ingestion at work."""
 
     def __init__(self, directory: Path, config: IngestConfig, progress: bool, found: Found,
-                 sources: Sequence[str]):
+                 sources: Sequence[str], missing: str):
         self._directory = directory
         self._folders = directory / directories.FOLDERS
         self._config = config
+        self._missing = missing  # What is not installed for the OCR, where it is wanted.
         self._progress = progress
         self._found = found
         self._sources = sources  # What messages call them.
@@ -171,7 +178,7 @@ class _Run:
             if 'error' in reply:
                 self._fail(document.name, reply['error'])
                 continue
-            key = folders.content_key(reply['sha256'], self._config.rendering())
+            key = folders.content_key(reply['sha256'], self._config.identity())
             labels = document.labels if document.kind == 'images' else ()
             self._entries[document.name] = Entry(
                 document.name, document.label, reply['sha256'], key, labels)
@@ -181,15 +188,18 @@ class _Run:
 
     def read(self, pool: WorkerPool) -> None:
         """Reads the pages that are not there yet."""
-        partial = folders.OCR * self._config.ocr + folders.PARTIAL
+        mode = self._config.ocr
         left: dict[str, int] = {}  # Tasks of a document until all of its pages are read.
         ready: collections.deque[str] = collections.deque()
         failed: dict[str, str] = {}
-        self._take_known(partial)
-        missing = {key: folders.missing_pages(self._folders / (key + partial), reply['pages'])
+        for key in self._todo:
+            reading.take_over(self._folders, key, mode)
+        targets = {key: self._folders / reading.partial_name(key, mode) for key in self._todo}
+        self._take_known(targets)
+        missing = {key: folders.missing_pages(targets[key], reply['pages'])
                    for key, (_, reply) in self._todo.items()}
 
-        def reading() -> Iterator[Task]:
+        def tasks() -> Iterator[Task]:
             step = self._config.pages_per_task
             for key, (document, reply) in self._todo.items():
                 chunks = [missing[key][i:i + step] for i in range(0, len(missing[key]), step)]
@@ -201,14 +211,14 @@ class _Run:
                         yield Task({
                             'task': 'read', 'indices': chunk,
                             'document': dataclasses.asdict(document.part(chunk)),
-                            'folder': str(self._folders / (key + partial)),
+                            'folder': str(targets[key]),
                             'stamps': [reply['stamps'][i] for i in chunk]
                                       if document.kind == 'images' else reply['stamps'],
                             'digests': [reply['digests'][i] for i in chunk]
                                        if document.kind == 'images' else [],
                         }, (key, len(chunk)))
 
-        chunks = reading()
+        chunks = tasks()
 
         def next_task() -> Task | None:
             task = None if ready else next(chunks, None)
@@ -217,7 +227,7 @@ class _Run:
                 document, reply = self._todo[key]
                 task = Task({
                     'task': 'finish', 'document': dataclasses.asdict(document),
-                    'folder': str(self._folders / (key + partial)), 'pages': reply['pages'],
+                    'folder': str(targets[key]), 'pages': reply['pages'],
                     'stamps': reply['stamps']}, (key, 0))
             return task
 
@@ -235,22 +245,21 @@ class _Run:
             if entry.folder in failed:
                 self._fail(name, failed[entry.folder])
 
-    def _take_known(self, partial: str) -> None:
+    def _take_known(self, targets: Mapping[str, Path]) -> None:
         """Takes over what is known already of the pages of documents that are images."""
         config = self._config
         known = KnownPages(self._folders, [
             entry.folder for entry in self._old.values() if entry.labels
             # Not those of an earlier way of reading.
-            and entry.folder.removesuffix(folders.OCR) == folders.content_key(
-                entry.sha256, config.rendering())], config.verify)
+            and folders.split_name(entry.folder)[0] == folders.content_key(
+                entry.sha256, config.identity())], config.verify)
 
         def stays(page: folders.PageRecord, folder: str) -> bool:
-            return not _is_unread(page, config) if config.ocr else not (
-                page.by_ocr or page.ocr_error)
+            return reading.stays(page, folders.split_name(folder)[1], config.ocr)
 
         for key, (document, reply) in self._todo.items():
             if document.kind == 'images':
-                known.take(self._folders / (key + partial), document, reply['digests'], stays)
+                known.take(targets[key], document, reply['digests'], stays)
 
     def write(self, metadata: Metadata, labels: Sequence[Collection[str]], started: float
               ) -> IngestReport:
@@ -260,10 +269,11 @@ class _Run:
             self._entries[name] = self._old[name]
             self._kept.add(name)
         pages: list[Page] = []
-        ocr = unread = 0
+        ocr = 0
+        unread: list[tuple[str, str]] = []
         entries = []
         for name, entry in sorted(self._entries.items()):
-            folder = self._complete(entry.folder.removesuffix(folders.OCR), kept=name in self._kept)
+            folder = self._complete(entry.folder, kept=name in self._kept)
             if folder is None:
                 raise ValueError(f'{self._folders}: the folder of {name!r} has vanished')
             entries.append(dataclasses.replace(entry, folder=folder))
@@ -282,7 +292,8 @@ class _Run:
                     f'{directories.FOLDERS}/{folder}/{record.file}', record.width, record.height,
                     record.text or '', self._fields(metadata, entry, record)))
                 ocr += record.by_ocr
-                unread += _is_unread(record, self._config)
+                if record.unread and not record.asked:
+                    unread.append((where, record.unread))
         failures = sorted([*self._found.problems, *self._failures])
         if not pages:
             raise ValueError('no document can be read: '
@@ -290,7 +301,7 @@ class _Run:
         directories.switch(self._directory, pages, entries, failures)
         return _report(self._old, entries, IngestReport(
             failed=tuple(failures), pages=len(pages), pages_read=self._pages_read,
-            ocr_pages=ocr, pages_without_text=unread,
+            ocr_pages=ocr, unread=tuple(unread), ocr_missing=self._missing,
             unknown_metadata=tuple(metadata.unknown(labels)),
             not_read=tuple(sorted(self._found.not_read.items(), key=lambda n: (-n[1], n[0]))),
             seconds=time.monotonic() - started))
@@ -319,27 +330,30 @@ class _Run:
             return label
         return f'{self._sources[self._found.places[document][0].source]}/{label}'
 
-    def _complete(self, key: str, kept: bool = False, verify: bool = False) -> str | None:
+    def _complete(self, name: str, kept: bool = False, verify: bool = False) -> str | None:
         """Returns the name of the finished folder of a content, None if there is none.
 
         A folder of which the list or an image is damaged or missing is removed.
 
         Args:
-          key: of the content.
-          kept: whether one without OCR will do, because the file is not there to be read.
+          name: of a folder of the content, or its key.
+          kept: whether it will do as it is, because the file is not there to be read.
           verify: see `folders.whole_document`.
         """
-        for name in (key + folders.OCR, key):
-            if (self._folders / name / folders.DOCUMENT).is_file():
+        # Where the OCR is not installed, what it has read elsewhere is as good.
+        mode = 'auto' if self._missing else self._config.ocr
+        key = folders.split_name(name)[0]
+        for folder in ([name] if kept else []) + reading.names(key, mode, kept):
+            if (self._folders / folder / folders.DOCUMENT).is_file():
                 if kept:
-                    return name
-                pages = folders.whole_document(self._folders / name, verify)
+                    return folder
+                pages = folders.whole_document(self._folders / folder, verify)
                 if pages is None:
-                    shutil.rmtree(self._folders / name)
+                    shutil.rmtree(self._folders / folder)
                     continue
-                if not self._config.ocr or name != key or not any(
-                        _is_unread(page, self._config) for page in pages):
-                    return name
+                if self._missing or reading.is_as_asked(
+                        pages, folders.split_name(folder)[1], mode):
+                    return folder
         return None
 
     def _fail(self, name: str, reason: str) -> None:
@@ -353,11 +367,6 @@ class _Run:
     def _bar(self, total: int, what: str, unit: str) -> tqdm:
         return tqdm(total=total, desc=f'reading {what}', unit=unit, smoothing=0.05,
                     disable=not (self._progress and total), mininterval=0.5, dynamic_ncols=True)
-
-
-def _is_unread(record: folders.PageRecord, config: IngestConfig) -> bool:
-    return (not record.error and not record.by_ocr and not record.ocr_error
-            and len(record.text or '') < config.ocr_below)
 
 
 def _report(old: Mapping[str, Entry], entries: Sequence[Entry], report: IngestReport

@@ -48,7 +48,7 @@ class KnownPages:
                 if stays(page, name):
                     target.mkdir(exist_ok=True)
                     record = dataclasses.replace(
-                        page, page=document.numbers[index], index=index,
+                        page.as_read(), page=document.numbers[index], index=index,
                         file=f'{index + 1:04}{Path(page.file).suffix}')
                     _link(self._directory / name / page.file, target / record.file)
                     folders.write_page(target, record, self._words(name).get(page.page, []))

@@ -12,6 +12,7 @@ import pypdfium2
 from PIL import Image
 from pypdfium2 import raw
 
+from vrag_jax.ingestion.glyphs import Glyphs, read_glyphs
 from vrag_jax.ingestion.pdf_annotations import (
     button_glyph,
     field_lines,
@@ -81,6 +82,27 @@ class Pdf:
 
     def __len__(self) -> int:
         return len(self._document)
+
+    def glyphs(self, number: int) -> Glyphs:
+        """Reads what the glyphs of a page look like.
+
+        Args:
+          number: of the page, from 1.
+
+        Raises:
+          ValueError: if the page cannot be read.
+        """
+        try:
+            page = self._document[number - 1]
+            try:
+                textpage = page.get_textpage()
+                found = read_glyphs(textpage)
+                textpage.close()
+            finally:
+                page.close()
+        except pypdfium2.PdfiumError as error:
+            raise ValueError(str(error)) from error
+        return found
 
     def read(self, number: int, dpi: int, max_pixels: int) -> PdfPage:
         """Renders a page and reads its text.

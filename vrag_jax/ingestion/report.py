@@ -2,6 +2,9 @@
 
 import dataclasses
 
+from vrag_jax.ingestion.folders import NO_TEXT
+
+_AUTO = "ocr='auto' reads them"
 _LISTED = 20  # Lines of a kind in the text; all are in the fields.
 
 
@@ -18,8 +21,10 @@ class IngestReport:
         there are of each.
       pages: all that the index now has.
       pages_read: rendered or copied in this run.
-      ocr_pages: of all, those read by OCR.
-      pages_without_text: of all, those without a text layer that no OCR has read.
+      ocr_pages: of all, those read by OCR, or completed by it.
+      unread: (file and page, reason) of all pages whose text layer is missing or not believed,
+        and that no OCR has read.
+      ocr_missing: what is to be installed for the OCR, where it is wanted and not there.
       seconds: that it took.
     """
 
@@ -34,13 +39,19 @@ class IngestReport:
     pages: int = 0
     pages_read: int = 0
     ocr_pages: int = 0
-    pages_without_text: int = 0
+    unread: tuple[tuple[str, str], ...] = ()
+    ocr_missing: str = ''
     seconds: float = 0.0
 
     @property
     def changed(self) -> bool:
         """Whether any document is new, replaced or deleted."""
         return bool(self.added or self.replaced or self.deleted)
+
+    @property
+    def pages_without_text(self) -> int:
+        """How many of the unread have no text layer."""
+        return sum(reason == NO_TEXT for _, reason in self.unread)
 
     def __str__(self) -> str:
         documents = ', '.join(f'{len(getattr(self, name))} {name}' for name in (
@@ -50,13 +61,15 @@ class IngestReport:
             f'documents: {documents}; {len(self.failed)} files or pages could not be read',
             f'pages: {self.pages}, {self.pages_read} of them read now in {self.seconds:.1f} s '
             f'({rate:.1f} pages/s); {self.ocr_pages} by OCR']
-        if self.pages_without_text:
-            lines.append(f'{self.pages_without_text} pages have no text layer, and no search for '
-                         'words finds them: ocr=True reads them')
         if self.not_read:
             kinds = ', '.join(f'{ending or "without ending"} {count}'
                               for ending, count in self.not_read)
             lines.append(f'not read: {sum(count for _, count in self.not_read)} files ({kinds})')
+        if self.unread:
+            lines.append(f'{len(self.unread)} pages have no text layer, or one that is not '
+                         'believed or lacks what they show, and no search for words finds that: '
+                         f'{self.ocr_missing or _AUTO}')
+        lines += _listed([f'not read: {page}: {reason}' for page, reason in self.unread])
         lines += _listed([f'cannot be read: {file}: {reason}' for file, reason in self.failed])
         lines += _listed([f'same content: {", ".join(names)}' for names in self.same_content])
         lines += _listed([f'metadata of what is not there: {name}'

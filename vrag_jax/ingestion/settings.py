@@ -4,9 +4,10 @@ import dataclasses
 from typing import Any
 
 IMAGE_FORMATS = ('jpeg', 'webp', 'png')
+OCR_MODES = ('auto', 'always', 'never')
 GROUPINGS = ('folder', 'file', 'numbered')
 RENDERER = 'pdfium'
-_TEXT = 2  # How texts are read from PDFs: what a person sees of them.
+_READING = 2  # How texts are read and judged; with another number all documents are read again.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,8 +25,9 @@ class IngestConfig:
         document, in the natural order of their names; 'file', each is a document;
         'numbered', `report_3.png` is page 3 of document `report`. A TIFF file is always a
         document of its own, a page a frame.
-      ocr: whether pages without a text layer are read by OCR (extra `ocr`).
-      ocr_below: a text layer of fewer characters (a page number, a watermark) counts as none.
+      ocr: which pages are read by OCR (extra `ocr`): 'auto', those without a text layer or with
+        one that is not believed, where the extra is installed; 'always', all, and without the
+        extra it is an error; 'never', none. May be another in every run.
       metadata: CSV or JSON lines file of own fields; '' takes `metadata.csv` or
         `metadata.jsonl` of each source folder, where there is one, for this source alone.
       delete_missing: whether documents that are in no source any more are deleted.
@@ -43,8 +45,7 @@ class IngestConfig:
     image_format: str = 'jpeg'
     quality: int = 90
     images: str = 'folder'
-    ocr: bool = False
-    ocr_below: int = 20
+    ocr: str = 'auto'
     metadata: str = ''
     delete_missing: bool = True
     most_deleted: float = 0.5
@@ -54,10 +55,11 @@ class IngestConfig:
     timeout_s: float = 600.0
 
     def __post_init__(self):
-        for name, allowed in (('image_format', IMAGE_FORMATS), ('images', GROUPINGS)):
+        for name, allowed in (('image_format', IMAGE_FORMATS), ('images', GROUPINGS),
+                              ('ocr', OCR_MODES)):
             if getattr(self, name) not in allowed:
                 raise ValueError(f'{name} must be one of {allowed}, got {getattr(self, name)!r}')
-        for name in ('dpi', 'max_pixels', 'ocr_below', 'pages_per_task'):
+        for name in ('dpi', 'max_pixels', 'pages_per_task'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
         if not 1 <= self.quality <= 100:
@@ -71,5 +73,8 @@ class IngestConfig:
     def rendering(self) -> dict[str, Any]:
         """What all pages of an index have in common; recorded with it."""
         return {'renderer': RENDERER, 'dpi': self.dpi, 'max_pixels': self.max_pixels,
-                'image_format': self.image_format, 'quality': self.quality,
-                'ocr_below': self.ocr_below, 'text': _TEXT}
+                'image_format': self.image_format, 'quality': self.quality}
+
+    def identity(self) -> dict[str, Any]:
+        """What names the folder of a document, beside its content."""
+        return {**self.rendering(), 'reading': _READING}

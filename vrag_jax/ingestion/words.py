@@ -23,6 +23,20 @@ class Word:
     box: tuple[int, int, int, int]
 
 
+def covered(words: Sequence[Word]) -> list[tuple[int, int, int, int]]:
+    """Returns the boxes whose ink is that of their words: not those of watermarks.
+
+    The box of a word that runs across a page is nearly as high as wide, and holds other text.
+    """
+    boxes = []
+    for word in words:
+        x1, y1, x2, y2 = word.box
+        sides = sorted((x2 - x1, y2 - y1))
+        if len(word.text) < 4 or sides[1] >= 0.3 * len(word.text) * sides[0]:
+            boxes.append(word.box)
+    return boxes
+
+
 def write_words(file: Path, pages: Iterable[tuple[int, Sequence[Word]]]) -> None:
     """Writes JSON lines, one a page: its number and `[text, x1, y1, x2, y2]` of each word."""
     lines = [json.dumps({'page': page, 'words': [[w.text, *w.box] for w in words]},

@@ -18,12 +18,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrag_jax.ingestion import folders, images
+from vrag_jax.ingestion import folders, images, text_layer
 from vrag_jax.ingestion.pdf import Pdf, version
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.ingestion.sources import Document
-from vrag_jax.ingestion.words import Word
+from vrag_jax.ingestion.words import Word, covered
+from vrag_jax.retrieval.ink import shows_more
 from vrag_jax.retrieval.ocr import OcrError, OcrReader
+from vrag_jax.retrieval.ocr_lines import OcrLine, beside
 
 # They are not of a page: it is not noted as one that cannot be read, but tried another time.
 _OF_THE_RUN = (ImportError, OSError, MemoryError)
@@ -94,31 +96,39 @@ class Worker:
     def _page(self, document: Document, place: int, index: int, number: int, folder: Path
               ) -> tuple[folders.PageRecord, list[Word]]:
         config, target = self._config, folder / f'{index + 1:04}'
-        text = font_error = ''
+        text, font_error, unread = '', '', folders.NO_TEXT
         words: list[Word] = []
         if document.kind == 'pdf':
-            page = self._open(document.files[0]).read(index + 1, config.dpi, config.max_pixels)
-            text, words, font_error = page.text, page.words, page.font_error
-            size = page.image.size
-            file = images.encode_image(page.image, target, config.image_format, config.quality)
+            pdf = self._open(document.files[0])
+            page = pdf.read(index + 1, config.dpi, config.max_pixels)
+            image, text, words, font_error = page.image, page.text, page.words, page.font_error
+            size = image.size
+            unread, _ = text_layer.judge(text, pdf.glyphs(index + 1))
+            if not unread and shows_more(image, text, covered(words)):
+                unread = text_layer.INCOMPLETE
+            file = images.encode_image(image, target, config.image_format, config.quality)
         else:
             frame = index if document.kind == 'frames' else 0
             file, size = images.store_image(
                 Path(document.files[place]), frame, target, config.image_format, config.quality,
                 config.max_pixels)
-        known, by_ocr, ocr_error = len(text) >= config.ocr_below, False, ''
-        if not known and config.ocr:
+        by_ocr, ocr_error = False, ''
+        if config.ocr == 'always' or unread and config.ocr == 'auto':
             try:
-                read, boxes = self._ocr.read_words(file)
+                lines = self._ocr.read_lines(file)
             except OcrError as error:
                 ocr_error = str(error)
             else:
                 by_ocr = True
-                if len(read) > len(text):
-                    text, words = read, [Word(*box) for box in boxes]
+                if config.ocr == 'auto' and unread in text_layer.TO_COMPLETE:
+                    lines = beside(lines, covered(words))
+                    text = '\n'.join([text] * bool(text) + [line.text for line in lines])
+                    words = words + _words_of(lines)
+                elif lines:
+                    text, words = '\n'.join(line.text for line in lines), _words_of(lines)
         return folders.PageRecord(
             number, index, file.name, *size, folders.file_digest(file), file.stat().st_size,
-            text if known or by_ocr or text else None, by_ocr, font_error, ocr_error), words
+            text if by_ocr or text else None, by_ocr, font_error, ocr_error, unread=unread), words
 
     def _open(self, file: str) -> Pdf:
         if self._pdf is None or self._pdf[0] != file:
@@ -131,6 +141,10 @@ class Worker:
         if self._pdf is not None:
             self._pdf[1].__exit__()
             self._pdf = None
+
+
+def _words_of(lines: list[OcrLine]) -> list[Word]:
+    return [Word(*word) for line in lines for word in line.words]
 
 
 def _stamps(document: Document) -> list[list[int]]:

@@ -9,6 +9,7 @@ from vrag_jax.ingestion.ingest import ingest, remove_unused
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.ocr import missing_extra
 from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.tasks.corpus import build_corpus, page_manifest, report_retrieval
 from vrag_jax.tasks.retrievers import announce, describe, embed_pages, load_embedders, texts_of
@@ -57,9 +58,10 @@ def run(config: RunConfig, workdir: Path) -> None:
 def _ingest(config: RunConfig, directory: Path) -> RunConfig:
     """Ingests the sources; returns the config whose pages are those of the directory."""
     settings = config.retrieval.ingestion
-    settings = dataclasses.replace(settings, ocr=settings.ocr or config.retrieval.ocr)
     if is_main():
         try:
+            if config.retrieval.ocr and (missing := missing_extra()):
+                raise ImportError(missing)
             report = ingest([Path(s) for s in config.retrieval.source_paths], directory, settings,
                             keep_unused=True)
         except (ValueError, OSError, ImportError, RuntimeError) as error:

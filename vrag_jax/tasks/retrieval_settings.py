@@ -47,7 +47,9 @@ class RetrievalConfig:
       url: of a search service over the same pages, which is asked instead of searching in
         this process; '' searches here.
       remote: how the service is asked.
-      ocr: whether pages without text are read by OCR (extra `ocr`).
+      ocr: whether pages of a manifest of one's own that have no text are read by OCR (extra
+        `ocr`), without which it is an error. With `sources` it is `ingestion.ocr` that says what
+        is read; True makes it an error that the extra is missing there, too.
       sources: files and folders whose documents `build_index` ingests: separated by commas, or
         a tuple, in which names may have commas; '' and () index the pages of `data`.
       ingestion: how documents become pages.
@@ -74,6 +76,9 @@ class RetrievalConfig:
             check_url(self.url)
         if not isinstance(self.sources, str) and '' in self.sources:
             raise ValueError(f"sources: expected paths, got '' in {self.sources}")
+        if self.ocr and self.sources and self.ingestion.ocr == 'never':
+            raise ValueError("ocr=True and ingestion.ocr='never': with sources the latter says "
+                             'what is read by OCR')
         self._take_colqwen2()
         taken = set(LEXICAL) & set(self.embedders)
         if taken:
