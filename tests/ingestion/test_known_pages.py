@@ -12,7 +12,7 @@ from vrag_jax.ingestion.ingest import ingest
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.retrieval.pages import PageStore
 
-CONFIG = IngestConfig(workers=1, image_format='png')
+CONFIG = IngestConfig(workers=1, image_format='png', ocr='never')
 
 
 def picture(file, grey, suffix='.png'):
@@ -108,7 +108,7 @@ def test_images_that_are_damaged_or_cannot_be_read_are_not_taken_over(scan, tmp_
     (scan / '80.png').write_bytes(b'no image')
     out = tmp_path / 'out'
     ingest([tmp_path / 'in'], out, CONFIG, progress=False)
-    store = PageStore.open(out / 'pages.jsonl')
+    store = PageStore.open(out / 'pages.jsonl', leased=False)
     store.path('scan_2').write_bytes(b'damaged')
     change(scan, 'added')
     report = ingest([tmp_path / 'in'], out, CONFIG, progress=False)

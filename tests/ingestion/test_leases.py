@@ -15,7 +15,7 @@ from vrag_jax.retrieval.leases import read_leased, retain, still_read
 from vrag_jax.retrieval.pages import PageStore
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = IngestConfig(workers=1, most_deleted=1.0)
+CONFIG = IngestConfig(workers=1, most_deleted=1.0, ocr='never')
 # Opens the pages, says so, and reads all of them once it is told to.
 READER = '''
 import sys

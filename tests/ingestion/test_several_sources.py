@@ -12,7 +12,7 @@ from vrag_jax.ingestion.ingest import delete_documents, ingest
 from vrag_jax.ingestion.settings import IngestConfig
 from vrag_jax.retrieval.pages import PageStore
 
-CONFIG = IngestConfig(dpi=72, workers=1, image_format='png')
+CONFIG = IngestConfig(dpi=72, workers=1, image_format='png', ocr='never')
 CAFE, NFD = 'caf\u00e9', 'cafe\u0301'
 
 

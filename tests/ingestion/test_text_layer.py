@@ -151,5 +151,5 @@ def test_the_garbled_case_is_not_believed(shared_dir):
         pytest.skip(f'{folder} is not there')
     for name, reason in (('garbled.pdf', MIXED), ('clean.pdf', '')):
         with Pdf(folder / name) as pdf:
-            _, text, _ = pdf.read(1, 72, 10**6)
+            text = pdf.read(1, 72, 10**6).text
             assert text_layer.judge(text, pdf.glyphs(1))[0] == reason
