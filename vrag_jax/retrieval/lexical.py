@@ -10,10 +10,13 @@ import numpy as np
 
 from vrag_jax.retrieval.artifact import ArtifactError
 from vrag_jax.retrieval.checks import check_rows
+from vrag_jax.retrieval.dense import DenseRetriever
+from vrag_jax.retrieval.encoders import PageEncoder
 from vrag_jax.retrieval.host_threads import in_pieces
+from vrag_jax.retrieval.index import IndexConfig
 from vrag_jax.retrieval.inverted_lists import InvertedLists, Weighting
-from vrag_jax.retrieval.ngram_encoder import NgramConfig
-from vrag_jax.retrieval.retriever import Changes, Hits
+from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
 
 _BATCH = 8  # Queries that a thread answers at a time.
 
@@ -83,12 +86,19 @@ class ListsRetriever(Generic[Config]):
             queries, _BATCH) for hit in piece]
         return [[self.ids[row] for row in rows] for rows, _ in found], [s for _, s in found]
 
-    def same_pages(self) -> list[tuple[str, ...]]:
-        """Returns the ids of pages that no query tells apart, groups of two and more."""
-        groups: dict[bytes, list[str]] = {}
-        for page_id, digest in zip(self.ids, self.lists.digests, strict=True):
-            groups.setdefault(digest.tobytes(), []).append(page_id)
-        return [tuple(group) for group in groups.values() if len(group) > 1]
+    def same_pages(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """Returns pages that no query tells apart though their texts differ.
+
+        Args:
+          texts: of the pages, in order.
+
+        Returns:
+          Ids of one page of each text, a group for those of the same terms.
+        """
+        groups: dict[bytes, dict[str, str]] = {}
+        for page_id, text, digest in zip(self.ids, texts, self.lists.digests, strict=True):
+            groups.setdefault(digest.tobytes(), {}).setdefault(text, page_id)
+        return [tuple(group.values()) for group in groups.values() if len(group) > 1]
 
     def updated(self, changes: Changes) -> Self:
         """See `Retriever`: pages are added and struck out; nothing else is read again."""
@@ -139,3 +149,21 @@ class NgramListsRetriever(ListsRetriever[NgramConfig]):
 
     kind = 'ngram_lists'
     config_class = NgramConfig
+
+
+def fit_words(encoder: PageEncoder, ids: Sequence[str], texts: Sequence[str],
+              config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
+              queries: Sequence[str] = (), scratch: Path | None = None) -> Retriever:
+    """Returns a retriever of texts: by an encoder's vectors, or by lists where it has too many.
+
+    Args:
+      encoder: is fitted here where vectors are made.
+      ids: of the pages.
+      texts: of the pages.
+      config: of the index of vectors.
+      queries: for which its recall is measured.
+      scratch: see `ListsRetriever.build`.
+    """
+    if isinstance(encoder, NgramEncoder) and len(texts) > encoder.config.dims:
+        return NgramListsRetriever.build(ids, texts, encoder.config, scratch)
+    return DenseRetriever.fit(encoder, ids, texts, config, queries)

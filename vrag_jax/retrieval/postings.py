@@ -105,11 +105,11 @@ class Postings:
             return cls(arrays)
         for name in ('terms', 'starts', 'lengths', 'digests'):
             np.save(folder / f'{name}.npy', arrays[name], allow_pickle=False)
-        for name in ('rows', 'counts'):
-            if isinstance(arrays[name], np.memmap):
-                arrays[name].flush()
+        for name, array in (('rows', rows), ('counts', counts)):
+            if isinstance(array, np.memmap):
+                array.flush()
             else:
-                np.save(folder / f'{name}.npy', arrays[name], allow_pickle=False)
+                np.save(folder / f'{name}.npy', array, allow_pickle=False)
         return cls.read(folder, keeper)
 
     def __len__(self) -> int:

@@ -116,8 +116,7 @@ def _of_terms(terms: Terms, buckets: int, wanted: tuple[bool, ...] = (True,) * l
     columns = [_word_hash(word) % buckets for word in terms.words if wanted[0]]
     for phrase in terms.phrases if wanted[1] else ():
         first, space, last = phrase.partition(' ')
-        number = (int(_phrase_hash(np.uint64(_word_hash(first)), np.uint64(_word_hash(last))))
-                  if space else _word_hash(phrase))
+        number = _pair_hash(first, last) if space else _word_hash(phrase)
         columns.append(number % buckets + buckets)
     columns += [_word_hash(single) % buckets + 3 * buckets for single in terms.singles
                 if wanted[3]]
@@ -138,6 +137,10 @@ def _piece_columns(word: str, buckets: int) -> np.ndarray:
 def _word_hash(word: str) -> int:
     """Returns a positive number of 32 bits for a word."""
     return murmurhash3_32(word, positive=True) or 1
+
+
+def _pair_hash(first: str, last: str) -> int:
+    return int(_phrase_hash(*np.array([[_word_hash(first)], [_word_hash(last)]], np.uint64))[0])
 
 
 def _phrase_hash(first: np.ndarray, last: np.ndarray) -> np.ndarray:

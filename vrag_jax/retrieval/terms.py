@@ -56,12 +56,12 @@ class Terms:
     """Terms of a text, or of a part of one, with repetitions.
 
     Attributes:
-      words: words without stop words, hyphenated ones in parts and as one; pairs of characters
-        of scripts that are written without spaces.
+      words: words without stop words, hyphenated ones in parts; pairs of characters of scripts
+        that are written without spaces.
       phrases: pairs of neighbouring words; triples of characters of such scripts.
       spelled: the words that are written in letters, whose pieces are terms, too.
-      singles: what only some queries look for: stop words, in capitals as they stand, too, and
-        single characters of such scripts.
+      singles: what only some queries look for: hyphenated words as one, stop words, in capitals
+        as they stand, too, and single characters of such scripts.
       first, last: words to which neighbours in a text are joined to phrases; '' for none.
     """
 
@@ -86,22 +86,32 @@ def split_terms(text: str) -> Terms:
 def query_terms(text: str) -> Terms:
     """Splits a query into terms.
 
-    Stop words in capitals among others ('US revenue', 'WHO guidelines') are abbreviations. Stop
-    words in general are looked for where a query has nothing else ('us'), single characters where
-    they stand alone.
+    A word is looked for as it is and among those that pages hyphenate; a hyphenated one in parts
+    and as one. Stop words in capitals among others ('US revenue', 'WHO guidelines') are
+    abbreviations. Stop words in general are looked for where a query has nothing else ('us'),
+    single characters where they stand alone.
     """
     tokens = tokens_of(text)
     terms = _joined([token_terms(token) for token in tokens])
+    words, singles = list(terms.words), []
+    for token in tokens:
+        if _CLUSTERS.match(token):
+            run = _CLUSTERS.findall(token)
+            singles += [fold(run[0])] if len(run) == 1 else []
+            continue
+        parts = [fold(part) for part in _WORDS.findall(token)]
+        if len(parts) == 1 and parts[0] not in STOP_WORDS:
+            singles.append(parts[0])
+        elif _whole(token, parts):
+            words.append(_whole(token, parts))
     stop_words = [token for token in tokens if token.lower() in STOP_WORDS]
     capitals = [token for token in stop_words if is_abbreviation(token)]
     if len(capitals) > 1 and text == text.upper():
         capitals = []  # All is in capitals, which says nothing then.
-    singles = [*capitals, *(token for token in tokens if len(_CLUSTERS.findall(token)) == 1)]
-    if not terms.words and not singles:
-        singles = [token.lower() for token in stop_words]
-    elif not terms.words and capitals:
-        singles += [token.lower() for token in capitals]
-    return dataclasses.replace(terms, singles=singles)
+    singles += capitals
+    if not words and len(stop_words) == len(tokens):
+        singles += [token.lower() for token in stop_words]
+    return dataclasses.replace(terms, words=words, singles=singles)
 
 
 def tokens_of(text: str) -> list[str]:
@@ -129,14 +139,22 @@ def _word_terms(token: str) -> Terms:
     singles = [word for word, stop in zip(folded, stops, strict=True) if stop]
     singles += [part for part in parts if is_abbreviation(part)]
     spelled = list(words)
-    if 1 < len(parts) <= _JOINED_PARTS:
-        whole = ''.join(folded)
-        if len(whole) <= _JOINED_LETTERS and _LETTERS.search(whole):
-            words.append(whole)
-            if _BROKEN.search(token):
-                spelled.append(whole)
+    whole = _whole(token, folded)
+    if whole and _BROKEN.search(token):
+        words.append(whole)
+        spelled.append(whole)
+    elif whole:
+        singles.append(whole)
     return Terms(words, phrases, spelled, singles,
                  '' if stops[0] else folded[0], '' if stops[-1] else folded[-1])
+
+
+def _whole(token: str, parts: Sequence[str]) -> str:
+    """Returns a hyphenated word as one: longterm, covid19; '' for no such word."""
+    if not 1 < len(parts) <= _JOINED_PARTS:
+        return ''
+    whole = ''.join(parts)
+    return whole if len(whole) <= _JOINED_LETTERS and _LETTERS.search(whole) else ''
 
 
 def is_abbreviation(token: str) -> bool:
