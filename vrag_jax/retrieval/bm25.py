@@ -25,8 +25,9 @@ class Bm25Config:
 
     @property
     def weighting(self) -> Weighting:
-        """The same for inverted lists."""
-        return Weighting((1.0, float(self.phrases), 0.0, 1.0), self.k1, self.b, sublinear=False)
+        """The same for inverted lists; Lucene leaves out the factor k1 + 1."""
+        word = 1 / (self.k1 + 1)
+        return Weighting((word, word * self.phrases, 0.0, word), self.k1, self.b, sublinear=False)
 
 
 class Bm25Retriever(ListsRetriever[Bm25Config]):

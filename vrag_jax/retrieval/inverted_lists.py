@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.retrieval.artifact import ArtifactError
-from vrag_jax.retrieval.postings import Postings
+from vrag_jax.retrieval.postings import Postings, read_array
 from vrag_jax.retrieval.term_counts import GROUPS, check_version, count_pages, count_query
 from vrag_jax.retrieval.terms import VERSION
 
@@ -244,15 +244,13 @@ class InvertedLists:
         try:
             parts = [Postings.read(folder / f'part-{number:03d}')
                      for number in range(fields['parts'])]
-            gone = [np.load(folder / f'gone-{number:03d}.npy', allow_pickle=False)
-                    if has else None for number, has in enumerate(fields['gone'])]
-            rows = np.load(folder / 'page_rows.npy', allow_pickle=False)
-        except (KeyError, TypeError, OSError, ValueError) as error:
-            if isinstance(error, ArtifactError):
-                raise
+            gone = [read_array(folder / f'gone-{number:03d}.npy', [np.int64]) if has else None
+                    for number, has in enumerate(fields['gone'])]
+            rows = np.array(read_array(folder / 'page_rows.npy', [np.int64]))
+        except (KeyError, TypeError) as error:
             raise ArtifactError(f'{folder}: inverted lists: {error!r}') from error
         total = sum(map(len, parts))
-        if rows.ndim != 1 or rows.dtype != np.int64 or len(np.unique(rows)) != len(rows) or (
+        if rows.ndim != 1 or len(np.unique(rows)) != len(rows) or (
                 len(rows) and not 0 <= rows.min() <= rows.max() < total):
             raise ArtifactError(f'{folder}/page_rows.npy: expected different numbers of {total} '
                                 'pages')

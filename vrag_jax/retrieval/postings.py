@@ -144,15 +144,7 @@ class Postings:
         """
         arrays = {}
         for name, dtypes in _DTYPES.items():
-            file = folder / f'{name}.npy'
-            try:
-                array = np.load(file, mmap_mode='r', allow_pickle=False)
-            except (OSError, ValueError) as error:
-                raise ArtifactError(f'{file}: {error!r}') from error
-            if array.dtype not in dtypes:
-                raise ArtifactError(f'{file}: expected numbers of type '
-                                    f'{np.dtype(dtypes[0]).name}, got {array.dtype}')
-            arrays[name] = array
+            arrays[name] = read_array(folder / f'{name}.npy', dtypes)
         starts, pages = arrays['starts'], arrays['lengths'].shape[-1]
         total = int(starts[-1]) if starts.ndim == 1 and len(starts) else -1
         for name, shape in {'starts': (len(arrays['terms']) + 1,), 'rows': (total,),
@@ -179,6 +171,22 @@ class Postings:
         marks = np.arange(0, int(self.starts[-1]), _STEP)
         cuts = np.unique([*np.searchsorted(self.starts[:-1], marks), len(self.terms)])
         return list(zip(cuts[:-1].tolist(), cuts[1:].tolist(), strict=True))
+
+
+def read_array(file: Path, dtypes: Sequence[Any]) -> np.ndarray:
+    """Maps an array of one of these types.
+
+    Raises:
+      ArtifactError: if it is none, or of another type; names the file.
+    """
+    try:
+        array = np.load(file, mmap_mode='r', allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f'{file}: {error!r}') from error
+    if array.dtype not in dtypes:
+        raise ArtifactError(f'{file}: expected numbers of type {np.dtype(dtypes[0]).name}, got '
+                            f'{array.dtype}')
+    return array
 
 
 def _array(folder: Path | None, name: str, size: int, dtype: np.dtype) -> np.ndarray:

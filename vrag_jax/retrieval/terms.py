@@ -88,8 +88,8 @@ def query_terms(text: str) -> Terms:
 
     A word is looked for as it is and among those that pages hyphenate; a hyphenated one in parts
     and as one. Stop words in capitals among others ('US revenue', 'WHO guidelines') are
-    abbreviations. Stop words in general are looked for where a query has nothing else ('us'),
-    single characters where they stand alone.
+    abbreviations. A query of one stop word looks for it ('us'); single characters are looked for
+    where they stand alone.
     """
     tokens = tokens_of(text)
     terms = _joined([token_terms(token) for token in tokens])
@@ -109,7 +109,7 @@ def query_terms(text: str) -> Terms:
     if len(capitals) > 1 and text == text.upper():
         capitals = []  # All is in capitals, which says nothing then.
     singles += capitals
-    if not words and len(stop_words) == len(tokens):
+    if len(tokens) == 1:
         singles += [token.lower() for token in stop_words]
     return dataclasses.replace(terms, words=words, singles=singles)
 
