@@ -149,23 +149,19 @@ class InvertedLists:
         for number, (part, (place, known)) in enumerate(zip(self._parts, places, strict=True)):
             first, last = self._firsts[number], self._firsts[number + 1]
             used = np.flatnonzero(known & (factors > 0))
-            if not len(used):
-                continue
-            starts, ends = part.starts[place[used]], part.starts[place[used] + 1]
-            spans = list(zip(starts.tolist(), ends.tolist(), strict=True))
-            rows = np.concatenate([part.rows[start:end] for start, end in spans])
-            found = np.concatenate([part.counts[start:end] for start, end in spans]).astype(float)
-            slopes = self._slopes[:, first:last]
-            sizes = ends - starts
-            bounds = np.searchsorted(groups[used], np.arange(len(GROUPS) + 1))
-            edges = np.concatenate([[0], np.cumsum(sizes)])[bounds]
-            below = np.empty(len(rows))
-            for group, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
-                np.take(slopes[group], rows[low:high], out=below[low:high])
-            below += found
-            found /= below
-            found *= np.repeat(factors[used], sizes)
-            totals[first:last] = np.bincount(rows, found, last - first)
+            mine, slopes = totals[first:last], self._slopes[:, first:last]
+            # Term by term, so that what is worked on stays in a core's cache; and in the same
+            # order whatever else is in the lists, for sums are rounded.
+            for group, factor, start, end in zip(
+                    groups[used].tolist(), factors[used].tolist(),
+                    part.starts[place[used]].tolist(), part.starts[place[used] + 1].tolist(),
+                    strict=True):
+                rows, counts = part.rows[start:end].astype(np.intp), part.counts[start:end]
+                weights = slopes[group].take(rows, mode='clip')  # 'raise' would copy once more.
+                weights += counts
+                np.divide(counts, weights, out=weights)
+                weights *= factor
+                np.add.at(mine, rows, weights)
         return totals
 
     def updated(self, texts: Sequence[str], deleted: np.ndarray,

@@ -180,7 +180,8 @@ def read_array(file: Path, dtypes: Sequence[Any]) -> np.ndarray:
       ArtifactError: if it is none, or of another type; names the file.
     """
     try:
-        array = np.load(file, mmap_mode='r', allow_pickle=False)
+        # As a plain array: each slice of a `memmap` would be one, which takes longer to make.
+        array = np.asarray(np.load(file, mmap_mode='r', allow_pickle=False))
     except (OSError, ValueError) as error:
         raise ArtifactError(f'{file}: {error!r}') from error
     if array.dtype not in dtypes:
