@@ -22,6 +22,7 @@ TITLES = {
     'scaling': 'Scaling',
     'loading': 'Real-size checkpoints',
     'ingestion': 'Ingestion of PDFs',
+    'word_search': 'Search by words among many pages',
     'search_service': 'Search service under load',
     'late_interaction': 'Late interaction against exact MaxSim',
     'single_vectors': 'Single vectors against faiss',

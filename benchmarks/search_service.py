@@ -14,21 +14,19 @@ import asyncio
 import dataclasses
 import json
 import os
-import random
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pypdfium2
 from absl import app, flags
-from PIL import Image
 
 from benchmarks import paired
+from benchmarks.corpora import documents_texts, mixed_queries, mixed_texts, write_pages
 from benchmarks.served import service
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.pages import PageStore
 
 _SHARED = flags.DEFINE_string('shared', '../shared', 'Folder of the real pages and documents.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/search_service', 'Where corpora are kept.')
@@ -42,7 +40,6 @@ _BATCH = flags.DEFINE_integer('batch', 64, 'Queries of a request of a batch.', l
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'Rounds of all three.', lower_bound=1)
 
 K = 10
-_PARAGRAPHS, _WORDS = 4, 60  # Of a page of the large corpus, as many as on a page of a report.
 
 Hits = list[tuple[str, float]]
 
@@ -62,46 +59,6 @@ class Load:
     latencies: list[float]
     errors: int
     results: list[Hits]
-
-
-# ---- Corpora and queries
-
-
-def documents_texts(documents: Path) -> dict[str, list[str]]:
-    """Returns the text layers of the pages of all PDFs, by name of the document."""
-    found: dict[str, list[str]] = {}
-    for file in sorted(documents.glob('*.pdf')):
-        document = pypdfium2.PdfDocument(file)
-        found[file.stem] = [page.get_textpage().get_text_range() for page in document]
-        document.close()
-    return found
-
-
-def mixed_texts(texts: Iterable[str], count: int) -> list[str]:
-    """Returns texts of pieces of 60 words, drawn from all of the texts."""
-    pieces, rng = [], random.Random(0)
-    for words in map(str.split, texts):
-        pieces += [' '.join(words[i : i + _WORDS]) for i in range(0, len(words), _WORDS)]
-    return ['\n'.join(rng.choices(pieces, k=_PARAGRAPHS)) for _ in range(count)]
-
-
-def write_pages(folder: Path, texts: Mapping[str, Sequence[str]]) -> Path:
-    """Writes the manifest of pages of given texts, by name of the document; returns it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    Image.new('RGB', (28, 28), 'white').save(folder / 'page.png')
-    PageStore.write(folder / 'pages.jsonl', (
-        Page(f'{name}_{n}', name, n, 'page.png', 28, 28, text)
-        for name, pages in texts.items() for n, text in enumerate(pages, start=1)))
-    return folder / 'pages.jsonl'
-
-
-def mixed_queries(questions: Sequence[str], count: int, seed: int) -> list[str]:
-    """Returns different queries: the first half of one question and the second of another."""
-    rng, found = random.Random(seed), dict[str, None]()
-    while len(found) < count:
-        first, second = (rng.choice(questions) for _ in range(2))
-        found[f'{first[: len(first) // 2]} {second[len(second) // 2 :]}'] = None
-    return list(found)
 
 
 # ---- The service and its clients

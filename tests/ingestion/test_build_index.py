@@ -87,7 +87,6 @@ def test_other_settings_build_the_index_anew(source, tmp_path, change):
 
 
 def test_an_embedder_is_loaded_and_its_vectors_are_kept(source, tmp_path, capsys):
-    pytest.importorskip('bm25s')
     from vrag_jax.embedders.text import wheel_directory
     try:
         wheel_directory()

@@ -62,8 +62,8 @@ HEADERS = {
     'header': write(STAMP, 50, 380),
     'bates': write('ACME-000417', 500, 10) + ' ' + write('CONFIDENTIAL', 20, 10),
     'page_number': write('Page 17 of 312, volume 2', 280, 10),
-    'watermark': '0.96 g /F1 60 Tf 0.7 0.7 -0.7 0.7 150 60 Tm (DRAFT COPY) Tj '
-                 + write('not for circulation', 20, 10),
+    'watermark': '0.9 g /F1 60 Tf 0.7 0.7 -0.7 0.7 150 60 Tm (DRAFT COPY) Tj '
+                 + '0.4 g ' + write('not for circulation', 20, 10),
 }
 
 

@@ -12,7 +12,13 @@ from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.encoders import PageEncoder, read_encoder
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
-from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
+from vrag_jax.retrieval.retriever import (
+    Changes,
+    Hits,
+    Retriever,
+    find_embedder,
+    sample_queries,
+)
 
 _NOTHING = 1e-6  # Score of unit vectors that texts without a common term may have by rounding.
 
@@ -106,13 +112,16 @@ class DenseRetriever:
             hits = [_sharing(ids, scores) for ids, scores in hits]
         return [ids for ids, _ in hits], [scores for _, scores in hits]
 
-    def updated(self, changes: Changes) -> 'DenseRetriever':
+    def updated(self, changes: Changes) -> Retriever:
         if self._lexical is not None:
+            from vrag_jax.retrieval.lexical import fit_words
+
             # Weights of terms depend on all pages.
             pages = changes.pages()
-            return DenseRetriever.fit(
+            return fit_words(
                 copy.copy(self._lexical), [page.page_id for page in pages],
-                [page.text for page in pages], self.index.config, changes.queries)
+                [page.text for page in pages], self.index.config, changes.queries,
+                changes.scratch)
         embedder = self._embedder
         assert embedder is not None
         ids = [page.page_id for page in changes.added]

@@ -13,6 +13,7 @@ from vrag_jax.retrieval.encoders import PageEncoder
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
 from vrag_jax.retrieval.index import IndexConfig, ScannIndex
+from vrag_jax.retrieval.lexical import fit_words
 from vrag_jax.retrieval.page_references import NamedPages
 from vrag_jax.retrieval.pages import Page, PageStore
 from vrag_jax.retrieval.retriever import Changes, Retriever
@@ -98,7 +99,7 @@ class SearchEngine:
         """
         if len(texts) != len(store):
             raise ValueError(f'{len(texts)} texts for {len(store)} pages')
-        engine = cls(store, DenseRetriever.fit(encoder, store.ids, texts, config))
+        engine = cls(store, fit_words(encoder, store.ids, texts, config))
         if directory is not None:
             engine.save(directory)
         return engine
@@ -231,7 +232,7 @@ class SearchEngine:
                 raise ValueError('no page would be left')
             store = PageStore(state.store.folder, [*kept, *pages], lease=state.store.lease)
             retriever = state.retriever.updated(Changes(
-                [_content(store, page) for page in pages], deleted,
+                [_content(store, page, 'text' in state.retriever.reads) for page in pages], deleted,
                 lambda: [_content(store, page, needs_text=True) for page in store],
                 store.ids, scratch=scratch))
             self._state = _State(store, retriever, self._cache_bytes, self.counts)

@@ -47,8 +47,8 @@ class ScannIndex:
       dims: length of a vector.
       encoder: fingerprint of the encoder that made the vectors.
       config: how it is searched.
-      recall: what `measure_recall` found when the searcher was built; None for an exact
-        index, or if the config asks for no queries.
+      recall: what `measure_recall` found when the searcher was built, against exact search of
+        the same vectors; None for an exact index, or if the config asks for no queries.
     """
 
     def __init__(self, searcher: Any, vectors: np.ndarray | None, ids: tuple[str, ...], dims: int,
@@ -234,7 +234,7 @@ class ScannIndex:
 
     def measure_recall(self, vectors: np.ndarray, queries: np.ndarray | None = None, k: int = 10,
                        seed: int = 0) -> dict[str, Any]:
-        """Compares search with exact search.
+        """Compares search with exact search of the same vectors by the same queries.
 
         Args:
           vectors: [N, D] float32 of the index.

@@ -104,10 +104,12 @@ def read_retriever(kind: str, folder: Path, fields: dict[str, Any],
     from vrag_jax.retrieval.dense import DenseRetriever
     from vrag_jax.retrieval.hybrid import HybridRetriever
     from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
+    from vrag_jax.retrieval.lexical import NgramListsRetriever
 
     readers: dict[str, Callable[..., Retriever]] = {
         reader.kind: reader.from_files for reader in (
-            DenseRetriever, LateInteractionRetriever, Bm25Retriever, HybridRetriever)}
+            DenseRetriever, NgramListsRetriever, LateInteractionRetriever, Bm25Retriever,
+            HybridRetriever)}
     if kind not in readers:
         raise ArtifactError(f'{folder}: retriever {kind!r} is unknown; there are '
                             f'{sorted(readers)}')

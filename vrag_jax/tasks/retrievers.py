@@ -21,6 +21,7 @@ from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.hybrid import HybridRetriever
 from vrag_jax.retrieval.index import ScannIndex
 from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
+from vrag_jax.retrieval.lexical import ListsRetriever, NgramListsRetriever
 from vrag_jax.retrieval.ngram_encoder import NgramEncoder
 from vrag_jax.retrieval.ocr import OcrReader
 from vrag_jax.retrieval.page_vectors import PageVectors
@@ -150,16 +151,22 @@ def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
     pages = contents(store, texts)
     row = {page_id: number for number, page_id in enumerate(store.ids)}
     for number, name in enumerate(config.retrievers):
+        old = parts_of(stored.retriever)[number] if stored is not None else None
+        if isinstance(old, ListsRetriever):
+            assert stored is not None
+            changes = stored.changes(store, pages, old.reads, scratch=scratch)
+            if 2 * len(changes.added) <= len(store):
+                parts.append(old.updated(changes))
+                continue
         if name == 'ngram':
-            parts.append(_ngram(config, store, texts, queries))
+            parts.append(_ngram(config, store, texts, queries, scratch))
             continue
         if name == 'bm25':
-            parts.append(Bm25Retriever.build(store.ids, texts, config.bm25))
+            parts.append(Bm25Retriever.build(store.ids, texts, config.bm25, scratch))
             continue
         embedder = embedders[name]
         vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
-        if stored is not None:
-            old = parts_of(stored.retriever)[number]
+        if stored is not None and old is not None:
             changes = stored.changes(
                 store, pages, old.reads,
                 lambda _, added, vectors=vectors: [  # type: ignore[misc]
@@ -179,16 +186,23 @@ def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
 
 
 def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
-           queries: Sequence[str]) -> DenseRetriever:
+           queries: Sequence[str], scratch: Path) -> Retriever:
+    if len(store) > config.encoder.dims:
+        lists = NgramListsRetriever.build(store.ids, texts, config.encoder, scratch)
+        _warn_of(lists.same_pages(texts))
+        return lists
     encoder = NgramEncoder(config.encoder)
     encoder.fit(texts)
     vectors = encoder.encode_pages(texts)
-    groups = check_vectors(vectors, store.ids, texts, vectors.shape[1])
-    if groups:
-        _LOG.warning('no search by words tells these pages apart: %s', tell_groups(groups))
+    _warn_of(check_vectors(vectors, store.ids, texts, vectors.shape[1]))
     given = recall_vectors(encoder.encode_queries, queries, config.index, len(store))
     return DenseRetriever(encoder, ScannIndex.build(
         vectors, store.ids, encoder.fingerprint, config.index, queries=given))
+
+
+def _warn_of(groups: Sequence[Sequence[str]]) -> None:
+    if groups:
+        _LOG.warning('no search by words tells these pages apart: %s', tell_groups(groups))
 
 
 def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path
@@ -226,6 +240,8 @@ def is_of(retriever: Retriever, config: RetrievalConfig, embedders: Mapping[str,
 
 def _part_is_of(part: Retriever, name: str, config: RetrievalConfig, embedder: Embedder | None
                 ) -> bool:
+    if isinstance(part, NgramListsRetriever):
+        return name == 'ngram' and part.config == config.encoder
     if isinstance(part, Bm25Retriever):
         return name == 'bm25' and part.config == config.bm25
     if isinstance(part, DenseRetriever) and isinstance(part.encoder, NgramEncoder):
@@ -244,6 +260,8 @@ def describe(retriever: Retriever) -> list[str]:
         lines = [line for part in retriever.retrievers for line in describe(part)]
         return [*lines, f'{retriever.kind}: of {len(retriever.retrievers)} by reciprocal rank']
     told = f'{retriever.kind}: {len(retriever.ids)} pages'
+    if isinstance(retriever, ListsRetriever):
+        return [f'{told} in inverted lists, searched exactly']
     if isinstance(retriever, DenseRetriever):
         told = f'{retriever.encoder.kind}, {told}, {retriever.index.dims} dimensions'
         exact, recall = retriever.index.exact, retriever.index.recall
