@@ -6,10 +6,8 @@ from pathlib import Path
 import pypdfium2
 import pytest
 
-pytest.importorskip('fastapi', reason="needs the extra 'serve'")
-
-from benchmarks.service_day import Versions, growth, plot  # noqa: E402
-from benchmarks.service_day_pages import (  # noqa: E402
+from benchmarks.service_day_checks import Versions, growth, plot
+from benchmarks.service_day_pages import (
     PAGES,
     Spelled,
     read_picture,
