@@ -121,9 +121,21 @@ def test_a_name_with_a_comma_is_given_in_a_tuple(make_pdf, source, tmp_path, cap
 def test_scans_alone_are_refused_with_advice(tmp_path, capsys):
     for i in range(2):
         Image.fromarray(np.full((9, 9), i, np.uint8)).save(tmp_path / f'{i}.png')
-    with pytest.raises(SystemExit, match='none of the 2 page texts holds a word'):
+    with pytest.raises(SystemExit, match="none of the 2 page texts holds a word.*ingestion.ocr="):
         build_index.run(config_of(f'{tmp_path}/0.png, {tmp_path}/1.png'), tmp_path / 'work')
-    assert '2 pages have no text layer' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert printed.startswith('search: by ngram\n') and '2 pages have no text layer' in printed
+
+
+def test_pages_that_cannot_be_read_are_not_counted_among_the_pages(source, tmp_path, capsys):
+    (source / 'broken.png').write_bytes(b'nothing')
+    build_index.run(config_of(source), tmp_path / 'work')
+    assert 'pages: 3, 0 of them by OCR; ' in capsys.readouterr().out
+
+
+def test_a_text_embedder_that_is_not_there_is_told_before_anything_is_read(source, tmp_path):
+    with pytest.raises(ConfigError, match='embedders.m.path: .*x/config.json: no such model conf'):
+        check(config_of(source, embedders={'m': {'kind': 'text', 'path': str(tmp_path / 'x')}}))
 
 
 def test_configs_that_cannot_work_are_refused(source, tmp_path):

@@ -6,7 +6,12 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from vrag_jax.embedders import colqwen
-from vrag_jax.embedders.text import TextConfig, TextEmbedder, wheel_directory
+from vrag_jax.embedders.text import (
+    TextConfig,
+    TextEmbedder,
+    check_text_embedder,
+    wheel_directory,
+)
 from vrag_jax.embedders.visual import VisualConfig, VisualEmbedder
 from vrag_jax.parallel.sharding import RULES, Rules
 from vrag_jax.retrieval.embedding import Embedder
@@ -51,14 +56,20 @@ class EmbedderConfig:
 
 
 def check_embedder(config: EmbedderConfig) -> None:
-    """Reads the configs and the names of the tensors of a visual embedder, not its weights.
+    """Reads the configs of an embedder and the names of a visual one's tensors, not its weights.
 
     Raises:
       FileNotFoundError, ValueError: as `load_embedder` does.
     """
-    if config.kind != 'text':
+    if config.kind == 'text':
+        check_text_embedder(_text_directory(config), config.text)
+    else:
         colqwen.open_checkpoint(colqwen.find_checkpoint(
             Path(config.path), config.kind == 'colqwen', config.visual.base))
+
+
+def _text_directory(config: EmbedderConfig) -> Path:
+    return wheel_directory() if config.path == MINILM else Path(config.path)
 
 
 def load_embedder(config: EmbedderConfig, mesh: Mesh | None = None,
@@ -76,9 +87,10 @@ def load_embedder(config: EmbedderConfig, mesh: Mesh | None = None,
       ValueError: if it holds another model; says what does not fit.
     """
     if config.kind == 'text':
-        directory, text = Path(config.path), config.text
+        text = config.text
         if config.path == MINILM:
-            directory, text = wheel_directory(), dataclasses.replace(text, latin_only=True)
-        return TextEmbedder(directory, text, config.dtype, config.batch_tokens, mesh, rules)
+            text = dataclasses.replace(text, latin_only=True)
+        return TextEmbedder(
+            _text_directory(config), text, config.dtype, config.batch_tokens, mesh, rules)
     return VisualEmbedder(Path(config.path), config.kind == 'colqwen', config.visual,
                           config.dtype, config.batch_tokens, mesh, rules)

@@ -171,6 +171,15 @@ class TextEmbedder:
         return out
 
 
+def check_text_embedder(directory: Path, config: TextConfig) -> None:
+    """Reads the configs and the tokenizer that a `TextEmbedder` is made of, not its weights.
+
+    Raises:
+      FileNotFoundError, ValueError: as `TextEmbedder` does.
+    """
+    _Windows(directory, _resolve(config, directory, bert.BertConfig.from_hf_file(directory)))
+
+
 def reads_latin(text: str) -> bool:
     """Whether nine tenths of a text's letters or more, if it has any, are of the Latin script."""
     letters = [c for c in text if c.isalpha()]

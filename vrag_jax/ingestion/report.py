@@ -20,7 +20,7 @@ class IngestReport:
       not_read: endings of files in the sources that are neither PDFs nor images, and how many
         there are of each.
       pages: all that the index now has.
-      pages_read: rendered or copied in this run.
+      pages_read: rendered or copied in this run, those that could not be read included.
       ocr_pages: of all, those read by OCR, or completed by it.
       unread: (file and page, reason) of all pages whose text layer is missing or not believed,
         and that no OCR has read.
@@ -59,8 +59,8 @@ class IngestReport:
         rate = self.pages_read / self.seconds if self.seconds else 0.0
         lines = [
             f'documents: {documents}; {len(self.failed)} files or pages could not be read',
-            f'pages: {self.pages}, {self.pages_read} of them read now in {self.seconds:.1f} s '
-            f'({rate:.1f} pages/s); {self.ocr_pages} by OCR']
+            f'pages: {self.pages}, {self.ocr_pages} of them by OCR; {self.pages_read} read now in '
+            f'{self.seconds:.1f} s ({rate:.1f} pages/s)']
         if self.not_read:
             kinds = ', '.join(f'{ending or "without ending"} {count}'
                               for ending, count in self.not_read)

@@ -25,8 +25,8 @@ class IngestConfig:
         document, in the natural order of their names; 'file', each is a document;
         'numbered', `report_3.png` is page 3 of document `report`. A TIFF file is always a
         document of its own, a page a frame.
-      ocr: which pages are read by OCR (extra `ocr`): 'auto', those without a text layer or with
-        one that is not believed, where the extra is installed; 'always', all, and without the
+      ocr: which pages are read by OCR (extra `ocr`): 'auto', those whose text layer is missing,
+        not believed or incomplete, where the extra is installed; 'always', all, and without the
         extra it is an error; 'never', none. May be another in every run.
       metadata: CSV or JSON lines file of own fields; '' takes `metadata.csv` or
         `metadata.jsonl` of each source folder, where there is one, for this source alone.

@@ -77,7 +77,8 @@ class ListsRetriever(Generic[Config]):
         lists = InvertedLists.build(texts, config.weighting, scratch)
         if not lists.terms:
             raise ValueError(f'none of the {len(texts)} page texts holds a word; scanned pages '
-                             'have text only with OCR (config.retrieval.ocr=True)')
+                             "have text only with OCR (config.retrieval.ingestion.ocr='auto', of a "
+                             'manifest config.retrieval.ocr=True)')
         return cls(lists, ids, config)
 
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:

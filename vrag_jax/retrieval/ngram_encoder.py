@@ -113,7 +113,8 @@ class NgramEncoder:
         pages = self._weigh_pages(counts, state)
         if not pages.nnz:
             raise ValueError(f'none of the {len(texts)} page texts holds a word; scanned pages '
-                             'have text only with OCR (config.retrieval.ocr=True)')
+                             "have text only with OCR (config.retrieval.ingestion.ocr='auto', of a "
+                             'manifest config.retrieval.ocr=True)')
         self._set_state({
             **state, 'mix': _orthonormaliser((pages @ pages.T).toarray()),
             'norm': np.asarray(scipy.sparse.linalg.norm(pages, axis=1).max(), np.float32),

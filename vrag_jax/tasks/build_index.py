@@ -25,9 +25,9 @@ def run(config: RunConfig, workdir: Path) -> None:
     quality of the search is printed too. Of several processes one ingests and indexes; all
     embed.
     """
+    announce(config.retrieval)
     if config.retrieval.sources:
         config = _ingest(config, workdir / PAGES)
-    announce(config.retrieval)
     started = time.monotonic()
     try:
         mesh = local_mesh(make_mesh(config.mesh.sizes()))
