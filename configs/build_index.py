@@ -23,7 +23,9 @@ def get_config() -> ConfigDict:
     config.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'tensor': 1})  # Of embedders.
     config.retrieval = ConfigDict({
         'sources': '',  # Files and folders, separated by commas; or a tuple of them.
-        'ocr': False,  # True: without the extra `ocr` the ingestion ends with an error.
+        # True: without the extra `ocr` the ingestion ends with an error; pages of `data.manifest`
+        # that have no text are read by OCR.
+        'ocr': False,
         # 'ngram', 'bm25' and names of embedders, fused by reciprocal rank; () takes 'ngram', and
         # where a text embedder is given that, too, with measured weights.
         'retrievers': (),
@@ -31,8 +33,8 @@ def get_config() -> ConfigDict:
             'dpi': 144, 'max_pixels': 16_000_000, 'image_format': 'jpeg', 'quality': 90,
             # A folder of images is a document; or 'file', or 'numbered' (report_3.png).
             'images': 'folder',
-            # Pages without text that is believed: 'auto' reads them by OCR where the extra
-            # `ocr` is installed; 'always' reads all pages by OCR, 'never' none.
+            # 'auto' reads pages by OCR whose text layer is missing, not believed or incomplete,
+            # where the extra `ocr` is installed; 'always' all pages, 'never' none.
             'ocr': 'auto', 'metadata': '', 'delete_missing': True, 'most_deleted': 0.5,
             # True compares the stored images with their SHA-256, not with their size alone.
             'verify': False,
