@@ -69,6 +69,7 @@ def test_a_signal_at_the_very_start_is_not_lost(make_corpus, tmp_path):
 
 @pytest.mark.parametrize('overrides,message', [
     (('--config.data.source=files',), 'config.data.manifest: not given'),
+    (('--config.data.manifest=pages.jsonl',), 'config.data: manifest is for pages of files'),
     (('--config.serving.port=70000',), 'config.serving: port must be in [0, 65535], got 70000'),
     (('--config.serving.limits.k=0',), 'config.serving.limits: k must be positive, got 0'),
     (('--config.retrieval.index_dir=gone',), 'config.retrieval.index_dir: gone is no folder'),

@@ -175,6 +175,8 @@ class DataConfig:
     def __post_init__(self):
         if self.source not in ('pageworld', 'files'):
             raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
+        if self.manifest and self.source != 'files':
+            raise ValueError('manifest is for pages of files; pass --config.data.source=files')
         if self.image_root and not self.trajectories:
             raise ValueError('image_root is for the images of trajectories: give these, too')
 
