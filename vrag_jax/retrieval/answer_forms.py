@@ -1,4 +1,4 @@
-"""Leaves out of a question what only says how to write its answer: 'Answer in millions.'"""
+"""Leaves out of a question what only says how to write its answer: 'Answer in millions.'."""
 
 import re
 

@@ -40,13 +40,8 @@ def check(config: RunConfig) -> None:
         if not Path(config.retrieval.index_dir).is_dir():
             raise ConfigError(f'config.retrieval.index_dir: {config.retrieval.index_dir} is no '
                               'folder')
-    searches = config.task in ('build_index', 'serve_index', 'loop', 'grpo', 'evaluate') or (
-        config.task == 'sft' and not config.data.trajectories)
-    if searches and not config.retrieval.url:
-        for name, embedder in config.retrieval.embedders.items():
-            with naming(f'config.retrieval.{config.retrieval.embedder_field(name)}'):
-                check_embedder(embedder)
     if config.task == 'serve_index':
+        _check_embedders(config)
         check_packages()
         return  # No policy, no mesh.
     try:
@@ -57,6 +52,7 @@ def check(config: RunConfig) -> None:
     except ValueError as error:
         raise ConfigError(f'config.{error}') from error
     if config.task == 'build_index':
+        _check_embedders(config)
         return  # Neither samples nor learns.
     if config.policy.checkpoint:
         _check_checkpoint(Path(config.policy.checkpoint), whole=config.task in ASKING)
@@ -84,6 +80,17 @@ def check(config: RunConfig) -> None:
     if config.sampler.slots % shards:
         raise ConfigError(f'config.sampler.slots: {config.sampler.slots} slots do not split over '
                           f'data * fsdp = {shards} devices')
+    _check_embedders(config)
+
+
+def _check_embedders(config: RunConfig) -> None:
+    """Refuses embedders that cannot be used, of tasks that search with them."""
+    searches = config.task in ('build_index', 'serve_index', 'loop', 'grpo', 'evaluate') or (
+        config.task == 'sft' and not config.data.trajectories)
+    if searches and not config.retrieval.url:
+        for name, embedder in config.retrieval.embedders.items():
+            with naming(f'config.retrieval.{config.retrieval.embedder_field(name)}'):
+                check_embedder(embedder)
 
 
 def _check_checkpoint(directory: Path, whole: bool) -> None:
