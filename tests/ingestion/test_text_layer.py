@@ -56,6 +56,23 @@ def test_letters_that_their_glyphs_do_not_look_like_are_not_believed(glyphs, nam
     assert reason == SHAPES and wrong.mean() > 0.9
 
 
+@pytest.mark.parametrize('to', [LOWER[1:] + LOWER[:1], LOWER[3:] + LOWER[:3],
+                                LOWER[13:] + LOWER[:13], SHUFFLED],
+                         ids=['shift1', 'shift3', 'rot13', 'shuffled'])
+@pytest.mark.parametrize('font', ['Helvetica', 'Times-Roman', 'Courier'])
+def test_capitals_alone_are_judged_by_their_widths(make_pdf, font, to):
+    words = TEXT.upper().split()
+    shown = ') Tj 0 -22 Td ('.join(' '.join(words[i:i + 4]) for i in range(0, len(words), 4))
+    file = make_pdf('a.pdf', shown, size=(500, 60))
+    file.write_bytes(file.read_bytes().replace(b'/Helvetica', f'/{font}'.encode()))
+    with Pdf(file) as pdf:
+        glyphs = pdf.glyphs(1)
+    assert judge(TEXT.upper(), glyphs)[0] == ''
+    if font != 'Courier':  # Its capitals are all of one width.
+        text, wrong = renamed(glyphs, letters(to))
+        assert judge(text.upper(), wrong)[0] == SHAPES
+
+
 @pytest.mark.parametrize('names, reason', [
     ({code: 0xE000 + code for code in range(33, 127)}, MEANINGLESS),
     ({code: 0xF0000 + code for code in range(33, 127)}, MEANINGLESS),

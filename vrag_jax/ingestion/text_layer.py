@@ -65,6 +65,11 @@ _SCRIPTS = (
     _Script('βδθλζξ', 'αγεηικμνοπρσςτυχω', 'βγημρφχψ'),
 )
 
+# How wide capitals are in most fonts, of an em: a text of nothing else has no other shapes.
+_CAPITAL_WIDTHS = dict(zip('ABCDEFGHIJKLMNOPQRSTUVWXYZ', (
+    0.69, 0.67, 0.69, 0.72, 0.64, 0.58, 0.75, 0.72, 0.30, 0.45, 0.69, 0.58, 0.86, 0.72, 0.75, 0.61,
+    0.75, 0.69, 0.61, 0.61, 0.72, 0.69, 0.94, 0.69, 0.69, 0.61), strict=True))
+
 
 def judge(text: str, glyphs: Glyphs | None = None) -> tuple[str, np.ndarray]:
     """Judges the text layer of a page.
@@ -223,7 +228,25 @@ def _is_wrong(codes: np.ndarray, ascents: np.ndarray, descents: np.ndarray, widt
         if chosen.sum() >= 12 and counts[chosen].sum() >= _FEWEST_LETTERS:
             found += _likeness(width[chosen], expected[chosen], weights[chosen],
                                float(np.median(width[chosen])))
+        if not found:
+            found += _capitals_likeness(characters, width, counts)
     return uneven or bool(found) and float(np.mean(found)) < _LEAST_LIKENESS
+
+
+def _capitals_likeness(characters: list[str], widths: np.ndarray, counts: np.ndarray
+                       ) -> list[float]:
+    """Returns how alike the widths of capitals are to those of most fonts, [] if that says nothing.
+
+    Nothing of fonts of one width, and of few letters.
+    """
+    expected = np.array([_CAPITAL_WIDTHS.get(c, np.nan) for c in characters])
+    chosen = ~np.isnan(expected)
+    if chosen.sum() < 12 or counts[chosen].sum() < _FEWEST_LETTERS:
+        return []
+    values, expected = widths[chosen], expected[chosen]
+    if np.std(values) < 0.12 * np.median(values):
+        return []
+    return [float(np.corrcoef(values, expected)[0, 1])]
 
 
 def _likeness(values: np.ndarray, expected: np.ndarray, weights: np.ndarray, unit: float
