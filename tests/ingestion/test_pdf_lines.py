@@ -40,6 +40,8 @@ def code(text, font='F1'):
     (placed('KEYNOTE', 45), 'KEYNOTE'),
     (placed('OUR PLAN', 40), 'OUR PLAN'),
     (placed('quarterly', 30), 'quarterly'),
+    (placed('Kapitel  Eins', 26), 'Kapitel Eins'),
+    (placed('FILM  WILL', 28), 'FILM WILL'),
     (f'BT {LATIN} 14 Tc 20 250 Td (ANNUAL PLAN) Tj ET', 'ANNUAL PLAN'),
     (f'BT {LATIN} 6 Tc 20 250 Td (ANNUAL PLAN) Tj ET', 'ANNUAL PLAN'),
     (f'BT {LATIN} 20 250 Td (K E Y N O T E) Tj ET', 'KEYNOTE'),

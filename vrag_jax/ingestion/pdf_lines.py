@@ -240,7 +240,13 @@ def _spaces_inside(line: Line, letters: Sequence[int]) -> set[int]:
         return set()
     inside = gaps <= 1.5 * middle + 0.1 * em
     if np.ptp(gaps[inside]) > 0.3 * em + 0.25 * middle:
-        return set()
+        # Placed at an even pitch, by left edges or middles, gaps are as the widths leave them.
+        pitches = [np.diff(x) for x in (edges[:, 0], (edges[:, 0] + edges[:, 2]) / 2)]
+        spreads = [float(np.ptp(steps[steps <= 1.5 * np.median(steps)])) for steps in pitches]
+        if min(spreads) > 0.2 * em:
+            return set()
+        steps = pitches[int(np.argmin(spreads))]
+        inside = steps <= 1.5 * np.median(steps)
     runs = np.split(np.arange(len(letters)), np.nonzero(~inside)[0] + 1)
     if max(map(len, runs)) < min(len(letters), 3):
         return set()
