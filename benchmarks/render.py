@@ -24,6 +24,7 @@ TITLES = {
     'ingestion': 'Ingestion of PDFs',
     'word_search': 'Search by words among many pages',
     'search_service': 'Search service under load',
+    'service_day': 'A day of the search service in small',
     'late_interaction': 'Late interaction against exact MaxSim',
     'single_vectors': 'Single vectors against faiss',
     'retrieval_quality': 'Quality of page search',

@@ -7,7 +7,8 @@ The same command again takes over what has changed in the sources: new, changed 
 documents. Killed, it goes on where it was. Scans are read by OCR where the extra `ocr` is
 installed.
 1,371 PDF pages take about a minute on two cores, and eleven minutes more where 231 of them are
-scans or show text that is not in their text layer. See `docs/RETRIEVAL.md`. The pages are then given to other tasks with
+scans or show text that is not in their text layer. See `docs/RETRIEVAL.md`. The pages are then
+given to other tasks with
 
     --config.data.source=files --config.data.manifest=runs/reports/pages/pages.jsonl
 """
