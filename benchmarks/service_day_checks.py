@@ -104,8 +104,8 @@ def plot(samples: list[tuple[float, float]], updates: list[float], title: str) -
         mb = most * step / 4
         draw.line([at(0, mb), at(end, mb)], fill='#ddd')
         draw.text((8, at(0, mb)[1] - 6), f'{mb:.0f} MB', fill='#444')
-        draw.text((at(end * step / 4, 0)[0] - 12, height - 25), f'{end * step / 240:.1f} min',
-                  fill='#444')
+        left_of_label = min(at(end * step / 4, 0)[0] - 12, width - 55)
+        draw.text((left_of_label, height - 25), f'{end * step / 240:.1f} min', fill='#444')
     for seconds in updates:
         x, y = at(seconds, 0)
         draw.line([(x, y), (x, y + 6)], fill='#a33')
