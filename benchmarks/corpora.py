@@ -7,7 +7,7 @@ from pathlib import Path
 import pypdfium2
 from PIL import Image
 
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.corpus.pages import Page, PageStore
 
 _PARAGRAPHS, _WORDS = 4, 60  # Of a mixed page, as many as on a page of a report.
 _LINES = 8  # At most, of a synthetic page, that one real page gives together.

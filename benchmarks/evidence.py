@@ -13,10 +13,10 @@ from pathlib import Path, PurePath
 
 import numpy as np
 
-from vrag_jax.ingestion.words import Word, page_words
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.corpus.words import Word, page_words
+from vrag_jax.retrieval.lexical.terms import split_terms
 from vrag_jax.retrieval.search import PageSearch
-from vrag_jax.retrieval.terms import split_terms
 from vrag_jax.rewards.retrieval import recall
 
 KS = (1, 3, 5)

@@ -30,13 +30,13 @@ from benchmarks.setting import CONFIG, WORKDIR, open_run
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.learner import steps
 from vrag_jax.learner.learner import Learner
-from vrag_jax.models.packing import bucket_size, count_windows, pack_images
-from vrag_jax.models.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl import init_cache
+from vrag_jax.models.common.packing import bucket_size, count_windows, pack_images
+from vrag_jax.models.common.parameters import Params, merge
+from vrag_jax.models.qwen2_5_vl.model import init_cache
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.tasks import grpo
-from vrag_jax.tasks.phase import host_rng
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
+from vrag_jax.training import grpo
+from vrag_jax.training.loop import host_rng
 
 _PROMPTS = flags.DEFINE_integer(
     'prompts', 0, 'Questions of the step; 0 is as many as the config says.', lower_bound=0)

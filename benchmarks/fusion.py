@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.evidence import KS, Evidence
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.records import Question
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.hybrid import HybridConfig, HybridRetriever
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
 from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
 from vrag_jax.rewards.retrieval import recall
 

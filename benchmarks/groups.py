@@ -13,7 +13,7 @@ from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
 
 
 def sample_groups(space: Workspace, params, prompts: int, group_size: int) -> list[Trajectory]:

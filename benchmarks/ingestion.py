@@ -20,13 +20,13 @@ from absl import app, flags
 
 from benchmarks import paired
 from benchmarks.ingestion_worker import digest
-from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.settings import IngestConfig
-from vrag_jax.retrieval.artifact import MANIFEST
+from vrag_jax.corpus.artifact import MANIFEST
+from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.corpus.text import page_texts
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
-from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.retrieval.text import page_texts
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 
 _DOCUMENTS = flags.DEFINE_string(
     'documents', '../shared/mmlongbench_dev/documents', 'Folder of PDFs.')
@@ -39,8 +39,8 @@ _KILLS = flags.DEFINE_integer('kills', 3, 'Kills of the ingestion that is resume
 INGEST = '''
 import sys
 from pathlib import Path
-from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.settings import IngestConfig
 config = IngestConfig(workers=int(sys.argv[3]), ocr=sys.argv[4])
 ingest([Path(sys.argv[1])], Path(sys.argv[2]), config, progress=False)
 '''

@@ -12,8 +12,8 @@ from typing import Any
 import pypdfium2
 
 from benchmarks import paired
-from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.settings import IngestConfig
 
 
 def digest(folder: Path) -> str:

@@ -87,8 +87,8 @@ def _worker(command: Sequence[str]) -> dict[str, Any]:
 
 
 def _build(work: Path) -> dict[str, Any]:
-    from vrag_jax.retrieval.artifact import write_artifact
-    from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
+    from vrag_jax.corpus.artifact import write_artifact
+    from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 
     tokens, offsets = np.load(work / 'tokens.npy', mmap_mode='r'), np.load(work / 'offsets.npy')
     ids = [f'page {number}' for number in range(len(offsets) - 1)]
@@ -101,15 +101,15 @@ def _build(work: Path) -> dict[str, Any]:
 
 
 def _open(work: Path) -> Any:
-    from vrag_jax.retrieval.artifact import open_artifact
-    from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
+    from vrag_jax.corpus.artifact import open_artifact
+    from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 
     return open_artifact(work / 'index', 'retriever', lambda folder, fields:
                          LateInteractionRetriever.from_files(folder, fields, [Vectors()]))
 
 
 def _search(work: Path) -> dict[str, Any]:
-    from vrag_jax.retrieval.maxsim import maxsim_all
+    from vrag_jax.retrieval.late_interaction.maxsim import maxsim_all
 
     seconds = time.perf_counter()
     retriever = _open(work)
@@ -149,8 +149,8 @@ def _search(work: Path) -> dict[str, Any]:
 
 def _change(work: Path, mosaics: Mosaics) -> dict[str, Any]:
     """Adds and deletes pages, saves, and measures recall on queries again."""
-    from vrag_jax.retrieval.artifact import write_artifact
-    from vrag_jax.retrieval.maxsim import maxsim_all
+    from vrag_jax.corpus.artifact import write_artifact
+    from vrag_jax.retrieval.late_interaction.maxsim import maxsim_all
 
     retriever = _open(work)
     queries, _ = _queries(work)

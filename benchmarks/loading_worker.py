@@ -18,10 +18,10 @@ from flax import nnx
 
 from benchmarks import paired
 from benchmarks.memory import Peak
-from vrag_jax.models import hf_checkpoint
-from vrag_jax.models.config import preset
-from vrag_jax.models.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common import hf_checkpoint
+from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 

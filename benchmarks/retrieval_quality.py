@@ -34,25 +34,25 @@ from benchmarks.evidence import (
     text_coverage,
 )
 from benchmarks.fusion import choose, settings
+from vrag_jax.corpus.ingestion.directories import MANIFEST
+from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ocr import OcrReader
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
-from vrag_jax.embedders.corpus import embed_corpus
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.embedders.text import TextConfig
-from vrag_jax.ingestion.directories import MANIFEST
-from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.settings import IngestConfig
-from vrag_jax.retrieval.bm25 import Bm25Retriever
-from vrag_jax.retrieval.dense import DenseRetriever
+from vrag_jax.indexing.embed_corpus import embed_corpus
+from vrag_jax.indexing.settings import FUSION_CONSTANT, RetrievalConfig
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
-from vrag_jax.retrieval.hybrid import HybridConfig, HybridRetriever
-from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.ocr import OcrReader
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
+from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.retrieval.retriever import Retriever
-from vrag_jax.retrieval.text import page_texts
-from vrag_jax.tasks.retrieval_settings import FUSION_CONSTANT, RetrievalConfig
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 # Weights of n-gram encoder, BM25 and MiniLM, and constants, among which the best is chosen.
 GRID = ((1.0,), (0.0, 0.5, 1.0), (0.0, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0))

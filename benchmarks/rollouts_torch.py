@@ -24,13 +24,13 @@ from transformers import (
 
 from benchmarks import paired
 from benchmarks.setting import CHECKPOINT, grouped_questions, open_run
+from vrag_jax.actions.stopping import StopTable, build_stop_table
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.data.tokenizer import token_bytes
-from vrag_jax.models.pixels import patch_values
-from vrag_jax.perception.stopping import StopTable, build_stop_table
+from vrag_jax.models.common.pixels import patch_values
 from vrag_jax.rollout.episode import Episode
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
 
 
 def load_model(directory: Path) -> Qwen2_5_VLForConditionalGeneration:

@@ -27,12 +27,12 @@ from benchmarks.setting import CONFIG, WORKDIR, grouped_questions, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.evaluation.charts import Series, line_chart
 from vrag_jax.learner.steps import grpo
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.parameters import Params
+from vrag_jax.models.common.parameters import Params
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.rollout.driver import episode_seed, run_policy
+from vrag_jax.run.context import Workspace
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.tasks.train import make_learner
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.training.sft import make_learner
 
 _PLOT = flags.DEFINE_string('plot', '', 'SVG file for the plot.')
 

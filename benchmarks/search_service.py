@@ -25,8 +25,8 @@ from absl import app, flags
 from benchmarks import paired
 from benchmarks.corpora import documents_texts, mixed_queries, mixed_texts, write_pages
 from benchmarks.served import service
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.pages import PageStore
 
 _SHARED = flags.DEFINE_string('shared', '../shared', 'Folder of the real pages and documents.')
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/search_service', 'Where corpora are kept.')

@@ -13,8 +13,8 @@ from pathlib import Path
 from benchmarks.service_day_pages import write_document
 from configs import build_index as config_file
 from vrag_jax.config import parse
+from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index
-from vrag_jax.tasks.settings import RunConfig
 
 
 def main(sources: Path, workdir: Path) -> None:

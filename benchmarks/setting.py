@@ -9,8 +9,8 @@ from absl import flags
 
 from vrag_jax.config import parse
 from vrag_jax.data.records import Question
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
 
 # Not named as the flags of `vrag_jax.main`, beside which a test may import this.
 WORKDIR = flags.DEFINE_string('run', 'runs/tiny', 'Folder of a finished run.')

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks import paired
-from vrag_jax.retrieval.index import IndexConfig, ScannIndex
+from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
 
 
 def main(folder: Path, least: float) -> None:

@@ -13,18 +13,18 @@ from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from benchmarks import paired
+from vrag_jax.actions.stopping import StopTable
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.batch import BatchLayout, micro_batches
 from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.learner.steps import grpo
-from vrag_jax.models import hf_checkpoint
-from vrag_jax.models.config import preset
-from vrag_jax.models.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common import hf_checkpoint
+from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
-from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.sampling.scheduler import Scheduler

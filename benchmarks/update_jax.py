@@ -13,7 +13,7 @@ from benchmarks import groups, paired
 from benchmarks.setting import open_run
 from vrag_jax.learner import steps
 from vrag_jax.learner.learner import Learner
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
 
 
 class Updates:

@@ -26,9 +26,9 @@ from benchmarks.setting import CHECKPOINT, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.optimizer import learning_rate
 from vrag_jax.learner.variants import KL_LIMIT, LOG_RATIO_LIMIT
-from vrag_jax.models.pixels import patch_values
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.models.common.pixels import patch_values
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
 
 MASKED = -1e30  # Logits of suppressed ids; finite, so that 0 * log 0 is 0.
 

@@ -24,14 +24,14 @@ from absl import app, flags
 
 from benchmarks import paired
 from benchmarks.corpora import documents_texts, mixed_queries, synthetic_texts, write_pages
-from vrag_jax.retrieval.bm25 import Bm25Retriever
-from vrag_jax.retrieval.lexical import NgramListsRetriever
-from vrag_jax.retrieval.ngram_encoder import NgramConfig
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.indexing.build import open_engine
+from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
+from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever
+from vrag_jax.retrieval.lexical.term_counts import GROUPS, count_pages, count_query
 from vrag_jax.retrieval.retriever import Retriever
-from vrag_jax.retrieval.term_counts import GROUPS, count_pages, count_query
-from vrag_jax.tasks.retrieval_settings import RetrievalConfig
-from vrag_jax.tasks.retrievers import open_engine
 
 _DOCUMENTS = flags.DEFINE_string('documents', '../shared/mmlongbench_dev',
                                  'Folder with `documents` (PDFs) and `samples.json` (questions).')

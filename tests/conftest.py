@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 
+# Fixtures that tests of several rooms use.
+pytest_plugins = ('tests.corpus.documents', 'tests.corpus.page_stores')
+
 # All of this is read when jax is imported, so it is set before any test module is.
 os.environ['JAX_PLATFORMS'] = 'cpu'
 os.environ['XLA_FLAGS'] = (

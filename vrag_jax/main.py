@@ -21,8 +21,9 @@ stdlib_logging.getLogger('transformers').addFilter(
 
 from vrag_jax.config import ConfigError, parse, with_defaults  # noqa: E402
 from vrag_jax.parallel import distributed, processes  # noqa: E402
-from vrag_jax.tasks import check, registry  # noqa: E402
-from vrag_jax.tasks.settings import RunConfig  # noqa: E402
+from vrag_jax.run import checks as check  # noqa: E402
+from vrag_jax.run.settings import RunConfig  # noqa: E402
+from vrag_jax.tasks import registry  # noqa: E402
 
 
 class ConfigParser(ConfigFileFlagParser):

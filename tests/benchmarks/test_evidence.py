@@ -11,10 +11,10 @@ from benchmarks.evidence import (
     page_recall,
     text_coverage,
 )
-from vrag_jax.ingestion.words import WORDS, Word, write_words
-from vrag_jax.retrieval.bm25 import Bm25Retriever
+from vrag_jax.corpus.pages import Page, PageStore
+from vrag_jax.corpus.words import WORDS, Word, write_words
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 
 TEXTS = {'a': ['rice of Asia', 'wheat of Asia', 'oats', 'rye', 'rice rice'],
          'b': ['rice rice rice', 'wheat wheat wheat wheat', 'barley']}

@@ -7,9 +7,9 @@ import pytest
 
 from benchmarks.evidence import load_evidence
 from benchmarks.fusion import NAMES, Remembered, Setting, choose, settings
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.data.records import Question
-from vrag_jax.retrieval.bm25 import Bm25Retriever
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 
 
 class Fixed:

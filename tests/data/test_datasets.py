@@ -14,6 +14,7 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.config import ConfigError
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.data import datasets, prepare
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.datasets import (
@@ -33,11 +34,10 @@ from vrag_jax.data.records import (
 )
 from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.experts.conversations import conversation_sequences
-from vrag_jax.models.config import preset
+from vrag_jax.models.qwen2_5_vl.config import preset
 from vrag_jax.perception.image_ops import PixelLimits
-from vrag_jax.retrieval.pages import Page, PageStore
-from vrag_jax.tasks.corpus import check_paths
-from vrag_jax.tasks.settings import DataConfig, PolicyConfig, RunConfig
+from vrag_jax.run.corpus import check_paths
+from vrag_jax.run.settings import DataConfig, PolicyConfig, RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = [

@@ -9,8 +9,8 @@ from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.data.sequences import ImagePreprocessor, image_key
-from vrag_jax.models.config import preset
-from vrag_jax.models.pixels import patch_values
+from vrag_jax.models.common.pixels import patch_values
+from vrag_jax.models.qwen2_5_vl.config import preset
 
 VISION = preset('tiny', vocab_size=64).vision
 BYTES = 16 * 3 * 14 * 14  # Of the patches of a picture of 56 x 56.

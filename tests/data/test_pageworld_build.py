@@ -5,10 +5,10 @@ import json
 
 import pytest
 
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.pageworld import build as building
 from vrag_jax.data.pageworld.build import build, load
 from vrag_jax.data.pageworld.config import SPLITS
-from vrag_jax.retrieval.pages import PageStore
 
 
 def files(folder):

@@ -13,7 +13,7 @@ from vrag_jax.data.pageworld.layout import (
     position_names,
     sample_document,
 )
-from vrag_jax.retrieval.terms import STOP_WORDS
+from vrag_jax.retrieval.lexical.terms import STOP_WORDS
 
 CONFIGS = {
     'tiny': PageWorldConfig(),

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vrag_jax.actions.grammar import parse_action
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
 from vrag_jax.data.pageworld.transcripts import (
     box_around,
@@ -14,7 +15,6 @@ from vrag_jax.data.pageworld.transcripts import (
     read_headings,
     read_panel,
 )
-from vrag_jax.perception.actions import parse_action
 from vrag_jax.perception.frames import Frame
 
 PANELS = tuple(

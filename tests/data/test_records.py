@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.data.records import (
     Evidence,
     Message,
@@ -12,7 +13,6 @@ from vrag_jax.data.records import (
     load_sharegpt,
     save_questions,
 )
-from vrag_jax.retrieval.pages import Page, PageStore
 
 EXAMPLE = {'uid': 'q1', 'query': 'why?', 'reference_answer': 'because',
            'meta_info': {'file_name': 'a.b.pdf', 'reference_page': [2, 7]}}

@@ -6,11 +6,11 @@ import unicodedata
 import pytest
 from PIL import Image
 
+from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.pages import Page, PageStore, scan_folder
 from vrag_jax.data.records import load_questions
 from vrag_jax.data.reference_pages import ReferencePages
-from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.settings import IngestConfig
-from vrag_jax.retrieval.pages import Page, PageStore, scan_folder
 
 
 def store_of(tmp_path, *documents, pages=3):

@@ -19,9 +19,9 @@ from vrag_jax.embedders.text import (
     reads_latin,
     wheel_directory,
 )
-from vrag_jax.models import hf_checkpoint, hf_layout
-from vrag_jax.models.layers import Numerics
-from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common.layers import Numerics
+from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.retrieval.embedding import PageContent
 

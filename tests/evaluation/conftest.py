@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from vrag_jax.actions.grammar import parse_action
 from vrag_jax.data.records import Evidence, Question
-from vrag_jax.perception.actions import parse_action
 from vrag_jax.perception.frames import Frame
 from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
 

@@ -6,11 +6,11 @@ import random
 import pytest
 from PIL import Image
 
+from vrag_jax.actions.grammar import ActionKind, parse_action
 from vrag_jax.data.pageworld.config import QUESTION_TYPES, PageWorldConfig
 from vrag_jax.data.pageworld.layout import document_names, sample_document
 from vrag_jax.data.pageworld.questions import sample_questions
 from vrag_jax.experts.scripted import STYLES, ExpertState, ExpertStyle, ScriptedExpert
-from vrag_jax.perception.actions import ActionKind, parse_action
 from vrag_jax.perception.image_ops import PixelLimits, crop_and_zoom, show_page
 
 CONFIG = PageWorldConfig()

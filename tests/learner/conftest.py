@@ -8,10 +8,10 @@ import pytest
 from flax import nnx
 
 from vrag_jax.data.sequences import ProcessedImage, TokenSequence
-from vrag_jax.models.config import preset
-from vrag_jax.models.mrope import rope_index
-from vrag_jax.models.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.mrope import rope_index
+from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 IMAGE = 3
 CONFIG = preset('tiny', vocab_size=64, image_token_id=IMAGE)

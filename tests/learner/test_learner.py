@@ -13,9 +13,9 @@ from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.learner.steps import grpo
 from vrag_jax.metrics import compilations
-from vrag_jax.models.lora import LoraConfig, add_adapters, is_adapter
-from vrag_jax.models.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.lora import LoraConfig, add_adapters, is_adapter
+from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder

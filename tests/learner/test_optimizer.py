@@ -15,9 +15,9 @@ from vrag_jax.learner.optimizer import (
     make_optimizer,
     muon_dimensions,
 )
-from vrag_jax.models.config import preset
-from vrag_jax.models.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 
 def rates(steps, total, **config):

@@ -44,7 +44,7 @@ def test_mesh_over_chosen_devices():
 
 def test_axes_that_are_parts_of_an_axis_of_the_torus():
     pytest.importorskip('libtpu')
-    from vrag_jax.compilation.chips import topology_devices
+    from vrag_jax.planning.chips import topology_devices
 
     mesh = make_mesh({'fsdp': 32, 'tensor': 2}, topology_devices('v5p:4x4x4'))
     assert dict(mesh.shape) == {'data': 1, 'fsdp': 32, 'sequence': 1, 'tensor': 2}

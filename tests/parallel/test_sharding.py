@@ -11,8 +11,8 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from vrag_jax.models.config import preset
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import (
     PARAMETER_AXES,
     RULES,

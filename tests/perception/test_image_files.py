@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import vrag_jax
+from vrag_jax.corpus.pages import Page, PageStore, scan_folder
 from vrag_jax.perception.image_files import FORMATS, load_image, open_image, upright_size
-from vrag_jax.retrieval.pages import Page, PageStore, scan_folder
 
 EPS = (b'%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 20 10\n%%EndComments\n'
        b'newpath 0 0 moveto 20 10 lineto stroke\nshowpage\n%%EOF\n')

@@ -3,8 +3,8 @@
 import pytest
 
 from vrag_jax.retrieval.answer_forms import without_answer_form
-from vrag_jax.retrieval.bm25 import Bm25Retriever
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 
 
 @pytest.mark.parametrize('form', [

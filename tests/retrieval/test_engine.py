@@ -8,12 +8,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
-from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.corpus.artifact import ArtifactError
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
-from vrag_jax.retrieval.index import ScannIndex
-from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.single_vector.index import ScannIndex
 
 TEXTS = ['revenue of Alibaba Cloud', '数据中心网络演进', 'leisure travel in Hong Kong',
          '实例费降价']

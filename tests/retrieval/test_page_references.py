@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vrag_jax.retrieval.bm25 import Bm25Retriever
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 from vrag_jax.retrieval.page_references import NamedPages, named_pages, printed_numbers
-from vrag_jax.retrieval.pages import Page, PageStore
 
 
 @pytest.mark.parametrize('query,numbers', [

@@ -5,13 +5,13 @@ from pathlib import PurePath
 
 import pytest
 
+from vrag_jax.corpus.ocr import OcrReader
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.evaluate import evaluate_retrieval
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.ocr import OcrReader
-from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.retrieval.text import page_texts
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 
 
 def with_pages(question: Question, store: PageStore) -> Question:

@@ -8,15 +8,15 @@ import time
 import numpy as np
 import pytest
 
-from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.corpus.artifact import ArtifactError
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.batching import MicroBatcher
-from vrag_jax.retrieval.bm25 import Bm25Config, Bm25Retriever
-from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.hybrid import HybridConfig, HybridRetriever
-from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
-from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
+from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
+from vrag_jax.retrieval.lexical.bm25 import Bm25Config, Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 TEXTS = ['cloud revenue of Alibaba', '数据中心 network evolution', 'leisure travel in Hong Kong',
          'cloud travel cloud', 'revenue revenue growth in travel']

@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from vrag_jax.embedders.corpus import contents
+from vrag_jax.corpus.artifact import ArtifactError
+from vrag_jax.corpus.pages import Page, PageStore
+from vrag_jax.indexing.build import open_engine
+from vrag_jax.indexing.embed_corpus import contents
+from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.retrieval import stored_index
-from vrag_jax.retrieval.artifact import ArtifactError
-from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.pages import Page, PageStore
-from vrag_jax.tasks.retrieval_settings import RetrievalConfig
-from vrag_jax.tasks.retrievers import open_engine
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 
 class ColourEmbedder:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vrag_jax.perception.actions import Action, ActionKind, parse_action
+from vrag_jax.actions.grammar import Action, ActionKind, parse_action
 from vrag_jax.rewards.pattern import pattern_reward
 
 KINDS = {'s': ActionKind.SEARCH, 'b': ActionKind.BBOX, 'a': ActionKind.ANSWER,

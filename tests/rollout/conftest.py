@@ -8,18 +8,18 @@ import pytest
 from flax import nnx
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vrag_jax.actions.stopping import build_stop_table
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.data.tokenizer import ids_without_text, token_bytes, train_tiny_tokenizer
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
-from vrag_jax.models.config import preset
-from vrag_jax.models.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.perception.stopping import build_stop_table
+from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.retrieval.hits import Hit
-from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig
 from vrag_jax.rollout.world import World
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 import pytest
 
+from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.data.records import Question
-from vrag_jax.models.mrope import rope_index
-from vrag_jax.perception.actions import ActionKind
+from vrag_jax.models.common.mrope import rope_index
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig

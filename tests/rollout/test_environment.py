@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vrag_jax.perception.actions import ActionKind
+from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.remote import RemoteSearchConfig
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig, Messages

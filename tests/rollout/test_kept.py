@@ -9,12 +9,12 @@ import pytest
 
 from tests.rollout.test_driver import DRAWN, OPENING
 from vrag_jax.data.sequences import ProcessedImage
+from vrag_jax.evaluation.outputs import with_images
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import JudgeError, Judgement, JudgeRequest
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.tasks.results import with_images
 
 
 class Alive:

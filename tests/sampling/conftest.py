@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vrag_jax.models.config import preset
-from vrag_jax.models.mrope import rope_index
-from vrag_jax.models.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.perception.stopping import build_stop_table
+from vrag_jax.actions.stopping import build_stop_table
+from vrag_jax.models.common.mrope import rope_index
+from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.sampling.sampler import Chunk, Sampler
 from vrag_jax.sampling.slots import SamplerConfig
 

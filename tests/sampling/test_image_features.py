@@ -7,10 +7,10 @@ from flax import nnx
 
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.metrics import compilations
-from vrag_jax.models.config import preset
-from vrag_jax.models.packing import pack_images
-from vrag_jax.models.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.packing import pack_images
+from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder

@@ -13,9 +13,9 @@ pytest.importorskip('fastapi', reason="needs the extra 'serve'")
 
 import uvicorn  # noqa: E402
 
+from vrag_jax.corpus.pages import Page, PageStore  # noqa: E402
 from vrag_jax.retrieval.engine import SearchEngine  # noqa: E402
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder  # noqa: E402
-from vrag_jax.retrieval.pages import Page, PageStore  # noqa: E402
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder  # noqa: E402
 from vrag_jax.serving.config import ServiceConfig  # noqa: E402
 from vrag_jax.serving.live import LiveIndex  # noqa: E402
 from vrag_jax.serving.server import listen, server_config  # noqa: E402

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from tests.serving.conftest import PAGES, load_from, running, write_corpus
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.live import LiveIndex
 

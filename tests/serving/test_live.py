@@ -13,7 +13,7 @@ import pytest
 from tests.serving.conftest import PAGES, live_index, load_from, running
 from tests.serving.test_search_service import metric
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.serving.live import LiveIndex
 
 NEW = [('new_1', 'new', 1, 'revenue of the moon', {}),

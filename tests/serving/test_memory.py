@@ -15,9 +15,9 @@ from PIL import Image
 from tests.serving.conftest import PAGES, load_from, running, write_corpus
 from tests.serving.test_search_service import fault, wait_for
 from tests.serving.test_server import start
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.pages import Page, PageStore
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.live import LiveIndex
 

@@ -15,12 +15,12 @@ import pytest
 
 from tests.embedders.fake import WordEmbedder
 from tests.serving.conftest import PAGES
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.embedders.registry import EmbedderConfig
-from vrag_jax.retrieval.pages import PageStore
+from vrag_jax.indexing.build import open_engine
+from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.server import listen
-from vrag_jax.tasks.retrieval_settings import RetrievalConfig
-from vrag_jax.tasks.retrievers import open_engine
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,11 +9,11 @@ import pytest
 
 from benchmarks.service_day_pages import Spelled, name, read_picture, write_document
 from tests.serving.conftest import running
-from vrag_jax.ingestion.ingest import ingest
-from vrag_jax.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.pages import PageStore, load_image
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.pages import PageStore, load_image
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.serving.live import LiveIndex
 
 DOCUMENTS = 4

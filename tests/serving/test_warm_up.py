@@ -8,9 +8,9 @@ import pytest
 from tests.embedders import golden_cases as cases
 from tests.serving.test_server import start
 from vrag_jax.embedders.text import TextConfig, TextEmbedder
-from vrag_jax.retrieval.bm25 import Bm25Retriever
-from vrag_jax.retrieval.dense import DenseRetriever
-from vrag_jax.retrieval.hybrid import HybridRetriever
+from vrag_jax.retrieval.fusion import HybridRetriever
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 from vrag_jax.serving.config import WarmUpConfig
 from vrag_jax.serving.warm_up import warm_up
 

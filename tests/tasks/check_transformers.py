@@ -25,8 +25,8 @@ import numpy as np
 
 from tests.tasks import export_cases as cases
 from tests.tasks import exports
-from vrag_jax.models.hf_files import COMPANIONS
-from vrag_jax.models.pixels import patch_values
+from vrag_jax.models.common.hf_files import COMPANIONS
+from vrag_jax.models.common.pixels import patch_values
 
 ROOT = Path(__file__).resolve().parents[2]
 VERSIONS = {'4.51': 'transformers==4.51.*', 'newest': 'transformers'}

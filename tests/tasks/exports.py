@@ -19,16 +19,16 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.data.tokenizer import load_tokenizer, train_tiny_tokenizer
-from vrag_jax.models import hf_checkpoint, hf_layout
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.mrope import rope_index
-from vrag_jax.models.packing import pack_images
-from vrag_jax.models.parameters import flat_params, merge
-from vrag_jax.models.pixels import PixelScale
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
-from vrag_jax.tasks.results import export_policy
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.evaluation.outputs import export_policy
+from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common.mrope import rope_index
+from vrag_jax.models.common.packing import pack_images
+from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.pixels import PixelScale
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
 
 
 def write_source(directory: Path) -> Path:

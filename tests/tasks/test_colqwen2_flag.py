@@ -10,9 +10,9 @@ from tests.embedders import colqwen_cases as cases
 from vrag_jax.config import ConfigError, parse, with_defaults
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.embedders.visual import VisualConfig
-from vrag_jax.tasks import check
-from vrag_jax.tasks.retrieval_settings import RetrievalConfig
-from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.run import checks as check
+from vrag_jax.run.settings import RunConfig
 
 
 @pytest.fixture(scope='module')

@@ -16,11 +16,11 @@ from tests.tasks import exports
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
-from vrag_jax.models.hf_files import COMPANIONS
-from vrag_jax.models.lora import merged_parameter
+from vrag_jax.evaluation.outputs import export_policy
+from vrag_jax.models.common.hf_files import COMPANIONS
+from vrag_jax.models.common.lora import merged_parameter
+from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import files, loop
-from vrag_jax.tasks.results import export_policy
-from vrag_jax.tasks.settings import RunConfig
 
 RECORD = json.loads(cases.RECORD.read_text())
 READ = {(version, name): found for version, policies in RECORD['versions'].items()

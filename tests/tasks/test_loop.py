@@ -9,8 +9,8 @@ from tests.tasks.conftest import SMALL_LOOP, finish, start
 from tests.tasks.small_loop import STEPS
 from vrag_jax.config import parse
 from vrag_jax.data.tokenizer import SPECIAL_TOKENS
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
 
 METHODS = {
     'vanilla_rag', 'no_crop', 'pretrained', 'sft', 'grpo', 'sft_greedy', 'grpo_greedy'}

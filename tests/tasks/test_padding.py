@@ -9,9 +9,9 @@ import pytest
 from vrag_jax.config import parse
 from vrag_jax.experts.pretraining import PretrainingExercises
 from vrag_jax.learner.batch import micro_batches
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.train import expert_trajectories
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
+from vrag_jax.training.sft import expert_trajectories
 
 BATCHES = 12
 

@@ -21,10 +21,10 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt, read_prompt
 from vrag_jax.data.records import Message, load_sharegpt, split_system
 from vrag_jax.data.tokenizer import load_tokenizer
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.tasks import check
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.run import checks as check
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/vrag_released.py'
@@ -240,7 +240,7 @@ def parts(content):
 
 def assert_ids_of_the_template(folder, conversations, pictures):
     from vrag_jax.experts.conversations import conversation_sequences
-    from vrag_jax.tasks.prompt import conversation_prompt
+    from vrag_jax.run.prompt import conversation_prompt
 
     config = parse(RunConfig, config_of('sft', **{'policy.checkpoint': str(folder / 'policy')}))
     space = Workspace(config, folder / 'unused')

@@ -12,8 +12,8 @@ from tests.serving.conftest import running  # noqa: E402
 from tests.serving.test_search_service import metric  # noqa: E402
 from tests.tasks.conftest import SMALL_LOOP, finish, start  # noqa: E402
 from tests.tasks.test_resume import NOT_COMPARED, rows  # noqa: E402
+from vrag_jax.corpus.pages import PageStore  # noqa: E402
 from vrag_jax.retrieval.engine import SearchEngine  # noqa: E402
-from vrag_jax.retrieval.pages import PageStore  # noqa: E402
 from vrag_jax.serving.live import LiveIndex  # noqa: E402
 
 

@@ -8,12 +8,12 @@ import pytest
 from configs import vrag_released
 from tests.tasks.tiny_checkpoint import write_checkpoint
 from vrag_jax.config import ConfigError, parse
-from vrag_jax.tasks import check
-from vrag_jax.tasks.corpus import build_corpus
+from vrag_jax.indexing.build import load_embedders
+from vrag_jax.run import checks as check
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.corpus import build_corpus
+from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks.files import run_sft
-from vrag_jax.tasks.retrievers import load_embedders
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
 
 TURNS = [{'role': 'user', 'content': 'Who won?'},
          {'role': 'assistant', 'content': '<answer>1</answer>'}]

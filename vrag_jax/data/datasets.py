@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.image_root import find_image_root
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.records import (
@@ -31,7 +32,6 @@ from vrag_jax.data.records import (
     with_unique_uids,
 )
 from vrag_jax.perception.image_files import check_image
-from vrag_jax.retrieval.pages import PageStore
 
 Source = str | os.PathLike
 Row = Mapping[str, Any]

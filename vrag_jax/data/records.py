@@ -8,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.reference_pages import ReferencePages
-from vrag_jax.retrieval.pages import PageStore
 
 IMAGE_MARK = '<image>'
 

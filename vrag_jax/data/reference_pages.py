@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 from urllib.parse import unquote
 
-from vrag_jax.retrieval.numbered_names import numbered_names
-from vrag_jax.retrieval.pages import IMAGE_SUFFIXES, PageStore
+from vrag_jax.corpus.numbered_names import numbered_names
+from vrag_jax.corpus.pages import IMAGE_SUFFIXES, PageStore
 
 _DOCUMENT_SUFFIXES = frozenset((
     '.pdf', '.ppt', '.pptx', '.doc', '.docx', '.xls', '.xlsx', '.odt', '.odp', '.htm', '.html',

@@ -11,8 +11,8 @@ from concurrent.futures import Future
 import numpy as np
 from PIL import Image
 
-from vrag_jax.models.config import VisionConfig
-from vrag_jax.models.pixels import PixelScale, image_patches
+from vrag_jax.models.common.pixels import PixelScale, image_patches
+from vrag_jax.models.qwen2_5_vl.config import VisionConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from vrag_jax.models import hf_layout
-from vrag_jax.models.lora import CONFIG_FILE, require_weights
+from vrag_jax.models.common import hf_layout
+from vrag_jax.models.common.lora import CONFIG_FILE, require_weights
 
 # Settings under which a layer would compute something else than W + scale B A.
 _REFUSED = ('use_dora', 'fan_in_fan_out', 'modules_to_save', 'alpha_pattern', 'lora_bias')

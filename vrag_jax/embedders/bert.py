@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from vrag_jax.models.layers import (
+from vrag_jax.models.common.layers import (
     INIT_STD,
     Numerics,
     layer_norm,

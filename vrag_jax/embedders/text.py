@@ -20,10 +20,10 @@ from tokenizers import Tokenizer
 from vrag_jax.embedders import bert
 from vrag_jax.embedders.batching import plan
 from vrag_jax.embedders.fingerprint import fingerprint
-from vrag_jax.models import hf_checkpoint, hf_layout
-from vrag_jax.models.attention import choose_backend
-from vrag_jax.models.layers import Numerics
-from vrag_jax.models.parameters import flat_params, merge
+from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common.attention import choose_backend
+from vrag_jax.models.common.layers import Numerics
+from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.sharding import (
     RULES,

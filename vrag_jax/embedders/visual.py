@@ -18,9 +18,9 @@ from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.batching import Batch, plan
 from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.prompts import PromptEncoder, Prompts
-from vrag_jax.models.packing import bucket_size, count_windows, pack_images
-from vrag_jax.models.parameters import merge
-from vrag_jax.models.pixels import PixelScale
+from vrag_jax.models.common.packing import bucket_size, count_windows, pack_images
+from vrag_jax.models.common.parameters import merge
+from vrag_jax.models.common.pixels import PixelScale
 from vrag_jax.parallel.sharding import (
     RULES,
     Rules,

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vrag_jax.perception.actions import ActionKind
+from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.rewards.answer import anls, exact_match, token_f1
 from vrag_jax.rewards.retrieval import ndcg, recall
 from vrag_jax.rollout.trajectory import Trajectory

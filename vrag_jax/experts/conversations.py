@@ -12,7 +12,7 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.records import IMAGE_MARK, Conversation, Message, Question, split_system
 from vrag_jax.data.sequences import ImagePreprocessor, TokenSequence
-from vrag_jax.models.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.perception.image_files import load_image
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.rollout.episode import Episode

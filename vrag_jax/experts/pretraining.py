@@ -23,15 +23,15 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
+from vrag_jax.actions.grammar import ActionKind
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
 from vrag_jax.data.pageworld.transcripts import find_panel, read_headings, read_panel
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.experts.scripted import STYLES, ExpertState, ExpertStyle, ScriptedExpert
-from vrag_jax.perception.actions import ActionKind
 from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.perception.image_ops import crop_and_zoom
-from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.rollout.driver import World, run_expert
 from vrag_jax.rollout.trajectory import Trajectory
 

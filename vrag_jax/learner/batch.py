@@ -9,8 +9,8 @@ import numpy as np
 
 from vrag_jax.data.packing import pack
 from vrag_jax.data.sequences import ProcessedImage, TokenSequence, global_rows
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.packing import PatchBatch, count_windows, pack_images
+from vrag_jax.models.common.packing import PatchBatch, count_windows, pack_images
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 
 # What a sequence may hold of each token.
 TOKEN_VALUES = ('advantages', 'old_logprobs', 'ref_logprobs', 'sampler_logprobs')

@@ -16,7 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from vrag_jax.learner.train_state import TrainState
-from vrag_jax.models.parameters import Params
+from vrag_jax.models.common.parameters import Params
 from vrag_jax.parallel.sharding import leaf_path
 
 

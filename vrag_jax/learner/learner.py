@@ -21,10 +21,10 @@ from vrag_jax.learner.train_state import (
     place_train_state,
     train_state_shardings,
 )
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.lora import drops_out
-from vrag_jax.models.parameters import Params
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.lora import drops_out
+from vrag_jax.models.common.parameters import Params
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.processes import put
 from vrag_jax.parallel.sharding import RULES, Rules, batch_sharding, devices_along
 

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrag_jax.models.layers import MASKED
+from vrag_jax.models.common.layers import MASKED
 
 LANES = 16  # Parts of the vocabulary that may lie on different devices.
 

@@ -5,7 +5,7 @@ import dataclasses
 import optax
 from optax import contrib
 
-from vrag_jax.models.parameters import Params
+from vrag_jax.models.common.parameters import Params
 
 SCHEDULES = ('constant', 'cosine', 'linear')
 ALGORITHMS = ('adamw', 'muon')

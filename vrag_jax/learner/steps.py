@@ -16,8 +16,8 @@ from vrag_jax.learner.batch import Batch
 from vrag_jax.learner.logprobs import target_logprobs
 from vrag_jax.learner.train_state import TrainState
 from vrag_jax.learner.variants import AVERAGING
-from vrag_jax.models.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.parameters import Params, merge
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
 
 Metrics = dict[str, jax.Array]

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from vrag_jax.models.lora import is_adapter
-from vrag_jax.models.parameters import Params
+from vrag_jax.models.common.lora import is_adapter
+from vrag_jax.models.common.parameters import Params
 from vrag_jax.parallel.processes import put
 from vrag_jax.parallel.sharding import RULES, Rules, tree_shardings
 

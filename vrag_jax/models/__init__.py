@@ -1,1 +1,1 @@
-"""Qwen2.5-VL in Flax NNX: vision tower, decoder, M-RoPE, HF weights in and out."""
+"""Policy families in Flax NNX, a folder each, and what they have in common."""

@@ -1,1 +1,1 @@
-"""What the policy does and sees: actions, coordinate frames, crop and zoom."""
+"""Images and where they lie on a page: coordinate frames, crop and zoom, image files."""

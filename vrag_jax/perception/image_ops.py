@@ -8,7 +8,7 @@ import operator
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from vrag_jax.perception.actions import box_fault
+from vrag_jax.actions.grammar import box_fault
 from vrag_jax.perception.frames import Box, Frame
 
 # smart_resize refuses images whose sides differ by more than this factor.

@@ -1,1 +1,1 @@
-"""Page images, their text, the index over them, and search."""
+"""Search over pages: the engine, filters, fusion, and a room for each kind of retriever."""

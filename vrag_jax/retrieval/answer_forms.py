@@ -2,7 +2,7 @@
 
 import re
 
-from vrag_jax.retrieval.terms import STOP_WORDS
+from vrag_jax.retrieval.lexical.terms import STOP_WORDS
 
 # How such a sentence begins, behind the end of another one; the misspellings of people who ask.
 _START = re.compile(

@@ -6,17 +6,17 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.batching import MicroBatcher
-from vrag_jax.retrieval.dense import DenseRetriever
 from vrag_jax.retrieval.embedding import Embedder, PageContent
-from vrag_jax.retrieval.encoders import PageEncoder
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
-from vrag_jax.retrieval.index import IndexConfig, ScannIndex
-from vrag_jax.retrieval.lexical import fit_words
+from vrag_jax.retrieval.lexical.retriever import fit_words
 from vrag_jax.retrieval.page_references import NamedPages
-from vrag_jax.retrieval.pages import Page, PageStore
 from vrag_jax.retrieval.retriever import Changes, Retriever
+from vrag_jax.retrieval.single_vector.encoders import PageEncoder
+from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 from vrag_jax.retrieval.stored_index import StoredIndex, check_ids, write_index
 
 CACHE_BYTES = 64 << 20  # Of hits, by default: of 170,000 queries for ten pages each.

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vrag_jax.retrieval.names import nfc
-from vrag_jax.retrieval.pages import Page
+from vrag_jax.corpus.names import nfc
+from vrag_jax.corpus.pages import Page
 
 Value = str | int | float | bool
 Filters = Mapping[str, Value | Sequence[Value]]

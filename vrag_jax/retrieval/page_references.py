@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.retrieval.answer_forms import without_answer_form
-from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.retriever import Hits, Retriever
 
 DEPTH = 100  # Hits among which pages that are named come first, at least.

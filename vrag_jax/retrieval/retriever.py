@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from vrag_jax.retrieval.artifact import ArtifactError
+from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 
 Hits = tuple[list[list[str]], list[np.ndarray]]
@@ -100,11 +100,11 @@ def read_retriever(kind: str, folder: Path, fields: dict[str, Any],
     Raises:
       ArtifactError: for an unknown kind, wrong files, or an embedder that is not given.
     """
-    from vrag_jax.retrieval.bm25 import Bm25Retriever
-    from vrag_jax.retrieval.dense import DenseRetriever
-    from vrag_jax.retrieval.hybrid import HybridRetriever
-    from vrag_jax.retrieval.late_interaction import LateInteractionRetriever
-    from vrag_jax.retrieval.lexical import NgramListsRetriever
+    from vrag_jax.retrieval.fusion import HybridRetriever
+    from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
+    from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+    from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever
+    from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
     readers: dict[str, Callable[..., Retriever]] = {
         reader.kind: reader.from_files for reader in (

@@ -10,14 +10,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vrag_jax.retrieval.artifact import (
+from vrag_jax.corpus.artifact import (
     MANIFEST,
     ArtifactError,
     open_artifact,
     write_artifact,
 )
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.embedding import Embedder, PageContent
-from vrag_jax.retrieval.pages import Page, PageStore
 from vrag_jax.retrieval.retriever import Changes, Retriever, embedded, read_retriever
 
 _KIND = 'search_engine'

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from vrag_jax.perception.actions import Action, ActionKind
+from vrag_jax.actions.grammar import Action, ActionKind
 
 
 def pattern_reward(actions: Sequence[Action]) -> float:

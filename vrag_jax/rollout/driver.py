@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError
 
 from vrag_jax.data.records import Question
-from vrag_jax.models.parameters import Params
+from vrag_jax.models.common.parameters import Params
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.rollout.observer import Observer
 from vrag_jax.rollout.trajectory import Trajectory

@@ -8,12 +8,12 @@ from concurrent.futures import Future
 
 from PIL import Image
 
+from vrag_jax.actions.grammar import Action, ActionKind
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.records import IMAGE_MARK
-from vrag_jax.perception.actions import Action, ActionKind
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import PixelLimits, check_box, crop_and_zoom, show_page
 from vrag_jax.retrieval.hits import Hit
-from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.rollout.episode import Episode
 

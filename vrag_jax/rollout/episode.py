@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
+from vrag_jax.actions.grammar import Action
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ProcessedImage
-from vrag_jax.models.mrope import image_positions, text_positions
-from vrag_jax.perception.actions import Action
+from vrag_jax.models.common.mrope import image_positions, text_positions
 from vrag_jax.perception.frames import Frame
 from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
 

@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Sequence
 
+from vrag_jax.actions.grammar import Action, ActionKind, parse_action
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ImagePreprocessor
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.perception.actions import Action, ActionKind, parse_action
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.rollout.environment import Environment, Hits, Observation
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.rollout.trajectory import Turn

@@ -12,10 +12,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from vrag_jax.data.sequences import ProcessedImage
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.packing import count_windows, pack_images
-from vrag_jax.models.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.packing import count_windows, pack_images
+from vrag_jax.models.common.parameters import Params, merge
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
 
 

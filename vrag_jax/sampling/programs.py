@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.decoder import Caches, KVCache, init_cache, join_caches, split_cache
-from vrag_jax.models.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.models.common.decoder import Caches, KVCache, init_cache, join_caches, split_cache
+from vrag_jax.models.common.parameters import Params, merge
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import RULES, Rules, constrain, sharded_over
 from vrag_jax.sampling.distribution import SamplingConfig, draw
 from vrag_jax.sampling.drafts import propose

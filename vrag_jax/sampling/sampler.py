@@ -19,11 +19,11 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vrag_jax.models.config import ModelConfig
-from vrag_jax.models.parameters import Params
-from vrag_jax.models.qwen2_5_vl import Qwen2_5_VL
+from vrag_jax.actions.stopping import StopTable
+from vrag_jax.models.common.parameters import Params
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import RULES, Rules
-from vrag_jax.perception.stopping import StopTable
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs
 from vrag_jax.sampling.pages import CachedSequence, PageTable

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrag_jax.data.sequences import ProcessedImage, global_rows
-from vrag_jax.models.parameters import Params
+from vrag_jax.models.common.parameters import Params
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache
 from vrag_jax.sampling.pages import CachedSequence

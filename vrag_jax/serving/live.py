@@ -12,9 +12,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vrag_jax.corpus.leases import Lease
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.leases import Lease
-from vrag_jax.retrieval.pages import PageStore
 
 _LOG = logging.getLogger(__name__)
 _KEPT = 256  # Leases at most: each is an open file.

@@ -6,6 +6,7 @@ import re
 
 from PIL import Image
 
+from vrag_jax.corpus.pages import PageStore
 from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.perception.image_ops import (
     PixelLimits,
@@ -14,7 +15,6 @@ from vrag_jax.perception.image_ops import (
     crop_at_page_size,
     show_page,
 )
-from vrag_jax.retrieval.pages import PageStore
 from vrag_jax.serving.errors import RequestError
 
 _FACTOR = 28  # Sides of a resized image are multiples of it, as the encoder sees them.

@@ -4,9 +4,9 @@ import itertools
 import time
 from collections.abc import Iterator
 
-from vrag_jax.models.packing import bucket_size
+from vrag_jax.models.common.packing import bucket_size
 from vrag_jax.retrieval.embedding import Embedder
-from vrag_jax.retrieval.hybrid import HybridRetriever
+from vrag_jax.retrieval.fusion import HybridRetriever
 from vrag_jax.retrieval.retriever import Retriever
 from vrag_jax.serving.config import WarmUpConfig
 

@@ -4,16 +4,16 @@ import dataclasses
 import time
 from pathlib import Path
 
-from vrag_jax.ingestion.directories import MANIFEST
-from vrag_jax.ingestion.ingest import ingest, remove_unused
+from vrag_jax.corpus.ingestion.directories import MANIFEST
+from vrag_jax.corpus.ingestion.ingest import ingest, remove_unused
+from vrag_jax.corpus.ocr import missing_extra
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.indexing.build import announce, describe, embed_pages, load_embedders, texts_of
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.ocr import missing_extra
-from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.tasks.corpus import build_corpus, page_manifest, report_retrieval
-from vrag_jax.tasks.retrievers import announce, describe, embed_pages, load_embedders, texts_of
-from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.run.corpus import build_corpus, page_manifest, report_retrieval
+from vrag_jax.run.settings import RunConfig
 
 PAGES = 'pages'  # Where in its workdir the task keeps the pages.
 

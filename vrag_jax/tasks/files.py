@@ -10,19 +10,19 @@ from vrag_jax.data.datasets import read_conversations
 from vrag_jax.data.image_root import find_image_root
 from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.records import Conversation
+from vrag_jax.evaluation.evaluate import evaluate, test_questions
+from vrag_jax.evaluation.outputs import export_policy, write_results
 from vrag_jax.experts.conversations import conversation_sequences
-from vrag_jax.models.parameters import Params
-from vrag_jax.tasks.corpus import report_retrieval
-from vrag_jax.tasks.evaluate import evaluate, test_questions
-from vrag_jax.tasks.grpo import grpo
-from vrag_jax.tasks.prompt import conversation_prompt
-from vrag_jax.tasks.results import export_policy, write_results
-from vrag_jax.tasks.train import (
+from vrag_jax.models.common.parameters import Params
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.corpus import report_retrieval
+from vrag_jax.run.prompt import conversation_prompt
+from vrag_jax.training.grpo import grpo
+from vrag_jax.training.sft import (
     evidence_trajectories,
     expert_trajectories,
     finetune,
 )
-from vrag_jax.tasks.workspace import Workspace
 
 
 def run_sft(space: Workspace) -> None:

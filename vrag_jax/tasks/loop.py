@@ -2,15 +2,15 @@
 
 import time
 
-from vrag_jax.models.parameters import Params
+from vrag_jax.evaluation.evaluate import evaluate, test_questions
+from vrag_jax.evaluation.outputs import export_policy, write_results
+from vrag_jax.models.common.parameters import Params
 from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.run.context import Workspace
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.tasks.evaluate import evaluate, test_questions
-from vrag_jax.tasks.grpo import grpo
-from vrag_jax.tasks.results import export_policy, write_results
-from vrag_jax.tasks.train import pretrain, sft
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.training.grpo import grpo
+from vrag_jax.training.sft import pretrain, sft
 
 GREEDY = SamplingConfig(temperature=0.0)
 OUTCOME_ONLY = RewardWeights(alpha=0.0, beta=1.0, gamma=0.0, pattern_gate=False)

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from vrag_jax.tasks import build_index, compile, files, loop, plan, serve_index
-from vrag_jax.tasks.settings import RunConfig
-from vrag_jax.tasks.workspace import Workspace
+from vrag_jax.planning import compile, plan
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.settings import RunConfig
+from vrag_jax.tasks import build_index, files, loop, serve_index
 
 
 def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Path], None]:

@@ -5,18 +5,18 @@ import logging
 from pathlib import Path
 
 from vrag_jax.config import ConfigError
-from vrag_jax.retrieval.artifact import MANIFEST, ArtifactError
-from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.pages import PageStore
-from vrag_jax.tasks.corpus import page_manifest
-from vrag_jax.tasks.retrievers import (
+from vrag_jax.corpus.artifact import MANIFEST, ArtifactError
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.indexing.build import (
     announce,
     index_directory,
     is_of,
     load_embedders,
     open_engine,
 )
-from vrag_jax.tasks.settings import RunConfig
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.run.corpus import page_manifest
+from vrag_jax.run.settings import RunConfig
 
 _LOG = logging.getLogger(__name__)
 _PACKAGES = ('fastapi', 'uvicorn', 'prometheus_client')

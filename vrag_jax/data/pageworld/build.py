@@ -9,12 +9,12 @@ import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
+from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.data.pageworld.config import SPLITS, PageWorldConfig
 from vrag_jax.data.pageworld.layout import PageSpec, document_names, sample_document
 from vrag_jax.data.pageworld.questions import sample_questions
 from vrag_jax.data.pageworld.render import render_page
 from vrag_jax.data.records import Question, load_questions, save_questions
-from vrag_jax.retrieval.pages import Page, PageStore
 
 # To be raised when the generator draws other pages or questions from a config.
 _VERSION = 3

@@ -1,1 +1,0 @@
-"""Programs compiled for accelerators that may not be there: what they do and take."""

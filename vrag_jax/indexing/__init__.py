@@ -1,0 +1,1 @@
+"""Embeds a corpus, and builds, opens and updates the index over it."""

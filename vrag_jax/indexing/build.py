@@ -1,0 +1,278 @@
+"""The retrievers that a config names: built over pages, opened again, fused if several."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from vrag_jax.config import naming
+from vrag_jax.corpus.artifact import MANIFEST, ArtifactError, making
+from vrag_jax.corpus.ocr import OcrReader
+from vrag_jax.corpus.pages import PageStore
+from vrag_jax.corpus.text import page_texts
+from vrag_jax.embedders.registry import load_embedder
+from vrag_jax.indexing.embed_corpus import Progress, content_keys, contents, embed_corpus
+from vrag_jax.indexing.page_vectors import PageVectors
+from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.parallel.processes import is_main
+from vrag_jax.retrieval.checks import check_vectors, tell_groups
+from vrag_jax.retrieval.embedding import Embedder
+from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.fusion import HybridRetriever
+from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
+from vrag_jax.retrieval.late_interaction.token_pages import pools
+from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
+from vrag_jax.retrieval.lexical.retriever import ListsRetriever, NgramListsRetriever
+from vrag_jax.retrieval.retriever import Retriever
+from vrag_jax.retrieval.single_vector.index import ScannIndex
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever, recall_vectors
+from vrag_jax.retrieval.stored_index import StoredIndex
+
+_LOG = logging.getLogger(__name__)
+_VECTORS = 'vectors'  # Where in a workdir is what embedders have made of the pages.
+
+
+def index_directory(config: RetrievalConfig, workdir: Path) -> Path:
+    """Returns where a run has its index."""
+    return Path(config.index_dir) if config.index_dir else workdir / 'index'
+
+
+def announce(config: RetrievalConfig) -> None:
+    """Prints one line that says what searches the pages; of several processes one does."""
+    if is_main():
+        print(f'search: by {config}', flush=True)
+
+
+def load_embedders(config: RetrievalConfig, mesh: Mesh | None = None) -> dict[str, Embedder]:
+    """Loads the embedders among the config's retrievers, by name."""
+    loaded = {}
+    for name in config.retrievers:
+        if name in config.embedders:
+            with naming(f'config.retrieval.{config.embedder_field(name)}'):
+                loaded[name] = load_embedder(config.embedders[name], mesh)
+    return loaded
+
+
+def texts_of(config: RetrievalConfig, store: PageStore, embedders: Mapping[str, Embedder],
+             workdir: Path) -> list[str]:
+    """Returns the texts of the pages, read by OCR where the config says so.
+
+    Where no retriever looks at them, '' stands for those that are not known.
+    """
+    if set(config.retrievers) <= {name for name, e in embedders.items() if e.reads != 'text'}:
+        return [page.text or '' for page in store]
+    return page_texts(store, OcrReader(workdir / 'ocr') if config.ocr else None)
+
+
+def embed_pages(embedders: Mapping[str, Embedder], store: PageStore, texts: Sequence[str],
+                workdir: Path) -> None:
+    """Embeds what is new of the pages; every process has to call this, and does a share."""
+    def say(progress: Progress) -> None:
+        if is_main():
+            print(f'{name}: {progress}', flush=True)
+
+    for name, embedder in embedders.items():
+        embed_corpus(embedder, store, texts, workdir / _VECTORS / name, progress=say)
+
+
+def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
+                embedders: Mapping[str, Embedder] | None = None,
+                queries: Sequence[str] = ()) -> SearchEngine:
+    """Opens the index of the pages, takes over what has changed of them, or builds it.
+
+    Of an index of the same settings vectors of pages that are still there stay as they are. It
+    is built where there is none, it has other settings, is damaged, or fewer than half of the
+    pages are in it.
+
+    Args:
+      config: which retrievers.
+      store: the pages.
+      workdir: keeps the index, unless `config.index_dir` names another.
+      embedders: those of `load_embedders`, if they are loaded already.
+      queries: for which recall is measured where an index is built.
+
+    Raises:
+      ValueError: if the index of `config.index_dir` is not of these pages and settings; if
+        several processes would have to embed pages, for which there is `build_index`.
+    """
+    directory = index_directory(config, workdir)
+    embedders = load_embedders(config) if embedders is None else embedders
+    stored, reason = _stored(config, store, directory, embedders)
+    if stored is not None and not reason:
+        return SearchEngine(store, stored.retriever)
+    if config.index_dir:
+        raise ValueError(f'the index {directory} cannot be used: {reason}')
+    with making(directory) as scratch:
+        # Another run may have built it meanwhile.
+        stored, reason = _stored(config, store, directory, embedders)
+        if stored is not None and not reason:
+            return SearchEngine(store, stored.retriever)
+        if stored is not None and stored.keys is None:
+            stored = None
+        if stored is not None:
+            _LOG.info('the index is updated: %s', reason)
+        elif (directory / MANIFEST).exists():
+            _LOG.warning('the index is built anew: %s', reason)
+        texts = texts_of(config, store, embedders, workdir)
+        retriever = _build(config, store, texts, embedders, workdir, scratch, queries, stored)
+        engine = SearchEngine(store, retriever)
+        stored = None  # So that nobody here reads the version that is replaced.
+        engine.save(directory)
+    return engine
+
+
+def _stored(config: RetrievalConfig, store: PageStore, directory: Path,
+            embedders: Mapping[str, Embedder]) -> tuple[StoredIndex | None, str]:
+    """Returns an index of these settings, and what keeps it from being that of the pages."""
+    if not (directory / MANIFEST).exists():
+        return None, 'there is none'
+    try:
+        stored = StoredIndex.read(directory, list(embedders.values()))
+    except (ArtifactError, FileNotFoundError) as error:
+        return None, str(error)
+    if not is_of(stored.retriever, config, embedders):
+        return None, 'its retrievers have other settings'
+    try:
+        stored.check(store)
+    except ArtifactError as error:
+        return stored, str(error)
+    return stored, ''
+
+
+def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
+           embedders: Mapping[str, Embedder], workdir: Path, scratch: Path,
+           queries: Sequence[str], stored: StoredIndex | None) -> Retriever:
+    """Builds the retrievers; of a stored index those with vectors of models are updated."""
+    parts: list[Retriever] = []
+    pages = contents(store, texts)
+    row = {page_id: number for number, page_id in enumerate(store.ids)}
+    for number, name in enumerate(config.retrievers):
+        old = parts_of(stored.retriever)[number] if stored is not None else None
+        if isinstance(old, ListsRetriever):
+            assert stored is not None
+            changes = stored.changes(store, pages, old.reads, scratch=scratch)
+            if 2 * len(changes.added) <= len(store):
+                parts.append(old.updated(changes))
+                continue
+        if name == 'ngram':
+            parts.append(_ngram(config, store, texts, queries, scratch))
+            continue
+        if name == 'bm25':
+            parts.append(Bm25Retriever.build(store.ids, texts, config.bm25, scratch))
+            continue
+        embedder = embedders[name]
+        vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
+        if stored is not None and old is not None:
+            changes = stored.changes(
+                store, pages, old.reads,
+                lambda _, added, vectors=vectors: [  # type: ignore[misc]
+                    vectors[row[page.page_id]] for page in added], scratch, queries)
+            if 2 * len(changes.added) <= len(store):
+                parts.append(old.updated(changes) if changes.added or changes.deleted else old)
+                continue
+        if embedder.multi_vector:
+            settings = config.late_interaction
+            grids = embedder.page_grids(pages) if pools(embedder, settings.tokens) else None
+            parts.append(LateInteractionRetriever.of_pages(
+                embedder, store.ids, vectors, settings, grids, scratch, queries))
+        else:
+            parts.append(DenseRetriever.build(
+                embedder, store.ids, np.concatenate(vectors), config.index, queries))
+    return parts[0] if len(parts) == 1 else HybridRetriever(parts, config.hybrid)
+
+
+def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
+           queries: Sequence[str], scratch: Path) -> Retriever:
+    if len(store) > config.encoder.dims:
+        lists = NgramListsRetriever.build(store.ids, texts, config.encoder, scratch)
+        _warn_of(lists.same_pages(texts))
+        return lists
+    encoder = NgramEncoder(config.encoder)
+    encoder.fit(texts)
+    vectors = encoder.encode_pages(texts)
+    _warn_of(check_vectors(vectors, store.ids, texts, vectors.shape[1]))
+    given = recall_vectors(encoder.encode_queries, queries, config.index, len(store))
+    return DenseRetriever(encoder, ScannIndex.build(
+        vectors, store.ids, encoder.fingerprint, config.index, queries=given))
+
+
+def _warn_of(groups: Sequence[Sequence[str]]) -> None:
+    if groups:
+        _LOG.warning('no search by words tells these pages apart: %s', tell_groups(groups))
+
+
+def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path
+             ) -> PageVectors:
+    """Returns the pages' vectors, which one process alone may have to make first."""
+    if jax.process_count() == 1:
+        return embed_corpus(embedder, store, texts, directory)
+    try:
+        vectors = PageVectors.open(directory)
+    except (ArtifactError, FileNotFoundError) as error:
+        raise ValueError(f'the pages are not embedded: {error}; several processes do so in the '
+                         'task build_index') from error
+    if (vectors.fingerprint, vectors.ids, list(vectors.keys)) != (
+            embedder.fingerprint, store.ids, content_keys(embedder.reads, store, texts)):
+        raise ValueError(f'{directory}: vectors of other pages; several processes embed pages in '
+                         'the task build_index')
+    return vectors
+
+
+def parts_of(retriever: Retriever) -> Sequence[Retriever]:
+    """Returns the retrievers that are fused, or the only one."""
+    return retriever.retrievers if isinstance(retriever, HybridRetriever) else [retriever]
+
+
+def is_of(retriever: Retriever, config: RetrievalConfig, embedders: Mapping[str, Embedder]
+          ) -> bool:
+    """Whether a retriever is what the config asks for, with its embedders in their places."""
+    if isinstance(retriever, HybridRetriever) and retriever.config != config.hybrid:
+        return False
+    parts = parts_of(retriever)
+    return len(parts) == len(config.retrievers) and all(
+        _part_is_of(part, name, config, embedders.get(name))
+        for part, name in zip(parts, config.retrievers, strict=True))
+
+
+def _part_is_of(part: Retriever, name: str, config: RetrievalConfig, embedder: Embedder | None
+                ) -> bool:
+    if isinstance(part, NgramListsRetriever):
+        return name == 'ngram' and part.config == config.encoder
+    if isinstance(part, Bm25Retriever):
+        return name == 'bm25' and part.config == config.bm25
+    if isinstance(part, DenseRetriever) and isinstance(part.encoder, NgramEncoder):
+        return (name == 'ngram' and part.encoder.config == config.encoder
+                and part.index.config == config.index)
+    if embedder is None or part.fingerprint != embedder.fingerprint:
+        return False
+    if isinstance(part, LateInteractionRetriever):
+        return part.config == config.late_interaction
+    return isinstance(part, DenseRetriever) and part.index.config == config.index
+
+
+def describe(retriever: Retriever) -> list[str]:
+    """Returns a line a retriever: what it searches, how, and the recall that was measured."""
+    if isinstance(retriever, HybridRetriever):
+        lines = [line for part in retriever.retrievers for line in describe(part)]
+        return [*lines, f'{retriever.kind}: of {len(retriever.retrievers)} by reciprocal rank']
+    told = f'{retriever.kind}: {len(retriever.ids)} pages'
+    if isinstance(retriever, ListsRetriever):
+        return [f'{told} in inverted lists, searched exactly']
+    if isinstance(retriever, DenseRetriever):
+        told = f'{retriever.encoder.kind}, {told}, {retriever.index.dims} dimensions'
+        exact, recall = retriever.index.exact, retriever.index.recall
+    elif isinstance(retriever, LateInteractionRetriever):
+        told = f'{retriever.embedder.kind}, {told}'
+        exact, recall = retriever.exact, retriever.recall
+    else:
+        return [told]
+    if exact:
+        return [f'{told}, searched exactly']
+    if not recall:
+        return [f'{told}, recall not measured']
+    return [f'{told}, recall@{recall["k"]} of the index against exact search with the same vectors '
+            f'{recall["recall"]:.3f}, by {recall["queries"]} queries']

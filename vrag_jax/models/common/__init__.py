@@ -1,0 +1,1 @@
+"""What policy families share: layers, attention, M-RoPE, adapters, HF weights in and out."""

@@ -1,0 +1,257 @@
+"""A run up to, and not including, the allocation of its weights: shapes, shardings, bytes."""
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.learner import steps
+from vrag_jax.learner.batch import Batch, FeatureRows, micro_batches
+from vrag_jax.learner.learner import LearnerConfig
+from vrag_jax.learner.optimizer import make_optimizer
+from vrag_jax.learner.train_state import (
+    TrainState,
+    create_train_state,
+    train_state_shardings,
+)
+from vrag_jax.models.common.decoder import KVCache, init_cache
+from vrag_jax.models.common.parameters import Params
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.parallel.mesh import make_mesh, mesh_platform
+from vrag_jax.parallel.sharding import (
+    Rules,
+    batch_sharding,
+    spec,
+    tree_shardings,
+    with_rules,
+)
+from vrag_jax.run.context import Workspace
+from vrag_jax.run.policy import Shapes, abstract_policy, policy_config, sampler_copy
+from vrag_jax.run.settings import RunConfig
+from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
+
+GIB = 2**30
+
+
+@dataclasses.dataclass(frozen=True)
+class PlannedPhase:
+    """What a training phase will hold; every leaf has a shape, a dtype and a sharding.
+
+    Attributes:
+      state: parameters, optimiser state, step.
+      gradients: the accumulator, like the trainable parameters.
+      batch: a micro-batch.
+      scores: of one layer of the decoder, `[R, H, T, T]`, where attention is plain: the
+        largest array that a step makes on its way.
+      metrics: names of what a step reports.
+      functions: of a step, jitted.
+    """
+
+    state: TrainState
+    gradients: Params
+    batch: Batch
+    scores: jax.ShapeDtypeStruct
+    metrics: tuple[str, ...]
+    functions: steps.Steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run without a byte of its weights.
+
+    Attributes:
+      task: what was asked for.
+      model_config: sizes of the policy.
+      graphdef: structure of the policy.
+      mesh: the devices.
+      params: the policy's parameters by path; a phase starts from them, and they
+        stay while it runs: as the reference of the KL term, and to start another.
+      phases: training phases by name.
+      sampler_params: what the sampler holds of the policy as it lies for sampling, where
+        that is not the learner's own; none where nothing is sampled.
+      pool: pages of the sampler's cache, or None where nothing is sampled.
+      working: what a call to decode copies out of them, at its largest.
+      features: the buffer of image features, `[rows, D]`.
+    """
+
+    task: str
+    model_config: ModelConfig
+    graphdef: nnx.GraphDef[Qwen2_5_VL]
+    mesh: Mesh
+    params: Params
+    phases: Mapping[str, PlannedPhase]
+    sampler_params: Shapes
+    pool: KVPool | None
+    working: KVCache | None
+    features: jax.ShapeDtypeStruct
+
+    @property
+    def parameter_count(self) -> int:
+        """Numbers in the policy."""
+        return sum(math.prod(leaf.shape) for leaf in self.params.values())
+
+    def parts(self) -> dict[str, Any]:
+        """Returns the trees of arrays that the run will hold, by what they are."""
+        out: dict[str, Any] = {'parameters, as they were at first': self.params}
+        for name, phase in self.phases.items():
+            # What is frozen is shared with those that were at first.
+            out[f'{name}: trained parameters'] = phase.state.trainable
+            out[f'{name}: optimiser'] = phase.state.opt_state
+            out[f'{name}: gradients'] = phase.gradients
+            out[f'{name}: micro-batch'] = phase.batch
+            out[f'{name}: scores, if not fused'] = phase.scores
+        if self.pool is not None:
+            out['sampler: copy of the policy'] = self.sampler_params
+            out['sampler: pages of the cache'] = self.pool
+            out['sampler: copy of a call'] = self.working
+        return out | {'image features': self.features}
+
+    def __str__(self) -> str:
+        """A table of what the devices hold, and of one activation, the largest."""
+        shape = ', '.join(f'{axis} {size}' for axis, size in self.mesh.shape.items())
+        lines = [f'{self.parameter_count / 1e9:.3f}B parameters on {self.mesh.size} devices '
+                 f'({shape})', f'{"":34}{"all devices":>14}{"a device":>14}']
+        for name, tree in self.parts().items():
+            lines.append(f'{name:34}{total_bytes(tree) / GIB:10.3f} GiB'
+                         f'{device_bytes(tree) / GIB:10.3f} GiB')
+        return '\n'.join(lines)
+
+
+def plan(
+    config: RunConfig, tokenizer: Any = None, devices: Sequence[jax.Device] | None = None
+) -> Plan:
+    """Builds a run up to the allocation of its weights.
+
+    Phases are those with steps or epochs; the sampler is planned unless the only
+    phase is SFT.
+
+    Args:
+      config: a checked config.
+      tokenizer: of the tiny policy, see `policy_config`.
+      devices: on which it will run; all of this machine's by default.
+
+    Returns:
+      Shapes, dtypes and shardings, as the tasks will make them.
+
+    Raises:
+      ValueError: where parts do not fit together; names them.
+    """
+    mesh = make_mesh(config.mesh.sizes(), devices)
+    model_config = policy_config(config, tokenizer)
+    rules = with_rules(config.mesh.learner_rules)
+    sampler_rules = with_rules(config.mesh.sampler_rules)
+    graphdef, shapes = abstract_policy(config, model_config, mesh_platform(mesh))
+    params = _placed(shapes, tree_shardings(shapes, mesh, rules))
+    features = jax.ShapeDtypeStruct(
+        (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),
+        sharding=NamedSharding(mesh, PartitionSpec()))
+    phases = {}
+    for field, learner in config.learners.items():
+        loss: steps.Loss = steps.supervised
+        name, temperature = field.removesuffix('.learner'), 1.0
+        if field == 'learner':
+            name, loss = 'grpo', steps.grpo(config.grpo.loss)
+            temperature = config.grpo.sampling.temperature
+        phases[name] = _phase(
+            graphdef, params, features, model_config, learner, loss, temperature, mesh, rules)
+    copied: Shapes = {}
+    pool, working = None, None
+    if list(phases) != ['sft']:
+        pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
+        working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
+        trainable = list(phases.values())[-1].state.trainable if phases else {}
+        copied = sampler_copy(params, trainable, config, mesh)
+    return Plan(config.task, model_config, graphdef, mesh, params, phases, copied, pool, working,
+                features)
+
+
+def run(config: RunConfig, workdir: Path) -> None:
+    """Prints the plan of a config, and writes it to `workdir/plan.txt`."""
+    from_scratch = config.policy.preset == 'tiny' and not config.policy.checkpoint
+    text = str(plan(config, Workspace(config, workdir).tokenizer if from_scratch else None))
+    (workdir / 'plan.txt').write_text(text + '\n')
+    print(text)
+
+
+def total_bytes(tree: Any) -> int:
+    """Bytes of all arrays of a tree, each counted once."""
+    return sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(tree))
+
+
+def device_bytes(tree: Any) -> int:
+    """Bytes that one device holds of a tree."""
+    return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+               for x in jax.tree.leaves(tree))
+
+
+def _phase(
+    graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params, features: jax.ShapeDtypeStruct,
+    model_config: ModelConfig, config: LearnerConfig, loss: steps.Loss, temperature: float,
+    mesh: Mesh, rules: Rules,
+) -> PlannedPhase:
+    """Plans a phase as `Learner` builds it, and traces a step."""
+    optimizer = make_optimizer(config, total_steps=1)
+    shapes = jax.eval_shape(
+        lambda p: create_train_state(p, optimizer, config.frozen), dict(params))
+    shardings = train_state_shardings(params, optimizer, config.frozen, mesh, rules)
+    state = _placed(shapes, shardings)
+    vision_is_frozen = not any(path.startswith('visual/') for path in state.trainable)
+    batch = _batch(config, model_config, vision_is_frozen)
+    batch = _placed(batch, batch_sharding(mesh, batch, rules))
+    functions = steps.make_steps(
+        graphdef, optimizer, loss, steps.StepConfig(temperature, config.vocab_chunk), shardings,
+        rules)
+    total = jax.ShapeDtypeStruct((), jnp.float32)
+    gradients, metrics = jax.eval_shape(
+        functions.gradients, state, state.trainable, batch,
+        features if vision_is_frozen else None, total, total)
+    gradients = _placed(gradients, shardings.trainable)
+    scores = _scores(config, model_config, mesh, rules)
+    return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)), functions)
+
+
+def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: bool) -> Batch:
+    """A micro-batch as the packer makes it, of one short sequence."""
+    sequence = TokenSequence(
+        tokens=np.zeros(2, np.int32), position_ids=np.zeros((3, 2), np.int32),
+        loss_mask=np.ones(2, bool), image_index=np.full(2, -1, np.int32), images=())
+    rows: FeatureRows | None = (lambda _: {}) if vision_is_frozen else None
+    layout = dataclasses.replace(config.layout, fewer_rows=(), fewer_windows=(), shorter=())
+    return next(micro_batches([sequence], layout, model_config, rows)).batch
+
+
+def _scores(
+    config: LearnerConfig, model_config: ModelConfig, mesh: Mesh, rules: Rules
+) -> jax.ShapeDtypeStruct:
+    """Scores of a layer of plain attention, where no kernel does without them."""
+    shape = (config.rows, model_config.text.num_attention_heads, config.length, config.length)
+    split = spec(('batch', 'heads', 'length'), shape, mesh, rules)
+    return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=NamedSharding(mesh, split))
+
+
+def _working_cache(
+    model_config: ModelConfig, config: SamplerConfig, mesh: Mesh, rules: Rules
+) -> KVCache:
+    """The cache that a call to decode reads, for sequences of the largest length."""
+    shards = batch_shards(mesh, rules)
+    rows = -(-config.slots // shards) * shards
+    shapes = jax.eval_shape(lambda: init_cache(
+        model_config, rows, config.most_tokens, jnp.dtype(config.cache_dtype)))
+    return _placed(shapes, jax.tree.map(lambda x: NamedSharding(
+        mesh, spec((None, 'batch', 'heads'), x.shape, mesh, rules)), shapes))
+
+
+def _placed(tree: Any, shardings: Any) -> Any:
+    """Shapes and dtypes of a tree with shardings."""
+    return jax.tree.map(
+        lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
+        tree, shardings)

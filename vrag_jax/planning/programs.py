@@ -1,0 +1,168 @@
+"""Every program of a run's steps, with the shapes and shardings of its arguments."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vrag_jax.models.common.packing import pack_images
+from vrag_jax.parallel.sharding import Rules, with_rules
+from vrag_jax.planning.plan import Plan, PlannedPhase
+from vrag_jax.run.policy import Shapes, sampling_shapes
+from vrag_jax.run.settings import RunConfig
+from vrag_jax.sampling.image_features import make_encoder
+from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs
+from vrag_jax.sampling.programs import StopRules, make_programs
+
+STOP_STATES = 256  # More than the automaton of the actions' tags has.
+END_IDS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A jitted function and what it is called with.
+
+    Attributes:
+      name: phase or room, and what it does.
+      function: jitted.
+      arguments: shapes with shardings; static ones as they are.
+      inputs: those of them that come with each call and are not held.
+      phase: of training, '' for a rollout.
+      loop: how often a loop goes round whose length only the data tell; 0 is none.
+      rows, tokens: rows of a micro-batch, and positions in all of them.
+      calls: in an iteration all of whose trajectories are as long as they can be.
+    """
+
+    name: str
+    function: Any
+    arguments: tuple[Any, ...]
+    inputs: Any = ()
+    phase: str = ''
+    loop: int = 0
+    rows: int = 0
+    tokens: int = 0
+    calls: float = 0.0
+
+    @property
+    def learns(self) -> bool:
+        """Whether it works out gradients."""
+        return self.name.endswith('gradients')
+
+    @property
+    def samples(self) -> bool:
+        """Whether it is part of a rollout."""
+        return not self.phase
+
+    def lower(self) -> Any:
+        """Traces and lowers it for the devices of its arguments."""
+        return self.function.lower(*self.arguments)
+
+
+def programs(config: RunConfig, plan: Plan) -> Iterator[Program]:
+    """Yields the largest of every kind of program that the run's steps call.
+
+    Args:
+      config: of the run.
+      plan: of the config.
+    """
+    mesh = plan.mesh
+    sampler_rules = with_rules(config.mesh.sampler_rules)
+    sampling = sampling_shapes(plan.params, config, mesh, sampler_rules)
+    windows = max(config.feature_windows)
+    images = _replicated(pack_images(
+        [], plan.model_config, windows, min(config.feature_span, windows)), mesh)
+    rows = _replicated(np.zeros(len(images.order), np.int32), mesh)
+    if plan.pool is not None or not all(p.batch.images is not None for p in plan.phases.values()):
+        yield Program('encode images', make_encoder(plan.graphdef, mesh, sampler_rules),
+                      (sampling, images, plan.features, rows), inputs=(images, rows),
+                      calls=_image_tokens(config) / len(images.order))
+    if plan.pool is not None:
+        yield from _sampler_programs(config, plan, sampling, sampler_rules)
+    for name, phase in plan.phases.items():
+        yield from _learner_programs(config, name, phase, plan)
+
+
+def _sampler_programs(
+    config: RunConfig, plan: Plan, params: Shapes, rules: Rules
+) -> Iterator[Program]:
+    sizes, mesh = config.sampler, plan.mesh
+    assert plan.pool is not None
+    functions = make_programs(
+        plan.graphdef, plan.model_config, sizes, mesh,
+        jax.tree.map(lambda x: x.sharding, plan.pool), rules)
+    shards = plan.pool.k.shape[0]
+    pages = sizes.all_attend_pages()[-1]
+    past_end = plan.pool.k.shape[1] * sizes.page_size
+    rows, width = max(sizes.prefill_shapes, key=lambda shape: shape[0] * shape[1])
+    new = _replicated(prefill_inputs(shards, rows, width, pages, past_end), mesh)
+    played = config.grpo.prompts * config.grpo.group_size
+    replies = min(sizes.max_new_tokens, sizes.max_length)
+    yield Program('prefill', functions.prefill, (params, plan.pool, new, plan.features),
+                  inputs=new, calls=played * (sizes.max_length - replies) / new.tokens.size)
+    slots = _replicated(decode_inputs(sizes, shards, sizes.slots, pages, past_end), mesh)
+    vocabulary = plan.model_config.text.vocab_size
+    rules_of_turns = StopRules(
+        np.zeros((STOP_STATES, vocabulary), np.uint8), np.zeros(STOP_STATES, bool),
+        np.zeros(END_IDS, np.int32), 0)
+    key = jax.eval_shape(lambda: jax.random.key(0))
+    yield Program(
+        'decode', functions.decode,
+        (params, plan.pool, slots, _replicated(key, mesh), _replicated(rules_of_turns, mesh),
+         config.grpo.sampling),
+        inputs=(slots, _replicated(rules_of_turns, mesh)), loop=sizes.decode_steps,
+        calls=played * replies / (len(slots.lengths) * sizes.decode_steps))
+
+
+def _learner_programs(
+    config: RunConfig, name: str, phase: PlannedPhase, plan: Plan
+) -> Iterator[Program]:
+    mesh, state, functions = plan.mesh, phase.state, phase.functions
+    features = None if phase.batch.images is not None else plan.features
+    number = _replicated(jax.ShapeDtypeStruct((), jnp.float32), mesh)
+    key = None
+    if config.policy.lora.dropout and name != 'grpo':  # See `tasks.grpo`.
+        key = _replicated(np.zeros(2, np.uint32), mesh)
+    tokens, rows = phase.batch.tokens.size, len(phase.batch.tokens)
+    # Rows are as long as the longest trajectory.
+    calls, updates, scored = _sequences(config, name) / rows, 1, 0
+    if name == 'grpo':
+        updates = config.grpo.mini_batches
+        scored = bool(config.grpo.loss.kl_coef) + (config.grpo.old_source == 'learner')
+    if scored:
+        yield Program(f'{name}: log-probs', functions.logprobs,
+                      (state.params, phase.batch, features), inputs=phase.batch, phase=name,
+                      calls=scored * calls)
+    yield Program(
+        f'{name}: gradients', functions.gradients,
+        (state, phase.gradients, phase.batch, features, number, number, key),
+        inputs=phase.batch, phase=name, rows=rows, tokens=tokens, calls=calls)
+    yield Program(
+        f'{name}: optimiser', functions.step,
+        ((state.trainable, state.opt_state, state.step), phase.gradients), phase=name,
+        calls=updates)
+
+
+def _sequences(config: RunConfig, name: str) -> int:
+    """Returns how many sequences an iteration of a phase learns from."""
+    if name == 'pretrain':
+        return sum(config.pretrain.exercises(config.pretrain.steps - 1))
+    return config.sft.sequences if name == 'sft' else (
+        config.grpo.prompts * config.grpo.group_size)
+
+
+def _image_tokens(config: RunConfig) -> int:
+    """Returns the tokens of an iteration's images, all of them different and of full size."""
+    environment = config.environment
+    shown = config.grpo.prompts * config.grpo.group_size * (environment.max_turns - 1)
+    return shown * environment.max_pixels // 28**2
+
+
+def _replicated(tree: Any, mesh: Mesh) -> Any:
+    """Shapes of a tree, whole on every device, as arrays of the host come."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=everywhere), tree)
+

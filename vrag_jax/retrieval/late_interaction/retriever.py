@@ -1,0 +1,402 @@
+"""Retrieval by several vectors a page and query: candidates from ScaNN, exact MaxSim of these."""
+
+import dataclasses
+import logging
+import math
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vrag_jax.corpus.artifact import ArtifactError
+from vrag_jax.retrieval.embedding import Embedder, Grid
+from vrag_jax.retrieval.late_interaction.centroids import CentroidTable, sample_tokens
+from vrag_jax.retrieval.late_interaction.fde import FdeConfig, FdeEncoder
+from vrag_jax.retrieval.late_interaction.maxsim import maxsim, maxsim_all
+from vrag_jax.retrieval.late_interaction.token_pages import (
+    StorePages,
+    perturbed_queries,
+    pooled_pages,
+    pools,
+)
+from vrag_jax.retrieval.late_interaction.token_store import TokenConfig, TokenStore
+from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
+from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
+
+_LOG = logging.getLogger(__name__)
+_SAMPLE = 1 << 17  # Tokens from which encodings and centroids are learnt.
+_PAGES = 256  # Encoded at a time.
+_UNUSED = 0.3  # Share of the token files that deleted pages may take.
+_MOST_FILES = 64  # Of tokens: each addition makes one.
+_LEARN = 0.5  # Share of the pages that may have come since encodings and centroids were learnt.
+_DIGITS = 4  # Scores that agree to so many decimals are equal.
+
+
+@dataclasses.dataclass(frozen=True)
+class LateInteractionConfig:
+    """How pages of several vectors are searched.
+
+    Attributes:
+      exact_below: fewer pages, or fewer that a filter allows, are all scored exactly.
+      pool: pages that the index of encodings gives for a query, at most; of a small corpus
+        the better half, if that is fewer.
+      centroids: of which each page notes the ones its tokens are near, to choose the
+        candidates from the pool, see `centroids.CentroidTable`; at most: a corpus of n
+        pages has 64 sqrt(n); 0 takes the best of the pool by their encodings.
+      candidates: pages that are scored exactly.
+      tokens: how tokens are kept.
+      fde: the encodings.
+      index: how encodings are searched. A page's encoding is quantised to 2.5 KB, and by
+        default not kept otherwise: the pool is much larger than what is wanted of it.
+      recall_queries: for which recall is measured when an index is built; 0 for none.
+      seed: of the samples.
+    """
+
+    exact_below: int = 2000
+    pool: int = 2000
+    centroids: int = 4096
+    candidates: int = 100
+    tokens: TokenConfig = TokenConfig()
+    fde: FdeConfig = FdeConfig()
+    index: IndexConfig = IndexConfig(exact_below=0, reorder_dtype='', recall_queries=0)
+    recall_queries: int = 16
+    seed: int = 0
+
+    def __post_init__(self):
+        for name in ('exact_below', 'centroids', 'recall_queries'):
+            if getattr(self, name) < 0:
+                raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
+        if not 1 <= self.candidates <= self.pool:
+            raise ValueError(f'need 1 <= candidates <= pool, got {self.candidates} and {self.pool}')
+        if self.centroids % 8:
+            raise ValueError(f'centroids must be a multiple of 8, got {self.centroids}')
+
+
+@dataclasses.dataclass(frozen=True)
+class _Candidates:
+    """What finds candidates: encodings, the index over them, and the table of centroids.
+
+    Of the pages the last `since` have come since encodings and centroids were learnt.
+    """
+
+    encoder: FdeEncoder
+    index: ScannIndex
+    centroids: CentroidTable | None
+    since: int = 0
+
+
+class LateInteractionRetriever:
+    """Ranks pages by MaxSim: the sum over a query's vectors of the best product with a page's.
+
+    Made by `build`, `updated` or `from_files`.
+
+    Attributes:
+      embedder: makes vectors of queries, and of pages that are added.
+      ids: of the pages.
+      store: their tokens.
+      config: how they are searched.
+      recall: what `measure_recall` found when the index was built; None where all pages
+        are scored exactly.
+    """
+
+    kind = 'late_interaction'
+
+    def __init__(self, embedder: Embedder, ids: Sequence[str], store: TokenStore,
+                 config: LateInteractionConfig, candidates: _Candidates | None,
+                 recall: dict[str, Any] | None = None):
+        if not embedder.multi_vector:
+            raise ValueError(f'{embedder.kind} makes one vector a page: use a dense retriever')
+        self.embedder = embedder
+        self.ids = tuple(ids)
+        self.store = store
+        self.config = config
+        self.recall = recall
+        self._candidates = candidates
+
+    @classmethod
+    def build(cls, embedder: Embedder, ids: Sequence[str], tokens: np.ndarray, offsets: np.ndarray,
+              config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
+              grids: Sequence[Grid] | None = None, scratch: Path | None = None,
+              queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
+        """Indexes what an embedder made of pages, all of whose tokens are in one array.
+
+        Args:
+          tokens: [all tokens, D] unit rows, any float dtype; may be memory-mapped.
+          offsets: int [pages + 1]; page i has the tokens from offsets[i] to offsets[i + 1].
+          embedder, ids, config, grids, scratch, queries: see `of_pages`.
+
+        Raises:
+          ValueError: if shapes do not agree, an id stands twice, a page has no token, or
+            a value is not finite.
+        """
+        ids = tuple(ids)
+        if len(offsets) != len(ids) + 1 or offsets[-1] != len(tokens) or not ids:
+            raise ValueError(f'{len(ids)} ids and {len(tokens)} tokens do not fit {len(offsets)} '
+                             f'offsets up to {offsets[-1] if len(offsets) else None}')
+        pages = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
+        return cls.of_pages(embedder, ids, pages, config, grids, scratch, queries)
+
+    @classmethod
+    def of_pages(cls, embedder: Embedder, ids: Sequence[str], pages: Sequence[np.ndarray],
+                 config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
+                 grids: Sequence[Grid] | None = None, scratch: Path | None = None,
+                 queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
+        """Indexes what an embedder made of pages.
+
+        Args:
+          embedder: of several vectors a page.
+          ids: of the pages.
+          pages: [T, D] unit rows of each, any float dtype; may be memory-mapped.
+          config: how they are searched.
+          grids: rows and columns of each page's grid of tokens, and how many tokens come
+            before it; needed for pooling.
+          scratch: where the tokens are written until they are saved, see
+            `TokenStore.build`.
+          queries: for which recall is measured, `config.recall_queries` of them at most;
+            by default for tokens of pages, perturbed.
+
+        Raises:
+          ValueError: if numbers do not agree, an id stands twice, a page has no token, or
+            a value is not finite.
+        """
+        ids = tuple(ids)
+        if len(set(ids)) != len(ids) or len(ids) != len(pages) or not ids:
+            raise ValueError(f'{len(ids)} ids, of which {len(set(ids))} are different, for '
+                             f'{len(pages)} pages')
+        store = TokenStore.build(pooled_pages(pages, embedder, config.tokens, grids),
+                                 pages[0].shape[-1], config.tokens, scratch)
+        return cls._indexed(embedder, ids, store, config, queries)
+
+    @classmethod
+    def _indexed(cls, embedder: Embedder, ids: tuple[str, ...], store: TokenStore,
+                 config: LateInteractionConfig, queries: Sequence[str] = ()
+                 ) -> 'LateInteractionRetriever':
+        if len(ids) < config.exact_below:
+            return cls(embedder, ids, store, config, None)
+        sample = sample_tokens(StorePages(store), _SAMPLE, config.seed)
+        encoder = FdeEncoder.fit(sample, config.fde)
+        encodings = _encodings(encoder, StorePages(store))
+        index = ScannIndex.build(encodings, ids, encoder.fingerprint, config.index,
+                                 keep_vectors=False)
+        del encodings
+        table = None
+        if config.centroids:
+            count = min(config.centroids, 8 * math.ceil(8 * math.sqrt(len(ids))))
+            table = CentroidTable.fit(sample, count, config.seed)
+            table = table.with_pages(StorePages(store))
+        retriever = cls(embedder, ids, store, config, _Candidates(encoder, index, table))
+        if config.recall_queries:
+            given = embedder.embed_queries(sample_queries(queries, config.recall_queries)) if (
+                queries) else []
+            retriever.recall = retriever.measure_recall([q for q in given if np.any(q)] or None)
+        return retriever
+
+    @property
+    def fingerprint(self) -> str:
+        return self.embedder.fingerprint
+
+    @property
+    def reads(self) -> frozenset[str]:
+        return frozenset({self.embedder.reads})
+
+    @property
+    def exact(self) -> bool:
+        """Whether all pages are scored."""
+        return self._candidates is None
+
+    def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
+        found = self.search_vectors(self.embedder.embed_queries(queries), k, allowed)
+        return [[self.ids[row] for row in rows] for rows, _ in found], [s for _, s in found]
+
+    def search_vectors(self, queries: Sequence[np.ndarray], k: int,
+                       allowed: np.ndarray | None = None
+                       ) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Finds pages for the vectors of queries.
+
+        Args:
+          queries: [T, D] float32 each; one without vectors, or with zeros only, finds nothing.
+          k: hits a query, at most.
+          allowed: bool [pages]: which may be found; None for all.
+
+        Returns:
+          Of each query rows of pages, best first, and their MaxSim float32.
+        """
+        if k < 1:
+            raise ValueError(f'k must be positive, got {k}')
+        able = [number for number, query in enumerate(queries) if np.any(query)]
+        hits = [(np.zeros(0, np.int64), np.zeros(0, np.float32))] * len(queries)
+        rows = np.arange(len(self.ids)) if allowed is None else np.flatnonzero(allowed)
+        if not able or not len(rows):
+            return hits
+        vectors = [np.asarray(queries[number], np.float32) for number in able]
+        if self._candidates is None or len(rows) < max(self.config.exact_below, k + 1):
+            scored = [(rows, scores) for scores in maxsim_all(self.store, vectors, rows)]
+        else:
+            chosen = self.candidates(vectors, max(k, self.config.candidates), allowed)
+            scored = list(zip(chosen, maxsim(self.store, vectors, chosen), strict=True))
+        for number, (found, scores) in zip(able, scored, strict=True):
+            order = np.lexsort((found, -scores.round(_DIGITS)))[:k]
+            hits[number] = found[order], scores[order]
+        return hits
+
+    def candidates(self, queries: Sequence[np.ndarray], count: int,
+                   allowed: np.ndarray | None = None) -> list[np.ndarray]:
+        """Returns rows of pages that may be the best for each query, the likeliest first.
+
+        Args:
+          queries: [T, D] float32 each.
+          count: rows wanted a query, at most.
+          allowed: bool [pages]: which may be found; None for all.
+        """
+        if self._candidates is None:
+            raise ValueError('all pages are scored exactly; there are no candidates')
+        parts = self._candidates
+        size = count
+        if parts.centroids is not None:
+            size = max(count, min(self.config.pool, len(self.ids) // 2))
+        pools = parts.index.search_rows(parts.encoder.encode_queries(queries), size, allowed)
+        if parts.centroids is None:
+            return [rows for rows, _ in pools]
+        chosen = []
+        for query, (rows, _) in zip(queries, pools, strict=True):
+            scores = parts.centroids.scores(query, rows)
+            chosen.append(rows[np.argsort(-scores, kind='stable')[:count]])
+        return chosen
+
+    def measure_recall(self, queries: Sequence[np.ndarray] | None = None, k: int = 10
+                       ) -> dict[str, Any]:
+        """Compares the candidates with exact search, as `ScannIndex.measure_recall`.
+
+        Args:
+          queries: [T, D] each; by default `config.recall_queries` made of 20 tokens of a
+            page with noise.
+          k: the best pages that are looked for among the candidates.
+        """
+        source = 'given' if queries is not None else 'perturbed'
+        if queries is None:
+            queries = perturbed_queries(StorePages(self.store), self.config.recall_queries,
+                                        self.config.seed)
+        k = min(k, len(self.ids))
+        exact = maxsim_all(self.store, queries, np.arange(len(self.ids)))
+        chosen = self.candidates(queries, max(k, self.config.candidates))
+        best = np.argsort(-exact, axis=1, kind='stable')[:, :k]
+        shares = [len(np.intersect1d(a, b)) / k for a, b in zip(best, chosen, strict=True)]
+        return {'recall': float(np.mean(shares)), 'k': k, 'queries': len(queries),
+                'candidates': self.config.candidates, 'source': source}
+
+    def updated(self, changes: Changes) -> 'LateInteractionRetriever':
+        grids = self.embedder.page_grids(changes.added) if (
+            pools(self.embedder, self.config.tokens)) else None
+        return self.with_tokens(
+            [page.page_id for page in changes.added], changes.vectors(self.embedder),
+            changes.deleted, grids, changes.scratch, changes.order, changes.queries)
+
+    def with_tokens(self, ids: Sequence[str], pages: Sequence[np.ndarray],
+                    deleted: Collection[str] = (),
+                    grids: Sequence[Grid] | None = None, scratch: Path | None = None,
+                    order: Sequence[str] = (),
+                    queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
+        """Returns a retriever without some pages and with others, of given tokens.
+
+        Tokens, encodings and centroids of pages that stay are not touched. Centroids,
+        and what encodings were learnt from, stay those of the corpus at first, until half of
+        the pages have come since.
+
+        Args:
+          ids: of the pages to add.
+          pages: [T, D] tokens of each.
+          deleted: ids of pages that go.
+          grids, scratch, queries: as in `of_pages`.
+          order: ids of all pages then, in the order of equal hits; of a retriever that goes
+            on as it is pages that are added come last all the same.
+
+        Raises:
+          ValueError: for an id that stands there already or, to delete, does not, or if
+            no page is left.
+        """
+        deleted = set(deleted)
+        missing = deleted - set(self.ids)
+        if missing:
+            raise ValueError(f'no page {min(missing)!r} to delete ({len(missing)} unknown)')
+        kept = np.array([row for row, i in enumerate(self.ids) if i not in deleted], np.int64)
+        new_ids = (*(self.ids[row] for row in kept), *ids)
+        if len(set(new_ids)) != len(new_ids) or not new_ids or len(ids) != len(pages):
+            raise ValueError(f'{len(new_ids)} ids, of which {len(set(new_ids))} are different, '
+                             f'and {len(pages)} pages for {len(ids)} new ids')
+        new = TokenStore.build(pooled_pages(pages, self.embedder, self.config.tokens, grids),
+                               self.store.dims, self.config.tokens, scratch)
+        store = self.store.kept(kept).joined(new)
+        if store.unused > _UNUSED or store.files > _MOST_FILES:
+            _LOG.info('tokens of %d pages written anew', len(store))
+            store = store.compacted(scratch)
+        parts = self._candidates
+        since = len(ids)
+        if parts is not None:
+            since += int((kept >= len(self.ids) - parts.since).sum())
+        if (parts is None or len(new_ids) < self.config.exact_below
+                or since > _LEARN * len(new_ids)):
+            if order:
+                row = {page_id: number for number, page_id in enumerate(new_ids)}
+                store, new_ids = store.kept(np.array([row[i] for i in order])), tuple(order)
+            return self._indexed(self.embedder, new_ids, store, self.config, queries)
+        fresh = StorePages(store, len(kept))
+        index = parts.index.updated(_encodings(parts.encoder, fresh), ids, deleted,
+                                    lambda: _encodings(parts.encoder, StorePages(store)))
+        table = parts.centroids and parts.centroids.kept(kept).with_pages(fresh)
+        return LateInteractionRetriever(self.embedder, new_ids, store, self.config,
+                                        _Candidates(parts.encoder, index, table, since),
+                                        self.recall)
+
+    def write_files(self, folder: Path) -> dict[str, Any]:
+        fields: dict[str, Any] = {
+            'ids': list(self.ids), 'recall': self.recall, 'kind': self.embedder.kind,
+            'embedder': self.embedder.fingerprint, 'config': dataclasses.asdict(self.config)}
+        (folder / 'tokens').mkdir()
+        fields['tokens'] = self.store.write_files(folder / 'tokens')
+        if self._candidates is not None:
+            fields['since'] = self._candidates.since
+            for name in ('encoder', 'index', 'centroids'):
+                part = getattr(self._candidates, name)
+                if part is not None:
+                    (folder / name).mkdir()
+                    fields[name] = part.write_files(folder / name)
+        return fields
+
+    @classmethod
+    def from_files(cls, folder: Path, fields: dict[str, Any],
+                   embedders: Sequence[Embedder] = ()) -> 'LateInteractionRetriever':
+        try:
+            ids, config = tuple(fields['ids']), _config(fields['config'])
+            embedder = find_embedder(fields['embedder'], fields['kind'], embedders)
+            store = TokenStore.from_files(folder / 'tokens', fields['tokens'])
+        except (KeyError, TypeError) as error:
+            raise ArtifactError(f'{folder}: late interaction: {error!r}') from error
+        candidates = None
+        if 'encoder' in fields:
+            encoder = FdeEncoder.from_files(folder / 'encoder', fields['encoder'])
+            index = ScannIndex.from_files(folder / 'index', fields['index'])
+            table = CentroidTable.from_files(folder / 'centroids', fields['centroids']) if (
+                'centroids' in fields) else None
+            if index.encoder != encoder.fingerprint or index.ids != ids or (
+                    table is not None and len(table.bits) != len(ids)):
+                raise ArtifactError(f'{folder}: encodings, index and pages do not belong together')
+            # Indices of before did not count.
+            candidates = _Candidates(encoder, index, table, fields.get('since', 0))
+        if len(store) != len(ids):
+            raise ArtifactError(f'{folder}: tokens of {len(store)} pages for {len(ids)} ids')
+        return cls(embedder, ids, store, config, candidates, fields['recall'])
+
+
+def _encodings(encoder: FdeEncoder, pages: Sequence[np.ndarray]) -> np.ndarray:
+    out = np.empty((len(pages), encoder.dims), np.float32)
+    for start in range(0, len(pages), _PAGES):
+        out[start:start + _PAGES] = encoder.encode_pages(pages[start:start + _PAGES])
+    return out
+
+
+def _config(fields: dict[str, Any]) -> LateInteractionConfig:
+    nested = {'tokens': TokenConfig, 'fde': FdeConfig, 'index': IndexConfig}
+    return LateInteractionConfig(**{
+        name: nested[name](**value) if name in nested else value
+        for name, value in fields.items()})

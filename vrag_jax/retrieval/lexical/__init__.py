@@ -1,0 +1,1 @@
+"""Retrieval by words: terms, inverted lists, BM25, n-gram vectors."""

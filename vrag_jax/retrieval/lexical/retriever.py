@@ -1,0 +1,170 @@
+"""Retrieval by words over inverted lists: n-grams of many pages, BM25; and which one is built."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
+
+import numpy as np
+
+from vrag_jax.corpus.artifact import ArtifactError
+from vrag_jax.retrieval.checks import check_rows
+from vrag_jax.retrieval.host_threads import in_pieces
+from vrag_jax.retrieval.lexical.inverted_lists import InvertedLists, Weighting
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
+from vrag_jax.retrieval.single_vector.encoders import PageEncoder
+from vrag_jax.retrieval.single_vector.index import IndexConfig
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
+
+_BATCH = 8  # Queries that a thread answers at a time.
+
+
+class ListsConfig(Protocol):
+    """Settings of a retriever over inverted lists, a dataclass."""
+
+    @property
+    def weighting(self) -> Weighting:
+        """What terms weigh."""
+
+
+Config = TypeVar('Config', bound=ListsConfig)
+
+
+class ListsRetriever(Generic[Config]):
+    """Ranks pages by BM25 of terms, exactly; pages that share no term with a query are no hits.
+
+    Equal scores are in the order of the pages.
+
+    Args:
+      lists: of the pages' terms.
+      ids: of the pages.
+      config: of the lists.
+    """
+
+    kind: ClassVar[str]
+    config_class: ClassVar[type[Any]]
+    reads = frozenset({'text'})
+
+    def __init__(self, lists: InvertedLists, ids: Sequence[str], config: Config):
+        self.ids = tuple(ids)
+        self.config = config
+        self.lists = lists
+        digest = hashlib.sha256(f'{self.kind} {config}'.encode())
+        digest.update(lists.digests.tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    @classmethod
+    def build(cls, ids: Sequence[str], texts: Sequence[str], config: Config | None = None,
+              scratch: Path | None = None) -> Self:
+        """Indexes texts.
+
+        Args:
+          ids: of the pages.
+          texts: of the pages.
+          config: by default that of the class.
+          scratch: where files are made in which the lists lie until they are saved; None keeps
+            them in memory.
+
+        Raises:
+          ValueError: if there is not one text an id, an id stands twice, or no text holds a word.
+        """
+        if len(ids) != len(texts):
+            raise ValueError(f'{len(texts)} texts for {len(ids)} pages')
+        check_rows(None, tuple(ids))
+        config = config or cls.config_class()
+        lists = InvertedLists.build(texts, config.weighting, scratch)
+        if not lists.terms:
+            raise ValueError(f'none of the {len(texts)} page texts holds a word; scanned pages '
+                             "have text only with OCR (config.retrieval.ingestion.ocr='auto', of a "
+                             'manifest config.retrieval.ocr=True)')
+        return cls(lists, ids, config)
+
+    def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
+        found = [hit for piece in in_pieces(
+            lambda piece: [self.lists.search(query, k, allowed) for query in piece],
+            queries, _BATCH) for hit in piece]
+        return [[self.ids[row] for row in rows] for rows, _ in found], [s for _, s in found]
+
+    def same_pages(self, texts: Sequence[str]) -> list[tuple[str, ...]]:
+        """Returns pages that no query tells apart though their texts differ.
+
+        Args:
+          texts: of the pages, in order.
+
+        Returns:
+          Ids of one page of each text, a group for those of the same terms.
+        """
+        groups: dict[bytes, dict[str, str]] = {}
+        for page_id, text, digest in zip(self.ids, texts, self.lists.digests, strict=True):
+            groups.setdefault(digest.tobytes(), {}).setdefault(text, page_id)
+        return [tuple(group.values()) for group in groups.values() if len(group) > 1]
+
+    def updated(self, changes: Changes) -> Self:
+        """See `Retriever`: pages are added and struck out; nothing else is read again."""
+        missing = changes.deleted - set(self.ids)
+        if missing:
+            raise ValueError(f'id {min(missing)!r} is not in the index ({len(missing)} of '
+                             f'{len(changes.deleted)} ids to delete)')
+        deleted = np.array([page_id in changes.deleted for page_id in self.ids], bool)
+        ids = [page_id for page_id in self.ids if page_id not in changes.deleted]
+        ids += [page.page_id for page in changes.added]
+        check_rows(None, tuple(ids))
+        if not ids:
+            raise ValueError('nothing would be left in the index')
+        lists = self.lists.updated([page.text for page in changes.added], deleted,
+                                   changes.scratch)
+        if changes.order and list(changes.order) != ids:
+            place = {page_id: row for row, page_id in enumerate(ids)}
+            lists = lists.in_order(np.array([place[page_id] for page_id in changes.order]))
+            ids = list(changes.order)
+        return type(self)(lists, ids, self.config)
+
+    def write_files(self, folder: Path) -> dict[str, Any]:
+        return {**self.lists.write_files(folder), 'ids': list(self.ids),
+                'config': dataclasses.asdict(self.config),  # type: ignore[call-overload]
+                'fingerprint': self.fingerprint}
+
+    @classmethod
+    def from_files(cls, folder: Path, fields: dict[str, Any], embedders: Any = ()) -> Self:
+        try:
+            lists = InvertedLists.from_files(
+                folder, fields, cls.config_class(**fields['config']).weighting)
+            retriever = cls(lists, fields['ids'], cls.config_class(**fields['config']))
+            fingerprint = fields['fingerprint']
+        except (KeyError, TypeError, ValueError) as error:
+            if isinstance(error, ArtifactError):
+                raise
+            raise ArtifactError(f'{folder}: {cls.kind}: {error!r}') from error
+        if len(lists) != len(retriever.ids):
+            raise ArtifactError(f'{folder}: holds {len(lists)} pages for {len(retriever.ids)} ids')
+        if retriever.fingerprint != fingerprint:
+            raise ArtifactError(f'{folder}: {cls.kind}: fingerprint {retriever.fingerprint[:12]}, '
+                                f'expected {fingerprint[:12]}')
+        return retriever
+
+
+class NgramListsRetriever(ListsRetriever[NgramConfig]):
+    """Ranks pages as the vectors of `NgramEncoder` do, of any number of pages."""
+
+    kind = 'ngram_lists'
+    config_class = NgramConfig
+
+
+def fit_words(encoder: PageEncoder, ids: Sequence[str], texts: Sequence[str],
+              config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
+              queries: Sequence[str] = (), scratch: Path | None = None) -> Retriever:
+    """Returns a retriever of texts: by an encoder's vectors, or by lists where it has too many.
+
+    Args:
+      encoder: is fitted here where vectors are made.
+      ids: of the pages.
+      texts: of the pages.
+      config: of the index of vectors.
+      queries: for which its recall is measured.
+      scratch: see `ListsRetriever.build`.
+    """
+    if isinstance(encoder, NgramEncoder) and len(texts) > encoder.config.dims:
+        return NgramListsRetriever.build(ids, texts, encoder.config, scratch)
+    return DenseRetriever.fit(encoder, ids, texts, config, queries)

@@ -1,0 +1,1 @@
+"""Retrieval by one vector a page, in ScaNN."""

@@ -1,0 +1,1 @@
+"""What the tasks of a run share: its config, its checks, its context."""

@@ -1,0 +1,210 @@
+"""What the tasks share: devices, corpus, policy, sampler, built from the config."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from vrag_jax.actions.stopping import build_stop_table
+from vrag_jax.data.chat import ChatFormat
+from vrag_jax.data.prompt import Prompt
+from vrag_jax.data.sequences import ImagePreprocessor
+from vrag_jax.data.tokenizer import (
+    ids_without_text,
+    load_tokenizer,
+    token_bytes,
+    train_tiny_tokenizer,
+)
+from vrag_jax.indexing.build import announce
+from vrag_jax.metrics import MetricsWriter
+from vrag_jax.models.common.parameters import Params
+from vrag_jax.models.common.pixels import PixelScale
+from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.parallel.mesh import make_mesh, mesh_platform
+from vrag_jax.parallel.processes import local_mesh, main_first
+from vrag_jax.parallel.sharding import Rules, with_rules
+from vrag_jax.rewards.judge import AnswerJudge
+from vrag_jax.rollout.environment import Environment
+from vrag_jax.rollout.world import World
+from vrag_jax.run.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
+from vrag_jax.run.judging import open_judge
+from vrag_jax.run.policy import (
+    abstract_policy,
+    base_policy,
+    initial_params,
+    policy_config,
+    sampling_placement,
+)
+from vrag_jax.run.prompt import choose_prompt
+from vrag_jax.run.settings import RunConfig
+from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
+from vrag_jax.sampling.sampler import Sampler
+
+
+class Workspace:
+    """Everything a task works with; what is expensive is made when first asked for.
+
+    Args:
+      config: the run's config.
+      workdir: where the run keeps its files.
+    """
+
+    def __init__(self, config: RunConfig, workdir: Path):
+        self.config = config
+        self.workdir = workdir
+        self.mesh: Mesh = make_mesh(config.mesh.sizes())
+        # Each process samples its own episodes, on its own devices.
+        self.sampling_mesh = local_mesh(self.mesh)
+        self.learner_rules = with_rules(config.mesh.learner_rules)
+        self.sampler_rules = with_rules(config.mesh.sampler_rules)
+        self.metrics = MetricsWriter(workdir)
+
+    @property
+    def platform(self) -> str:
+        """Of the devices, see `mesh.device_platform`."""
+        return mesh_platform(self.mesh)
+
+    @functools.cached_property
+    def corpus(self) -> Corpus:
+        announce(self.config.retrieval)
+        return main_first('corpus', lambda: build_corpus(self.config, self.workdir))
+
+    @functools.cached_property
+    def tokenizer(self):
+        if not self.config.policy.checkpoint:
+            main_first('tokenizer', lambda: self._train_tokenizer(self.tokenizer_directory))
+        return load_tokenizer(self.tokenizer_directory)
+
+    @property
+    def tokenizer_directory(self) -> Path:
+        """Of the checkpoint's tokenizer, or of the run's own."""
+        checkpoint = self.config.policy.checkpoint
+        return Path(checkpoint) if checkpoint else self.workdir / 'tokenizer'
+
+    def _train_tokenizer(self, directory: Path) -> None:
+        policy = self.config.policy
+        if not directory.is_dir():
+            # Under its name only when it is whole, should the run be killed here.
+            partial = directory.with_name('tokenizer.partial')
+            texts = tokenizer_texts(self.corpus, self.config.environment.limits)
+            train_tiny_tokenizer(
+                texts, policy.tokenizer_vocab, partial, position_phrases(self.corpus))
+            partial.replace(directory)
+
+    @functools.cached_property
+    def prompt(self) -> Prompt:
+        """What questions are asked with."""
+        return choose_prompt(self.config)
+
+    @functools.cached_property
+    def chat(self) -> ChatFormat:
+        return ChatFormat(self.tokenizer, self.prompt)
+
+    @functools.cached_property
+    def end_ids(self) -> list[int]:
+        """Ids that end a turn by themselves."""
+        return sorted({ChatFormat(self.tokenizer).end_of_turn_id,
+                       self.tokenizer.convert_tokens_to_ids('<|endoftext|>')})
+
+    @functools.cached_property
+    def _sizes(self) -> ModelConfig:
+        return policy_config(self.config, self.tokenizer)
+
+    @functools.cached_property
+    def model_config(self) -> ModelConfig:
+        vision = dataclasses.replace(
+            self._sizes.vision, pixels=PixelScale.of_processor(self.image_processor))
+        return dataclasses.replace(self._sizes, vision=vision, suppressed_ids=ids_without_text(
+            self.tokenizer, self._sizes.text.vocab_size, self.end_ids))
+
+    @functools.cached_property
+    def _abstract(self):
+        return abstract_policy(self.config, self.model_config, self.platform)
+
+    @property
+    def graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
+        return self._abstract[0]
+
+    @property
+    def plain_shapes(self) -> Mapping[str, jax.ShapeDtypeStruct]:
+        """Of the parameters of the policy without adapters or quantisation, by path."""
+        return base_policy(self.config, self.model_config, self.platform)[1]
+
+    def initial_params(self) -> Params:
+        """Returns the policy's first weights, placed on the mesh."""
+        return initial_params(self.config, self.model_config, self.mesh, self.learner_rules)
+
+    @functools.cached_property
+    def for_sampling(self) -> Callable[[Params], Params]:
+        """Lays a policy out for the sampler, see `policy.sampling_placement`."""
+        return sampling_placement(self._abstract[1], self.config, self.mesh, self.sampling_mesh,
+                                  self.sampler_rules)
+
+    @functools.cached_property
+    def image_processor(self) -> Qwen2VLImageProcessorPil:
+        vision = self._sizes.vision
+        if self.config.policy.checkpoint:
+            return Qwen2VLImageProcessorPil.from_pretrained(self.config.policy.checkpoint)
+        # White paper becomes zero, ink the signal: a policy that starts from
+        # random weights begins to read much sooner.
+        return Qwen2VLImageProcessorPil(
+            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
+            temporal_patch_size=vision.temporal_patch_size,
+            image_mean=[0.97] * 3, image_std=[0.25] * 3)
+
+    @functools.cached_property
+    def preprocess(self) -> ImagePreprocessor:
+        return ImagePreprocessor(
+            self.image_processor, self.model_config.vision,
+            self.config.observing.patch_cache_bytes)
+
+    def world(self, allow_crop: bool = True) -> World:
+        """Returns the world of the episodes, with or without the crop action."""
+        environment = Environment(
+            self.corpus.store, self.corpus.engine, self.config.environment, self.config.messages)
+        if not allow_crop:
+            environment = environment.with_config(allow_crop=False)
+        return World(environment, self.chat, self.preprocess, self.model_config,
+                     self.config.observing)
+
+    @functools.cached_property
+    def judge(self) -> AnswerJudge:
+        """The run's judge; a task asks for it first, so that one that cannot work shows."""
+        return open_judge(self.config.judge)
+
+    @functools.cached_property
+    def sampler(self) -> Sampler:
+        table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
+        sizes = self.config.sampler.of_process(jax.process_count())
+        return Sampler(self.graphdef, self.model_config, sizes, table, self.end_ids,
+                       self.config.seed, self.sampling_mesh, self.sampler_rules)
+
+    @functools.cached_property
+    def features(self) -> ImageFeatureCache:
+        """Image features of the sampler; call `clear` whenever the vision tower changes."""
+        return self._feature_cache(self.sampling_mesh, self.sampler_rules)
+
+    @functools.cached_property
+    def learner_features(self) -> ImageFeatureCache:
+        """Image features of the learner: the sampler's where both have the same devices."""
+        if self.sampling_mesh is self.mesh:
+            return self.features
+        return self._feature_cache(self.mesh, self.learner_rules)
+
+    def clear_features(self) -> None:
+        """Forgets all image features."""
+        self.features.clear()
+        self.learner_features.clear()
+
+    def _feature_cache(self, mesh: Mesh, rules: Rules) -> ImageFeatureCache:
+        config = self.config
+        return ImageFeatureCache(
+            make_encoder(self.graphdef, mesh, rules), self.model_config, config.feature_rows,
+            config.feature_windows, config.feature_span, jnp.dtype(config.policy.dtype), mesh=mesh)

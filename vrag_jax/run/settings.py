@@ -1,0 +1,280 @@
+"""The typed form of a config: every section a frozen dataclass of its room."""
+
+import dataclasses
+import re
+
+from vrag_jax.config import ConfigError
+from vrag_jax.data.pageworld.config import PageWorldConfig
+from vrag_jax.data.prompt import QUESTION
+from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.learner.learner import LearnerConfig
+from vrag_jax.models.common.attention import BACKENDS
+from vrag_jax.models.common.layers import REMAT
+from vrag_jax.models.common.lora import LoraConfig
+from vrag_jax.models.common.quantization import require
+from vrag_jax.models.qwen2_5_vl.config import PRESETS
+from vrag_jax.parallel.cluster import DistributedConfig
+from vrag_jax.parallel.mesh import AXES
+from vrag_jax.parallel.sharding import with_rules
+from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rollout.environment import EnvironmentConfig, Messages
+from vrag_jax.rollout.world import ObservingConfig
+from vrag_jax.run.judging import JudgeConfig
+from vrag_jax.sampling.distribution import SamplingConfig
+from vrag_jax.sampling.slots import SamplerConfig
+from vrag_jax.serving.config import ServiceConfig
+from vrag_jax.training.settings import GrpoConfig, PretrainConfig, SftConfig
+
+TASKS = ('loop', 'build_index', 'serve_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
+DTYPES = ('float32', 'bfloat16', 'float16')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The devices, and what is spread over them.
+
+    Attributes:
+      data, fsdp, sequence, tensor: devices along each axis; one of them may be -1 for
+        the rest.
+      learner_rules, sampler_rules: logical axes that are spread otherwise than
+        `parallel.sharding.RULES` says, when learning and when sampling, e.g.
+        `(('embed', ()), ('mlp', ('fsdp', 'tensor')))`.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+    learner_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    sampler_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self):
+        for changes in (self.learner_rules, self.sampler_rules):
+            with_rules(changes)
+            for name, axes in changes:
+                if any(axis not in AXES for axis in axes):
+                    raise ValueError(f'rule of {name!r}: {axes} must be some of {AXES}')
+
+    def sizes(self) -> dict[str, int]:
+        return {axis: getattr(self, axis) for axis in AXES}
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyConfig:
+    """Which policy, and how it computes.
+
+    Attributes:
+      preset: sizes by name, e.g. 'tiny' or 'qwen2_5_vl_7b'.
+      checkpoint: HF checkpoint directory with weights and tokenizer; '' starts
+        from random weights and a tokenizer trained on PageWorld.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters.
+      remat: what is computed again in the backward pass, see `layers.Numerics`.
+      attention: 'auto' is the platform's own: 'splash' on TPUs, 'cudnn' on NVIDIA's GPUs
+        in half precision, 'plain' elsewhere.
+      quantization: of the decoder's frozen kernels: 'int8', 'int4', or '' for none.
+      lora: adapters, which alone are trained.
+      adapter: directory of adapters to start from; '' starts from new ones.
+      tokenizer_vocab: size of the tokenizer that is trained where there is no
+        checkpoint.
+      export_dtype: dtype of the weights in `workdir/policy`; '' is bfloat16 where the policy
+        came from a checkpoint, else `param_dtype`.
+    """
+
+    preset: str = 'tiny'
+    checkpoint: str = ''
+    dtype: str = 'float32'
+    param_dtype: str = 'float32'
+    remat: str = 'none'
+    attention: str = 'auto'
+    quantization: str = ''
+    lora: LoraConfig = LoraConfig()
+    adapter: str = ''
+    tokenizer_vocab: int = 400
+    export_dtype: str = ''
+
+    @property
+    def exported_dtype(self) -> str:
+        """Of the weights that a run leaves behind."""
+        return self.export_dtype or ('bfloat16' if self.checkpoint else self.param_dtype)
+
+    def __post_init__(self):
+        choices = {'preset': PRESETS, 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT,
+                   'attention': BACKENDS, 'export_dtype': ('', 'float32', 'bfloat16')}
+        for name, allowed in choices.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(
+                    f'{name} must be one of {tuple(allowed)}, got {getattr(self, name)!r}')
+        require(self.quantization)
+        if self.quantization and not self.lora.rank:
+            raise ValueError('quantization is for what is not trained: set lora.rank')
+        if self.adapter and not self.lora.rank:
+            raise ValueError('adapter needs lora.rank')
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What questions are asked with.
+
+    A policy that was fine-tuned keeps its prompt in its directory (`data.prompt.PROMPT_FILE`).
+    Where neither `text` nor `file` is given it gets that one; SFT on conversations takes the
+    prompt that these begin with.
+
+    Attributes:
+      text: of the question's turn, with `{question}` once; '' leaves it to `file`, the policy
+        or the conversations.
+      file: a file with that text, or a `.json` with `text` and `system`.
+      system: text of the system turn; '' leaves it to `file`, the policy, or the chat template.
+      fallback: text for a policy that brings none; '' refuses such a policy.
+      may_differ: whether a policy may get another prompt than it was fine-tuned on.
+    """
+
+    text: str = ''
+    file: str = ''
+    system: str = ''
+    fallback: str = QUESTION
+    may_differ: bool = False
+
+    def __post_init__(self):
+        if self.text and self.file:
+            raise ValueError('text and file are both given; pass one of them')
+        for name in ('text', 'fallback'):
+            value = getattr(self, name)
+            if value and value.count(QUESTION) != 1:
+                raise ValueError(f"{name} must hold '{QUESTION}' once, got {value!r}")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where pages and questions come from.
+
+    Several question files are given as one text, separated by commas.
+    Questions and conversations are JSON files, or datasets that
+    `vrag_jax.data.prepare` made of them, as `DIR/NAME/VERSION` or, where there are
+    several splits, `DIR/NAME/VERSION:SPLIT`.
+
+    Attributes:
+      source: 'pageworld' (generated) or 'files'.
+      pageworld: the generator's settings.
+      manifest: manifest of the pages, for 'files'.
+      train_questions: questions to train on, for 'files'.
+      eval_questions: questions to evaluate on, for 'files'; '' uses the others.
+      trajectories: SFT conversations (ShareGPT format), for the SFT of 'files'.
+      image_root: folder that the image files of these conversations are relative to; '' takes
+        that of their file or the next one above it in which the first image is found.
+    """
+
+    source: str = 'pageworld'
+    pageworld: PageWorldConfig = PageWorldConfig()
+    manifest: str = ''
+    train_questions: str = ''
+    eval_questions: str = ''
+    trajectories: str = ''
+    image_root: str = ''
+
+    def __post_init__(self):
+        if self.source not in ('pageworld', 'files'):
+            raise ValueError(f"source must be 'pageworld' or 'files', got {self.source!r}")
+        if self.manifest and self.source != 'files':
+            raise ValueError('manifest is for pages of files; pass --config.data.source=files')
+        if self.image_root and not self.trajectories:
+            raise ValueError('image_root is for the images of trajectories: give these, too')
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationConfig:
+    """Held-out evaluation.
+
+    Attributes:
+      questions: how many test questions; 0 takes all.
+      sampling: how trajectories are drawn.
+      vanilla_pages: pages that vanilla RAG retrieves with the question.
+      report_trajectories: how many are drawn in the report.
+    """
+
+    questions: int = 240
+    sampling: SamplingConfig = SamplingConfig()
+    vanilla_pages: int = 1
+    report_trajectories: int = 12
+
+
+@dataclasses.dataclass(frozen=True)
+class CompileConfig:
+    """Compiling a run's programs for accelerators that are not there.
+
+    Attributes:
+      topology: chips, e.g. 'v5p:2x2x1'.
+      memory_gib: memory of a chip; 0 is what its kind has.
+      programs: regular expressions; only programs whose name matches one are compiled, all
+        where there are none.
+    """
+
+    topology: str = ''
+    memory_gib: float = 0.0
+    programs: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """A whole config; see the sections.
+
+    Attributes:
+      task: which task runs.
+      seed: seed of everything random.
+      feature_rows: rows of the image feature buffer.
+      feature_windows: attention windows encoded at a time; of several sizes the smallest
+        that holds what is to be encoded.
+      feature_span: attention windows that the largest image may take.
+      evidence_sft: whether GRPO on files is preceded by SFT on an expert that knows
+        the questions' evidence boxes (it searches, zooms into them, answers).
+    """
+
+    task: str
+    seed: int = 0
+    feature_rows: int = 16384
+    feature_windows: tuple[int, ...] = (64,)
+    feature_span: int = 16
+    evidence_sft: bool = False
+    distributed: DistributedConfig = DistributedConfig()
+    mesh: MeshConfig = MeshConfig()
+    policy: PolicyConfig = PolicyConfig()
+    prompt: PromptConfig = PromptConfig()
+    data: DataConfig = DataConfig()
+    retrieval: RetrievalConfig = RetrievalConfig()
+    environment: EnvironmentConfig = EnvironmentConfig()
+    messages: Messages = Messages()
+    sampler: SamplerConfig = SamplerConfig()
+    observing: ObservingConfig = ObservingConfig()
+    judge: JudgeConfig = JudgeConfig()
+    reward: RewardWeights = RewardWeights(0.2, 0.7, 0.1)
+    pretrain: PretrainConfig = PretrainConfig()
+    sft: SftConfig = SftConfig()
+    grpo: GrpoConfig = GrpoConfig()
+    learner: LearnerConfig = LearnerConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    compile: CompileConfig = CompileConfig()
+    serving: ServiceConfig = ServiceConfig()
+
+    @property
+    def learners(self) -> dict[str, LearnerConfig]:
+        """Settings of the learners of the phases that have steps or epochs, by field."""
+        lengths = {
+            'pretrain.learner': (self.pretrain.steps, self.pretrain.learner),
+            'sft.learner': (self.sft.steps or self.sft.epochs, self.sft.learner),
+            'learner': (self.grpo.steps or self.grpo.epochs, self.learner),
+        }
+        return {name: learner for name, (length, learner) in lengths.items() if length}
+
+    def __post_init__(self):
+        if self.task not in TASKS:
+            raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
+        for section in (self.learner, self.sft.learner, self.pretrain.learner):
+            try:
+                re.compile(section.frozen)
+            except re.error as error:
+                raise ConfigError(f'learner.frozen: not a regular expression: {error}') from error
+        if (self.grpo.steps or self.grpo.epochs) and self.learner.length < self.sampler.max_length:
+            raise ConfigError(
+                f'config.learner.length: {self.learner.length} is shorter than '
+                f'config.sampler.max_length = {self.sampler.max_length}: trajectories would not fit'
+            )

@@ -1,0 +1,1 @@
+"""Training phases: the loop, SFT, GRPO, and the rollouts they learn from."""
