@@ -124,7 +124,7 @@ def _learner_programs(
     features = None if phase.batch.images is not None else plan.features
     number = _replicated(jax.ShapeDtypeStruct((), jnp.float32), mesh)
     key = None
-    if config.policy.lora.dropout and name != 'grpo':  # See `tasks.grpo`.
+    if config.policy.lora.dropout and name != 'grpo':  # See `training.grpo`.
         key = _replicated(np.zeros(2, np.uint32), mesh)
     tokens, rows = phase.batch.tokens.size, len(phase.batch.tokens)
     # Rows are as long as the longest trajectory.

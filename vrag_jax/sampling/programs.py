@@ -105,7 +105,7 @@ class Decoded:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class StopRules:
-    """When a turn ends, on the device; see `perception.stopping.StopTable`.
+    """When a turn ends, on the device; see `actions.stopping.StopTable`.
 
     Attributes:
       transitions: `[S, V]` uint8.

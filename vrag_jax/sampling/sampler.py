@@ -3,7 +3,7 @@
 A sequence keeps its pages of the cache for as long as it lives; a slot of compute it
 has only during a call. `prefill` takes in ragged chunks of new tokens; `decode` draws
 up to `decode_tokens` tokens for as many sequences as there are slots, in one loop on
-the device that ends a turn where its action is closed (`perception.stopping`), so the
+the device that ends a turn where its action is closed (`actions.stopping`), so the
 host is not in the loop, whatever the tokenizer. Who gets the slots is decided by
 `scheduler.Scheduler`.
 """

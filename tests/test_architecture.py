@@ -1,0 +1,127 @@
+"""The floors of the house: which room may import which, and that no import goes in a circle."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[1] / 'vrag_jax'
+MODULES = sorted(path for path in PACKAGE.rglob('*.py') if path.name != '__init__.py')
+MOST_LINES = 400
+
+# Room -> rooms that it may import; `config`, `metrics` and `hardware` are single modules.
+FLOORS = {
+    'config': '', 'metrics': '', 'hardware': '', 'parallel': '', 'perception': '',
+    'rewards': 'config',
+    'corpus': 'config perception',
+    'actions': 'perception',
+    'models': 'config parallel',
+    'embedders': 'config corpus models parallel perception',
+    'retrieval': 'config corpus embedders',
+    'data': 'actions config corpus models perception',
+    'sampling': 'actions config data models parallel',
+    'indexing': 'config corpus embedders models parallel retrieval',
+    'rollout': 'actions config corpus data models parallel perception retrieval rewards sampling',
+    'learner': 'config data models parallel',
+    'training': 'actions config data learner metrics models parallel rewards rollout sampling',
+    'experts': 'actions config corpus data models parallel perception rewards rollout',
+    'evaluation': 'actions config corpus data metrics models parallel perception retrieval '
+                  'rewards rollout sampling',
+    'serving': 'config corpus embedders indexing parallel perception retrieval',
+    'planning': 'config data learner models parallel sampling training',
+    'run': 'actions config corpus data embedders experts indexing learner metrics models parallel '
+           'perception planning retrieval rewards rollout sampling serving training evaluation',
+    'tasks': 'actions config corpus data embedders evaluation experts indexing learner metrics '
+             'models parallel perception planning retrieval rewards rollout run sampling serving '
+             'training',
+    'main': 'config hardware parallel run tasks',
+}
+# Imports that go upstairs, to be mended.
+UPSTAIRS: set[tuple[str, str]] = {
+    ('embedders.prompts', 'data.sequences'),
+    ('embedders.registry', 'retrieval.embedding'),
+    ('embedders.text', 'retrieval.embedding'),
+    ('embedders.visual', 'data.sequences'),
+    ('embedders.visual', 'data.tokenizer'),
+    ('embedders.visual', 'retrieval.embedding'),
+    ('evaluation.evaluate', 'run.context'),
+    ('evaluation.outputs', 'run.context'),
+    ('perception.image_ops', 'actions.grammar'),
+    ('planning.compile', 'run.policy'),
+    ('planning.compile', 'run.settings'),
+    ('planning.plan', 'run.context'),
+    ('planning.plan', 'run.policy'),
+    ('planning.plan', 'run.settings'),
+    ('planning.programs', 'run.policy'),
+    ('planning.programs', 'run.settings'),
+    ('retrieval.evaluate', 'rewards.retrieval'),
+    ('rewards.pattern', 'actions.grammar'),
+    ('run.checks', 'tasks.serve_index'),
+    ('serving.warm_up', 'models.common.packing'),
+    ('training.grpo', 'run.context'),
+    ('training.grpo', 'run.settings'),
+    ('training.sft', 'experts.evidence'),
+    ('training.sft', 'experts.pretraining'),
+    ('training.sft', 'experts.scripted'),
+    ('training.sft', 'run.context'),
+}
+
+
+def room(module: str) -> str:
+    return module.split('.')[0]
+
+
+def name_of(path: Path) -> str:
+    return '.'.join(path.relative_to(PACKAGE).with_suffix('').parts)
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Modules of the package that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('vrag_jax'):
+            for alias in node.names:
+                whole = f'{node.module}.{alias.name}'.removeprefix('vrag_jax.')
+                is_module = (PACKAGE / (whole.replace('.', '/') + '.py')).is_file()
+                yield whole if is_module else str(node.module).removeprefix('vrag_jax.')
+        elif isinstance(node, ast.Import):
+            yield from (alias.name.removeprefix('vrag_jax.') for alias in node.names
+                        if alias.name.startswith('vrag_jax.'))
+
+
+GRAPH = {name_of(path): sorted(set(imports(path)) - {'vrag_jax'}) for path in MODULES}
+
+
+def test_rooms_import_only_what_their_floor_allows():
+    upstairs = {(module, target) for module, targets in GRAPH.items() for target in targets
+                if room(target) != room(module)
+                and room(target) not in FLOORS[room(module)].split()}
+    assert upstairs == UPSTAIRS
+
+
+def test_the_table_itself_has_no_circle():
+    done: set[str] = set()
+    left = {name: set(allowed.split()) for name, allowed in FLOORS.items()}
+    while ready := {name for name, allowed in left.items() if allowed <= done}:
+        done |= ready
+        left = {name: allowed for name, allowed in left.items() if name not in ready}
+    assert not left
+
+
+def test_no_module_imports_itself_by_a_detour():
+    finished: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, ' -> '.join((*path[path.index(module):], module))
+        if module not in finished:
+            for target in GRAPH.get(module, ()):
+                visit(target, (*path, module))
+            finished.add(module)
+
+    for module in GRAPH:
+        visit(module, ())
+
+
+@pytest.mark.parametrize('path', MODULES, ids=name_of)
+def test_files_are_short(path):
+    assert len(path.read_text(encoding='utf-8').splitlines()) <= MOST_LINES
