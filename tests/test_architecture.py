@@ -47,7 +47,6 @@ UPSTAIRS: set[tuple[str, str]] = {
     ('embedders.visual', 'retrieval.embedding'),
     ('evaluation.evaluate', 'run.context'),
     ('evaluation.outputs', 'run.context'),
-    ('perception.image_ops', 'actions.grammar'),
     ('planning.compile', 'run.policy'),
     ('planning.compile', 'run.settings'),
     ('planning.plan', 'run.context'),

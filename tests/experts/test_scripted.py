@@ -6,7 +6,7 @@ import random
 import pytest
 from PIL import Image
 
-from vrag_jax.actions.grammar import ActionKind, parse_action
+from vrag_jax.actions.grammar import parse_action
 from vrag_jax.data.pageworld.config import QUESTION_TYPES, PageWorldConfig
 from vrag_jax.data.pageworld.layout import document_names, sample_document
 from vrag_jax.data.pageworld.questions import sample_questions
@@ -34,21 +34,21 @@ def play(expert, question, search=exact_search, max_turns=12):
     for turn in range(max_turns):
         texts.append(expert.act(question, ExpertState(shown, turn)))
         actions.append(parse_action(texts[-1]))
-        if actions[-1].kind is ActionKind.ANSWER:
+        if actions[-1].kind == 'answer':
             break
-        if actions[-1].kind is ActionKind.SEARCH:
+        if actions[-1].kind == 'search':
             page_id = search(actions[-1].text, seen)
             if page_id is not None:
                 seen.append(page_id)
                 shown.append(show_page(BLANK, page_id, LIMITS)[1])
         else:
-            assert actions[-1].kind is ActionKind.BBOX, actions[-1]
+            assert actions[-1].kind == 'bbox', actions[-1]
             shown.append(crop_and_zoom(BLANK, shown[-1], actions[-1].box, LIMITS)[1])
     return texts, actions, shown
 
 
 def kinds(actions):
-    return [action.kind.value for action in actions]
+    return [action.kind for action in actions]
 
 
 @pytest.mark.parametrize('style', STYLES)

@@ -2,11 +2,10 @@
 
 import pytest
 
-from vrag_jax.actions.grammar import Action, ActionKind, parse_action
+from vrag_jax.actions.grammar import Action, parse_action
 from vrag_jax.rewards.pattern import pattern_reward
 
-KINDS = {'s': ActionKind.SEARCH, 'b': ActionKind.BBOX, 'a': ActionKind.ANSWER,
-         'i': ActionKind.INVALID}
+KINDS = {'s': 'search', 'b': 'bbox', 'a': 'answer', 'i': 'invalid'}
 
 
 def actions(letters: str) -> list[Action]:

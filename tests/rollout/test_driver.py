@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 
-from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.data.records import Question
 from vrag_jax.models.common.mrope import rope_index
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
@@ -50,7 +49,7 @@ def test_the_mask_is_true_on_the_policys_own_tokens_only(expert_trajectories, wo
 
 
 def test_the_expert_answers_with_crops_and_several_hops(expert_trajectories):
-    actions = [[turn.action.kind.value for turn in t.turns] for t in expert_trajectories]
+    actions = [[turn.action.kind for turn in t.turns] for t in expert_trajectories]
     assert ['search', 'bbox', 'answer'] in actions
     assert ['search', 'bbox', 'search', 'bbox', 'answer'] in actions
     right = [t.answer == t.question.answer for t in expert_trajectories]
@@ -187,10 +186,10 @@ def test_a_prompt_longer_than_an_episode_is_refused(world, sampler, features, po
 
 def test_invalid_turns_are_answered_and_marked(sampled):
     kinds = {turn.action.kind for t in sampled for turn in t.turns}
-    assert ActionKind.INVALID in kinds
+    assert 'invalid' in kinds
     for trajectory in sampled:
         for turn in trajectory.turns[:-1]:
-            assert (turn.action.kind is not ActionKind.INVALID) or turn.action.reason
+            assert (turn.action.kind != 'invalid') or turn.action.reason
 
 
 def test_seeds_are_equal_everywhere_and_differ():

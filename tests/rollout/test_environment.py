@@ -6,7 +6,6 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.remote import RemoteSearchConfig
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig, Messages
@@ -64,7 +63,7 @@ def test_a_search_shows_the_first_page_not_yet_seen(searching, question, found):
     assert (first.image, second.image) == (0, 1)
     assert third.retrieved == () and third.image is None
     assert third.observation == searching.environment.messages.nothing_new
-    assert third.action.kind is ActionKind.SEARCH
+    assert third.action.kind == 'search'
     assert episode.retrieved == found.page_ids
 
 
@@ -134,7 +133,7 @@ def test_an_episode_is_truncated_if_its_last_turn_is_cut_off_and_gives_no_answer
         make_world, question, found):
     world = make_world(found, max_turns=2)
     cut = play(world, question, [SEARCH.format('a'), '<think>so'], stop='length')
-    assert cut.done and cut.truncated and cut.turns[-1].action.kind.name == 'INVALID'
+    assert cut.done and cut.truncated and cut.turns[-1].action.kind == 'invalid'
     # What stopped by itself, or in mid-episode, or holds an answer, is not.
     assert not play(world, question, [SEARCH.format('a'), '<think>so'], stop='action').truncated
     assert not play(world, question, ['<think>so'], stop='length').truncated
@@ -160,13 +159,13 @@ def test_the_request_for_the_answer_follows_other_texts(make_world, question):
 
 def test_turns_without_an_action_are_invalid_with_a_reason(searching, question):
     turn, = play(searching, question, ['I do not know.']).turns
-    assert turn.action.kind is ActionKind.INVALID and turn.action.reason
+    assert turn.action.kind == 'invalid' and turn.action.reason
     assert turn.observation == searching.environment.messages.invalid.format(
         reason=turn.action.reason)
 
 
 def assert_invalid(turn, reason):
-    assert turn.action.kind is ActionKind.INVALID
+    assert turn.action.kind == 'invalid'
     assert reason in turn.action.reason and reason in turn.observation
     assert turn.image is None
 

@@ -8,18 +8,13 @@ the same reading as an automaton over token ids.
 """
 
 import dataclasses
-import enum
 import math
 import re
 
+from vrag_jax.perception.frames import box_fault
 
-class ActionKind(enum.Enum):
-    """What an action does."""
-
-    SEARCH = 'search'
-    BBOX = 'bbox'
-    ANSWER = 'answer'
-    INVALID = 'invalid'
+INVALID = 'invalid'
+"""Kind of a turn that holds no action, or one that cannot be carried out."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +22,16 @@ class Action:
     """One parsed turn.
 
     Attributes:
-      kind: what to do.
+      kind: its tag, or `INVALID`.
       thought: text inside `<think>`, stripped; several are joined by newlines.
       text: query or answer, stripped; '' for a box.
       box: x1, y1, x2, y2 in pixels of the image as the encoder saw it, only for
-        BBOX; finite, not negative, with an area.
+        'bbox'; finite, not negative, with an area.
       image: which image of the trajectory the box is on, from 1; None is the last.
       reason: why the action is invalid, '' otherwise.
     """
 
-    kind: ActionKind
+    kind: str
     thought: str = ''
     text: str = ''
     box: tuple[float, float, float, float] | None = None
@@ -69,7 +64,7 @@ def parse_action(text: str, allow_image_index: bool = False,
       search_chars: characters of a search query, at most; None for any number.
 
     Returns:
-      The first closed action outside `<think>`, or an INVALID one that says why.
+      The first closed action outside `<think>`, or an invalid one that says why.
     """
     thoughts: list[str] = []
     position = 0
@@ -90,7 +85,7 @@ def parse_action(text: str, allow_image_index: bool = False,
 
 
 def _invalid(thoughts: list[str], reason: str) -> Action:
-    return Action(ActionKind.INVALID, thought='\n'.join(thoughts), reason=reason)
+    return Action(INVALID, thought='\n'.join(thoughts), reason=reason)
 
 
 def _closed_action(tag: str, inside: str, thoughts: list[str], allow_image_index: bool,
@@ -101,13 +96,13 @@ def _closed_action(tag: str, inside: str, thoughts: list[str], allow_image_index
         if not bracket:
             raise _InvalidAction('<bbox is not followed by >')
         image = _parse_image(attributes.strip(), allow_image_index)
-        return Action(ActionKind.BBOX, thought, box=_parse_box(content.strip()), image=image)
+        return Action('bbox', thought, box=_parse_box(content.strip()), image=image)
     content = inside.strip()
     if not content:
         raise _InvalidAction('the query is empty' if tag == 'search' else 'the answer is empty')
     if tag == 'search' and search_chars is not None and len(content) > search_chars:
         raise _InvalidAction(f'the query has {len(content)} characters; {search_chars} are allowed')
-    return Action(ActionKind(tag), thought, text=content)
+    return Action(tag, thought, text=content)
 
 
 def _parse_image(attributes: str, allowed: bool) -> int | None:
@@ -137,15 +132,3 @@ def _parse_box(content: str) -> tuple[float, float, float, float]:
     if reason:
         raise _InvalidAction(reason)
     return box
-
-
-def box_fault(box: tuple[float, float, float, float]) -> str | None:
-    """Returns why a box (x1, y1, x2, y2) is unusable on any image, or None."""
-    x1, y1, x2, y2 = box
-    if not all(map(math.isfinite, box)):
-        return 'the box has a coordinate that is not finite'
-    if min(box) < 0:
-        return 'the box has a negative coordinate'
-    if x2 <= x1 or y2 <= y1:
-        return 'the box has no area'
-    return None

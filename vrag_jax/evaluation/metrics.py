@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.rewards.answer import anls, exact_match, token_f1
 from vrag_jax.rewards.retrieval import ndcg, recall
 from vrag_jax.rollout.trajectory import Trajectory
@@ -117,9 +116,9 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         'f1': mean(_compared(t, token_f1) for t in trajectories),
         'ndcg': mean(ndcg(t.retrieved, t.question.page_ids) for t in trajectories),
         'recall': mean(recall(t.retrieved, t.question.page_ids) for t in trajectories),
-        'invalid': share(kind is ActionKind.INVALID for turns in kinds for kind in turns),
+        'invalid': share(kind == 'invalid' for turns in kinds for kind in turns),
         'finished': share(t.finished for t in trajectories),
-        'zoomed': share(ActionKind.BBOX in turns for turns in kinds),
+        'zoomed': share('bbox' in turns for turns in kinds),
         'turns': mean(float(len(turns)) for turns in kinds),
         'reward': mean(t.rewards['total'] for t in trajectories),
     }

@@ -208,9 +208,9 @@ def _turn_record(turn: Turn, images_before: int) -> TurnRecord:
         # A box names its image from 1; without a name it is on the last one.
         chosen = (action.image or images_before) - 1
         box_image = chosen if chosen < images_before else None
-    invalid = action.kind.value == 'invalid'
+    invalid = action.kind == 'invalid'
     return TurnRecord(
-        kind=action.kind.value, thought=action.thought,
+        kind=action.kind, thought=action.thought,
         text=turn.text if invalid else action.text,
         box=action.box, box_image=box_image, reason=action.reason,
         observation=turn.observation, image=turn.image, retrieved=turn.retrieved)

@@ -23,7 +23,6 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from PIL import Image
 
-from vrag_jax.actions.grammar import ActionKind
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.pageworld.layout import PageSpec, PanelSpec
 from vrag_jax.data.pageworld.transcripts import find_panel, read_headings, read_panel
@@ -119,7 +118,7 @@ class PretrainingExercises:
         mask = sequence.loss_mask.copy()
         starts = np.flatnonzero(np.diff(trajectory.loss_mask.astype(np.int8), prepend=0) == 1)
         for start, turn in zip(starts, trajectory.turns, strict=True):
-            if turn.action.kind is ActionKind.BBOX:
+            if turn.action.kind == 'bbox':
                 thought = turn.text[:turn.text.index('<bbox>')]
                 chat = self._world.chat
                 mask[start + len(chat.encode(thought)):start + len(chat.reply_ids(turn.text))] = 0

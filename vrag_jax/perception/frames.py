@@ -1,8 +1,21 @@
 """Coordinate frames: from pixels the encoder sees to pixels of the page, and back."""
 
 import dataclasses
+import math
 
 Box = tuple[float, float, float, float]
+
+
+def box_fault(box: Box) -> str | None:
+    """Returns why a box (x1, y1, x2, y2) is unusable on any image, or None."""
+    x1, y1, x2, y2 = box
+    if not all(map(math.isfinite, box)):
+        return 'the box has a coordinate that is not finite'
+    if min(box) < 0:
+        return 'the box has a negative coordinate'
+    if x2 <= x1 or y2 <= y1:
+        return 'the box has no area'
+    return None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,8 +8,7 @@ import operator
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from vrag_jax.actions.grammar import box_fault
-from vrag_jax.perception.frames import Box, Frame
+from vrag_jax.perception.frames import Box, Frame, box_fault
 
 # smart_resize refuses images whose sides differ by more than this factor.
 MAX_ASPECT = 200

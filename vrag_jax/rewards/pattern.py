@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from vrag_jax.actions.grammar import Action, ActionKind
+from vrag_jax.actions.grammar import Action
 
 
 def pattern_reward(actions: Sequence[Action]) -> float:
     """Checks the actions of a trajectory, never text with observations in it.
 
     Args:
-      actions: one a turn, as the environment carried them out (INVALID where it
+      actions: one a turn, as the environment carried them out ('invalid' where it
         could not).
 
     Returns:
@@ -18,9 +18,9 @@ def pattern_reward(actions: Sequence[Action]) -> float:
       before the first search; else 0.0.
     """
     kinds = [action.kind for action in actions]
-    if ActionKind.INVALID in kinds or not all(action.thought for action in actions):
+    if 'invalid' in kinds or not all(action.thought for action in actions):
         return 0.0
-    if ActionKind.SEARCH not in kinds or ActionKind.BBOX in kinds[:kinds.index(ActionKind.SEARCH)]:
+    if 'search' not in kinds or 'bbox' in kinds[:kinds.index('search')]:
         return 0.0
-    answers_once_at_end = kinds[-1] is ActionKind.ANSWER and kinds.count(ActionKind.ANSWER) == 1
+    answers_once_at_end = kinds[-1] == 'answer' and kinds.count('answer') == 1
     return float(answers_once_at_end)

@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 from PIL import Image
 
-from vrag_jax.actions.grammar import Action, ActionKind
+from vrag_jax.actions.grammar import Action
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.records import IMAGE_MARK
 from vrag_jax.perception.frames import Frame
@@ -102,7 +102,7 @@ class Observation:
     """Answer of the environment to an action.
 
     Attributes:
-      action: the action, INVALID with a reason if it could not be carried out.
+      action: the action, 'invalid' with a reason if it could not be carried out.
       text: text shown back, before the image if there is one.
       view: image and frame shown back, or None.
       text_after: text after the image.
@@ -153,9 +153,9 @@ class Environment:
         Returns:
           The hits of each action, best first; None for one that is no search.
         """
-        queries = [a.text for a in actions if a.kind is ActionKind.SEARCH]
+        queries = [a.text for a in actions if a.kind == 'search']
         found = iter(self._engine.search(queries, self.config.search_results) if queries else [])
-        return [next(found) if a.kind is ActionKind.SEARCH else None for a in actions]
+        return [next(found) if a.kind == 'search' else None for a in actions]
 
     def observe(self, episode: Episode, action: Action, hits: Hits | None) -> Observation:
         """Carries out an action.
@@ -165,13 +165,13 @@ class Environment:
           action: what to do.
           hits: of a search, from `search`; None for other actions.
         """
-        if action.kind is ActionKind.ANSWER:
+        if action.kind == 'answer':
             return Observation(action, done=True)
         if len(episode.turns) + 1 >= self.config.max_turns:
             return Observation(action, done=True)
         if hits is not None:
             observation = self._search(episode, action, hits)
-        elif action.kind is ActionKind.BBOX:
+        elif action.kind == 'bbox':
             observation = self._crop(episode, action)
         else:
             observation = self._invalid(action, action.reason)
@@ -184,7 +184,7 @@ class Environment:
         return observation
 
     def _invalid(self, action: Action, reason: str) -> Observation:
-        action = dataclasses.replace(action, kind=ActionKind.INVALID, reason=reason)
+        action = dataclasses.replace(action, kind='invalid', reason=reason)
         return Observation(action, text=self.messages.invalid.replace('{reason}', reason))
 
     def _search(self, episode: Episode, action: Action, hits: Hits) -> Observation:

@@ -153,7 +153,7 @@ class Episode:
 
     def finish(self) -> Trajectory:
         """Returns the trajectory of this episode."""
-        answers = [t.action.text for t in self.turns if t.action.kind.name == 'ANSWER']
+        answers = [t.action.text for t in self.turns if t.action.kind == 'answer']
         return Trajectory(
             question=self.question,
             prompt=self.prompt,

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Sequence
 
-from vrag_jax.actions.grammar import Action, ActionKind, parse_action
+from vrag_jax.actions.grammar import Action, parse_action
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ImagePreprocessor
@@ -146,7 +146,7 @@ class World:
                 # trajectory still ends with a token that was sampled.
                 episode.truncated = True
                 shown = None
-        elif stop == 'length' and observation.action.kind is not ActionKind.ANSWER:
+        elif stop == 'length' and observation.action.kind != 'answer':
             episode.truncated = True
         over = observation.done or episode.truncated
         episode.turns.append(

@@ -356,7 +356,7 @@ def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
         'turns': float(np.mean([len(t.turns) for t in trajectories])),
         'length': float(np.mean([len(t.tokens) for t in trajectories])),
         'judge_failures': float(sum(t.judge_failed for t in trajectories)),
-        'invalid': float(np.mean([a.kind.name == 'INVALID' for a in actions])),
-        'crops': float(np.mean([a.kind.name == 'BBOX' for a in actions])),
+        'invalid': float(np.mean([a.kind == 'invalid' for a in actions])),
+        'crops': float(np.mean([a.kind == 'bbox' for a in actions])),
         'tokens_sampled': float(sum(t.loss_mask.sum() for t in trajectories)),
     }
