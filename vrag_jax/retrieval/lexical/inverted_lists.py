@@ -70,8 +70,9 @@ class InvertedLists:
             (rows == np.arange(len(rows))).all())
         lengths = np.concatenate([part.lengths for part in self._parts], axis=1)
         means = np.maximum(lengths[:, rows].sum(axis=1) / max(len(rows), 1), 1e-9)
-        self._slopes = weighting.k1 * (
-            1 - weighting.b + weighting.b * lengths / means[:, None])  # [groups, all pages]
+        # [groups, all pages]; a row that is not contiguous would be copied for every term.
+        self._slopes = np.ascontiguousarray(weighting.k1 * (
+            1 - weighting.b + weighting.b * lengths / means[:, None]))
 
     @classmethod
     def build(cls, texts: Sequence[str], weighting: Weighting,
