@@ -26,7 +26,8 @@ from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.text import page_texts
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
+from vrag_jax.retrieval.lexical.ngram import fit_words
+from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 
 _DOCUMENTS = flags.DEFINE_string(
     'documents', '../shared/mmlongbench_dev/documents', 'Folder of PDFs.')
@@ -53,7 +54,7 @@ def _mode() -> str:
 def index_checksums(pages: Path, index: Path) -> dict[str, str]:
     """Builds the character n-gram index over ingested pages; returns its files' checksums."""
     store = PageStore.open(pages / 'pages.jsonl')
-    SearchEngine.build(store, page_texts(store), NgramEncoder(NgramConfig()), index)
+    SearchEngine(store, fit_words(NgramEncoder(), store.ids, page_texts(store))).save(index)
     return json.loads((index / MANIFEST).read_text('utf-8'))['files']
 
 

@@ -50,6 +50,7 @@ from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram import NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.retrieval.retriever import Retriever
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
@@ -121,7 +122,7 @@ def parts(data: DataSet, kept: Path) -> dict[str, Retriever]:
     """Every retriever of texts over a data set's pages, by name."""
     ids = data.store.ids
     found: dict[str, Retriever] = {
-        'n-gram encoder': DenseRetriever.fit(NgramEncoder(), ids, data.texts),
+        'n-gram encoder': NgramVectorsRetriever.fit(NgramEncoder(), ids, data.texts),
         'BM25': Bm25Retriever.build(ids, data.texts)}
     for windows, name in (('max', 'MiniLM, best window of a page'),
                           ('mean', 'MiniLM, mean of its windows')):

@@ -28,8 +28,8 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.indexing.build import open_engine
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
-from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever
 from vrag_jax.retrieval.lexical.term_counts import GROUPS, count_pages, count_query
 from vrag_jax.retrieval.retriever import Retriever
 

@@ -24,10 +24,8 @@ from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridConfig
 from vrag_jax.retrieval.late_interaction.fde import FdeConfig
-from vrag_jax.retrieval.late_interaction.retriever import (
-    LateInteractionConfig,
-    LateInteractionRetriever,
-)
+from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
+from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.token_store import TokenConfig
 from vrag_jax.retrieval.single_vector.index import IndexConfig
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever

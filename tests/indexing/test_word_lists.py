@@ -7,9 +7,8 @@ import pytest
 
 from tests.indexing.test_retrievers import AFTER, BEFORE, config_of, hits, make_store
 from vrag_jax.indexing.build import describe, is_of, open_engine, parts_of
+from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever, NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
-from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 MANY = NgramConfig(dims=20)  # Fewer than there are pages.
 
@@ -21,7 +20,7 @@ def test_more_pages_than_dims_are_in_lists_and_the_start_says_so(tmp_path):
     assert describe(engine.retriever) == [
         'ngram_lists: 25 pages in inverted lists, searched exactly']
     few = open_engine(config_of('ngram'), store, tmp_path / 'few')
-    assert isinstance(few.retriever, DenseRetriever)
+    assert isinstance(few.retriever, NgramVectorsRetriever)
     assert [[page_id for page_id, _ in found] for found in hits(few)] == [
         [page_id for page_id, _ in found] for found in hits(engine)]
 

@@ -8,10 +8,12 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from tests.retrieval.engines import index_words
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
+from vrag_jax.retrieval.lexical.ngram import NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.single_vector.index import ScannIndex
 
@@ -38,7 +40,7 @@ def store(make_store):
 
 @pytest.fixture
 def engine(store):
-    return SearchEngine.build(store, TEXTS, CountingEncoder())
+    return index_words(store, TEXTS, CountingEncoder())
 
 
 def found(engine, queries, k):
@@ -72,15 +74,15 @@ def test_a_query_is_encoded_once(engine):
     first = engine.search(['revenue', 'travel', 'revenue'], 2)
     assert first[0] == first[2]
     assert engine.search(['travel', '降价'], 2)[0] == first[1]
-    assert engine.encoder.encoded == [['revenue', 'travel'], ['降价']]
+    assert engine.retriever.encoder.encoded == [['revenue', 'travel'], ['降价']]
     engine.search(['revenue'], 3)
-    assert engine.encoder.encoded[2:] == [['revenue']]  # More hits are another search.
+    assert engine.retriever.encoder.encoded[2:] == [['revenue']]  # More hits are another search.
 
 
 def test_the_cache_forgets_the_least_recent_query(store):
     encoder = CountingEncoder()
-    index = SearchEngine.build(store, TEXTS, encoder).index
-    engine = SearchEngine(store, encoder, index, cache_bytes=2 * 300)  # Of hits of two queries.
+    retriever = index_words(store, TEXTS, encoder).retriever
+    engine = SearchEngine(store, retriever, cache_bytes=2 * 300)  # Of hits of two queries.
     for query in ('a1', 'b2', 'a1', 'c3', 'a1', 'b2'):
         engine.search([query], 1)
     assert encoder.encoded == [['a1'], ['b2'], ['c3'], ['b2']]
@@ -126,7 +128,7 @@ def test_many_threads_get_the_results_of_one(engine):
     words = ['revenue', 'travel', '网络', '降价'] * 10
     queries = [f'{word} {i % 7}' for i, word in enumerate(words)]
     expected = found(engine, queries, 3)
-    shared = SearchEngine(engine.store, engine.encoder, engine.index, cache_bytes=5 * 300)
+    shared = SearchEngine(engine.store, engine.retriever, cache_bytes=5 * 300)
     results = [None] * 8
 
     def work(slot):
@@ -141,14 +143,14 @@ def test_many_threads_get_the_results_of_one(engine):
 
 
 def test_an_engine_is_read_back_as_it_was(store, engine, tmp_path):
-    SearchEngine.build(store, TEXTS, CountingEncoder(), tmp_path / 'index')
+    index_words(store, TEXTS, CountingEncoder(), tmp_path / 'index')
     read = SearchEngine.open(tmp_path / 'index', store)
     queries = ['revenue travel', '数据中心', 'zzqqzz']
     assert read.search(queries, 3) == engine.search(queries, 3)
 
 
 def test_an_index_of_other_pages_is_refused(store, tmp_path):
-    SearchEngine.build(store, TEXTS, CountingEncoder(), tmp_path / 'index')
+    index_words(store, TEXTS, CountingEncoder(), tmp_path / 'index')
     pages = list(store)
     fewer = PageStore(store.folder, pages[:-1])
     with pytest.raises(ArtifactError, match="only the index holds page 'p4'"):
@@ -156,24 +158,26 @@ def test_an_index_of_other_pages_is_refused(store, tmp_path):
     other_text = [*pages[:-1], dataclasses.replace(pages[-1], text='other text')]
     with pytest.raises(ArtifactError, match='pages of the same ids'):
         SearchEngine.open(tmp_path / 'index', PageStore(store.folder, other_text))
-    engine = SearchEngine.build(fewer, TEXTS[:-1], CountingEncoder())
+    engine = index_words(fewer, TEXTS[:-1], CountingEncoder())
     with pytest.raises(ArtifactError, match="only the page store holds page 'p4'"):
-        SearchEngine(store, engine.encoder, engine.index)
+        SearchEngine(store, engine.retriever)
 
 
-def test_an_index_of_another_encoder_is_refused(store, engine):
+def test_an_index_of_another_encoder_is_refused(store):
     other = CountingEncoder()
     other.fit(TEXTS[::-1])
     index = ScannIndex.build(other.encode_pages(TEXTS), store.ids, other.fingerprint)
+    encoder = CountingEncoder()
+    encoder.fit(TEXTS)
     with pytest.raises(ArtifactError, match='the index was made by encoder'):
-        SearchEngine(store, engine.encoder, index)
+        NgramVectorsRetriever(encoder, index)
 
 
 def test_a_damaged_directory_is_refused(store, tmp_path):
     directory = tmp_path / 'index'
     with pytest.raises(FileNotFoundError, match='no search_engine'):
         SearchEngine.open(directory, store)
-    SearchEngine.build(store, TEXTS, CountingEncoder(), directory)
+    index_words(store, TEXTS, CountingEncoder(), directory)
     manifest = json.loads((directory / 'manifest.json').read_text())
     for change, message in (({'encoder': {'kind': 'other'}}, "encoder 'other' is unknown"),
                             ({'encoder': {}}, 'kind')):
@@ -186,8 +190,3 @@ def test_a_damaged_directory_is_refused(store, tmp_path):
     (directory / 'manifest.json').write_text(json.dumps(manifest))
     with pytest.raises(ArtifactError, match=r'ngram\.npz: has a wrong SHA-256'):
         SearchEngine.open(directory, store)
-
-
-def test_a_text_is_needed_for_each_page(store):
-    with pytest.raises(ValueError, match='3 texts for 4 pages'):
-        SearchEngine.build(store, TEXTS[:3], CountingEncoder())

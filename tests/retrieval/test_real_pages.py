@@ -5,6 +5,7 @@ from pathlib import PurePath
 
 import pytest
 
+from tests.retrieval.engines import index_words
 from vrag_jax.corpus.ocr import OcrReader
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.text import page_texts
@@ -29,7 +30,7 @@ def test_recall_on_real_questions(shared_dir, tmp_path, pytestconfig):
                  load_questions(shared_dir / 'real_pages' / 'questions.json')]
     # What was read stays in pytest's cache folder for the next run.
     reader = OcrReader(pytestconfig.cache.mkdir('ocr'))
-    SearchEngine.build(store, page_texts(store, reader), NgramEncoder(), tmp_path)
+    index_words(store, page_texts(store, reader), NgramEncoder(), tmp_path)
     result = evaluate_retrieval(SearchEngine.open(tmp_path, store), questions)
     assert len(questions) == 99
     assert result['recall@1'] >= 0.85

@@ -15,6 +15,7 @@ from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Config, Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram import NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
@@ -67,7 +68,7 @@ def bm25(texts=TEXTS, ids=IDS):
 
 
 def ngram(texts=TEXTS, ids=IDS):
-    return DenseRetriever.fit(NgramEncoder(NgramConfig(buckets=1 << 16)), ids, texts)
+    return NgramVectorsRetriever.fit(NgramEncoder(NgramConfig(buckets=1 << 16)), ids, texts)
 
 
 def hybrid(texts=TEXTS, ids=IDS):

@@ -16,6 +16,7 @@ from vrag_jax.indexing.embed_corpus import contents
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.retrieval import stored_index
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.lexical.ngram import NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
@@ -54,7 +55,7 @@ def replaced(store, page_id):
 
 
 def text_engine(store):
-    return SearchEngine(store, DenseRetriever.fit(
+    return SearchEngine(store, NgramVectorsRetriever.fit(
         NgramEncoder(), store.ids, ['red one', 'red two', 'red three']))
 
 

@@ -13,6 +13,7 @@ pytest.importorskip('fastapi', reason="needs the extra 'serve'")
 
 import uvicorn  # noqa: E402
 
+from tests.retrieval.engines import index_words
 from vrag_jax.corpus.pages import Page, PageStore  # noqa: E402
 from vrag_jax.retrieval.engine import SearchEngine  # noqa: E402
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder  # noqa: E402
@@ -54,7 +55,7 @@ def write_corpus(folder, pages, images='img'):
         rows.append(Page(page_id, document, page, file, *SIZE, text, fields))
     PageStore.write(folder / 'pages.jsonl', rows)
     store = PageStore.open(folder / 'pages.jsonl')
-    SearchEngine.build(store, [page.text for page in store], NgramEncoder(), folder / 'index')
+    index_words(store, [page.text for page in store], NgramEncoder(), folder / 'index')
     return folder
 
 

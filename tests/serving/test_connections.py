@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.retrieval.engines import index_words
 from tests.serving.conftest import PAGES, load_from, running, write_corpus
 from vrag_jax.corpus.pages import Page, PageStore
-from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.live import LiveIndex
@@ -118,7 +118,7 @@ def large(tmp_path):
     PageStore.write(folder / 'pages.jsonl', [
         Page(*PAGES[0][:3], 'img/0.png', 2000, 2000, PAGES[0][3])])
     store = PageStore.open(folder / 'pages.jsonl')
-    SearchEngine.build(store, [page.text for page in store], NgramEncoder(), folder / 'index')
+    index_words(store, [page.text for page in store], NgramEncoder(), folder / 'index')
     return LiveIndex(load_from(folder), (folder / 'pages.jsonl',))
 
 

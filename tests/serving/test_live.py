@@ -10,9 +10,9 @@ import weakref
 import httpx
 import pytest
 
+from tests.retrieval.engines import index_words
 from tests.serving.conftest import PAGES, live_index, load_from, running
 from tests.serving.test_search_service import metric
-from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.serving.live import LiveIndex
 
@@ -41,7 +41,7 @@ def test_an_index_made_anew_of_the_same_pages_comes_in(make_corpus):
     live = live_index(folder)
     old = live.current
     store = old.store
-    SearchEngine.build(store, [page.text for page in store], NgramEncoder(NgramConfig(k1=2.0)),
+    index_words(store, [page.text for page in store], NgramEncoder(NgramConfig(k1=2.0)),
                        folder / 'index')
     assert live.refresh() and live.current.name != old.name
 

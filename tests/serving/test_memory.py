@@ -12,11 +12,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.retrieval.engines import index_words
 from tests.serving.conftest import PAGES, load_from, running, write_corpus
 from tests.serving.test_search_service import fault, wait_for
 from tests.serving.test_server import start
 from vrag_jax.corpus.pages import Page, PageStore
-from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.live import LiveIndex
@@ -82,7 +82,7 @@ def test_memory_stays_when_many_ask_for_much(tmp_path):
         Page(f'report/{n}', 'report', n, 'page.png', 28, 28, f'page {n % 50} of the report')
         for n in range(1, 1501)])
     store = PageStore.open(folder / 'pages.jsonl')
-    SearchEngine.build(store, [page.text for page in store], NgramEncoder(), folder / 'index')
+    index_words(store, [page.text for page in store], NgramEncoder(), folder / 'index')
     process, url = started(folder, folder)
     try:
         def ask(n):
@@ -112,7 +112,7 @@ def large_pages(tmp_path):
     PageStore.write(folder / 'pages.jsonl', [
         Page(*PAGES[0][:3], 'img/0.png', 1000, 1000, PAGES[0][3])])
     store = PageStore.open(folder / 'pages.jsonl')
-    SearchEngine.build(store, [page.text for page in store], NgramEncoder(), folder / 'index')
+    index_words(store, [page.text for page in store], NgramEncoder(), folder / 'index')
     return folder
 
 

@@ -8,6 +8,7 @@ import httpx
 import pytest
 
 from benchmarks.service_day_pages import Spelled, name, read_picture, write_document
+from tests.retrieval.engines import index_words
 from tests.serving.conftest import running
 from vrag_jax.corpus.ingestion.ingest import ingest
 from vrag_jax.corpus.ingestion.settings import IngestConfig
@@ -30,7 +31,7 @@ def pages(tmp_path):
             write_document(sources, document, version)
         ingest([sources], out, IngestConfig(workers=1, most_deleted=1.0), progress=False)
         store = PageStore.open(out / 'pages.jsonl')
-        SearchEngine.build(store, [page.text for page in store], NgramEncoder(), out / 'index')
+        index_words(store, [page.text for page in store], NgramEncoder(), out / 'index')
 
     update(1)
     return out, update

@@ -18,18 +18,21 @@ from vrag_jax.indexing.embed_corpus import Progress, content_keys, contents, emb
 from vrag_jax.indexing.page_vectors import PageVectors
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.parallel.processes import is_main
-from vrag_jax.retrieval.checks import check_vectors, tell_groups
 from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridRetriever
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 from vrag_jax.retrieval.late_interaction.token_pages import pools
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram import (
+    NgramListsRetriever,
+    NgramVectorsRetriever,
+    fit_words,
+)
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.lexical.retriever import ListsRetriever, NgramListsRetriever
+from vrag_jax.retrieval.lexical.retriever import ListsRetriever
 from vrag_jax.retrieval.retriever import Retriever
-from vrag_jax.retrieval.single_vector.index import ScannIndex
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever, recall_vectors
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 from vrag_jax.retrieval.stored_index import StoredIndex
 
 _LOG = logging.getLogger(__name__)
@@ -159,7 +162,8 @@ def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
                 parts.append(old.updated(changes))
                 continue
         if name == 'ngram':
-            parts.append(_ngram(config, store, texts, queries, scratch))
+            parts.append(fit_words(NgramEncoder(config.encoder), store.ids, texts, config.index,
+                                   queries, scratch))
             continue
         if name == 'bm25':
             parts.append(Bm25Retriever.build(store.ids, texts, config.bm25, scratch))
@@ -183,26 +187,6 @@ def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
             parts.append(DenseRetriever.build(
                 embedder, store.ids, np.concatenate(vectors), config.index, queries))
     return parts[0] if len(parts) == 1 else HybridRetriever(parts, config.hybrid)
-
-
-def _ngram(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
-           queries: Sequence[str], scratch: Path) -> Retriever:
-    if len(store) > config.encoder.dims:
-        lists = NgramListsRetriever.build(store.ids, texts, config.encoder, scratch)
-        _warn_of(lists.same_pages(texts))
-        return lists
-    encoder = NgramEncoder(config.encoder)
-    encoder.fit(texts)
-    vectors = encoder.encode_pages(texts)
-    _warn_of(check_vectors(vectors, store.ids, texts, vectors.shape[1]))
-    given = recall_vectors(encoder.encode_queries, queries, config.index, len(store))
-    return DenseRetriever(encoder, ScannIndex.build(
-        vectors, store.ids, encoder.fingerprint, config.index, queries=given))
-
-
-def _warn_of(groups: Sequence[Sequence[str]]) -> None:
-    if groups:
-        _LOG.warning('no search by words tells these pages apart: %s', tell_groups(groups))
 
 
 def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path
@@ -244,7 +228,7 @@ def _part_is_of(part: Retriever, name: str, config: RetrievalConfig, embedder: E
         return name == 'ngram' and part.config == config.encoder
     if isinstance(part, Bm25Retriever):
         return name == 'bm25' and part.config == config.bm25
-    if isinstance(part, DenseRetriever) and isinstance(part.encoder, NgramEncoder):
+    if isinstance(part, NgramVectorsRetriever):
         return (name == 'ngram' and part.encoder.config == config.encoder
                 and part.index.config == config.index)
     if embedder is None or part.fingerprint != embedder.fingerprint:
@@ -262,7 +246,7 @@ def describe(retriever: Retriever) -> list[str]:
     told = f'{retriever.kind}: {len(retriever.ids)} pages'
     if isinstance(retriever, ListsRetriever):
         return [f'{told} in inverted lists, searched exactly']
-    if isinstance(retriever, DenseRetriever):
+    if isinstance(retriever, DenseRetriever | NgramVectorsRetriever):
         told = f'{retriever.encoder.kind}, {told}, {retriever.index.dims} dimensions'
         exact, recall = retriever.index.exact, retriever.index.recall
     elif isinstance(retriever, LateInteractionRetriever):

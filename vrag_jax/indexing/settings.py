@@ -7,7 +7,7 @@ from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.embedders.visual import VisualConfig
 from vrag_jax.retrieval.fusion import HybridConfig
-from vrag_jax.retrieval.late_interaction.retriever import LateInteractionConfig
+from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.lexical.bm25 import Bm25Config
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
 from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url

@@ -11,12 +11,8 @@ from vrag_jax.retrieval.batching import MicroBatcher
 from vrag_jax.retrieval.embedding import Embedder, PageContent
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
-from vrag_jax.retrieval.lexical.retriever import fit_words
 from vrag_jax.retrieval.page_references import NamedPages
 from vrag_jax.retrieval.retriever import Changes, Retriever
-from vrag_jax.retrieval.single_vector.encoders import PageEncoder
-from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 from vrag_jax.retrieval.stored_index import StoredIndex, check_ids, write_index
 
 CACHE_BYTES = 64 << 20  # Of hits, by default: of 170,000 queries for ten pages each.
@@ -58,56 +54,28 @@ class SearchEngine:
 
     Args:
       store: the pages.
-      retriever: finds them; or an encoder, fitted on their texts, with `index`.
-      index: over the vectors of the encoder.
+      retriever: finds them.
       cache_bytes: memory in which hits of queries are kept, at most.
 
     Attributes:
       counts: what it was asked and has done.
 
     Raises:
-      ArtifactError: if retriever (or index and encoder) and store do not belong together.
+      ArtifactError: if retriever and store do not belong together.
     """
 
-    def __init__(self, store: PageStore, retriever: Retriever | PageEncoder,
-                 index: ScannIndex | None = None, cache_bytes: int = CACHE_BYTES):
-        if index is not None:
-            retriever = DenseRetriever(retriever, index)  # type: ignore[arg-type]
+    def __init__(self, store: PageStore, retriever: Retriever, cache_bytes: int = CACHE_BYTES):
         self.counts = SearchCounts()
-        self._state = _State(store, retriever, cache_bytes, self.counts)  # type: ignore[arg-type]
+        self._state = _State(store, retriever, cache_bytes, self.counts)
         self._cache_bytes = cache_bytes
         self._changing = threading.Lock()
         self._batcher: MicroBatcher[_Request, dict[str, PackedHits]] = MicroBatcher(
             _answer_all)
 
     @classmethod
-    def build(cls, store: PageStore, texts: Sequence[str], encoder: PageEncoder,
-              directory: Path | None = None,
-              config: IndexConfig = IndexConfig()) -> 'SearchEngine':  # noqa: B008 (immutable)
-        """Fits a lexical encoder on the pages' texts and indexes them.
-
-        Args:
-          store: the pages.
-          texts: their texts, in the store's order (`text.page_texts`).
-          encoder: is fitted here.
-          directory: where encoder and index are saved, replacing what is there
-            atomically; None saves nothing.
-          config: of the index.
-
-        Raises:
-          ValueError: if there is not one text a page.
-        """
-        if len(texts) != len(store):
-            raise ValueError(f'{len(texts)} texts for {len(store)} pages')
-        engine = cls(store, fit_words(encoder, store.ids, texts, config))
-        if directory is not None:
-            engine.save(directory)
-        return engine
-
-    @classmethod
     def open(cls, directory: Path, store: PageStore, embedders: Sequence[Embedder] = (),
              cache_bytes: int = CACHE_BYTES, verify: bool = False) -> 'SearchEngine':
-        """Reads the directory of `save` or `build`.
+        """Reads the directory of `save`.
 
         Args:
           directory: what was saved.
@@ -122,7 +90,7 @@ class SearchEngine:
             that is not given; says what differs.
         """
         stored = StoredIndex.read(directory, embedders, store, verify)
-        return cls(store, stored.retriever, cache_bytes=cache_bytes)
+        return cls(store, stored.retriever, cache_bytes)
 
     def save(self, directory: Path) -> None:
         """Writes the retriever to a directory, replacing one that is there atomically."""
@@ -138,16 +106,6 @@ class SearchEngine:
     def retriever(self) -> Retriever:
         """What finds them."""
         return self._state.retriever
-
-    @property
-    def encoder(self) -> Any:
-        """The encoder of a dense retriever."""
-        return self.retriever.encoder  # type: ignore[attr-defined]
-
-    @property
-    def index(self) -> ScannIndex:
-        """The index of a dense retriever."""
-        return self.retriever.index  # type: ignore[attr-defined]
 
     def search(self, queries: Sequence[str], k: int, filters: Filters | None = None
                ) -> list[list[Hit]]:

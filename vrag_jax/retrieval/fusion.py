@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.retrieval.embedding import Embedder
-from vrag_jax.retrieval.retriever import Changes, Hits, Retriever, read_retriever
+from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,14 +105,15 @@ class HybridRetriever:
         return {'config': dataclasses.asdict(self.config), 'retrievers': parts}
 
     @classmethod
-    def from_files(cls, folder: Path, fields: dict[str, Any],
-                   embedders: Sequence[Embedder] = ()) -> 'HybridRetriever':
+    def from_files(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder],
+                   read: Callable[..., Retriever]) -> 'HybridRetriever':
+        """Reads what `write_files` wrote; `read` is `kinds.read_retriever`, for the parts."""
         try:
             config = HybridConfig(**fields['config'])
             parts = [(part['kind'], part['fields']) for part in fields['retrievers']]
         except (KeyError, TypeError) as error:
             raise ArtifactError(f'{folder}: fields of the hybrid: {error!r}') from error
-        return cls([read_retriever(kind, folder / str(number), part, embedders)
+        return cls([read(kind, folder / str(number), part, embedders)
                     for number, (kind, part) in enumerate(parts)], config)
 
 

@@ -1,4 +1,4 @@
-"""What finds pages for queries: the interface, and how a retriever is read back."""
+"""What finds pages for queries: the interface of all kinds of retriever."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -85,35 +85,6 @@ class Retriever(Protocol):
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         """Writes files into a folder; returns JSON fields to read them by."""
-
-
-def read_retriever(kind: str, folder: Path, fields: dict[str, Any],
-                   embedders: Sequence[Embedder] = ()) -> Retriever:
-    """Reads what a retriever of that kind wrote with `write_files`.
-
-    Args:
-      kind: of the retriever.
-      folder: with its files.
-      fields: that `write_files` returned.
-      embedders: whose weights are not in the files; found by their fingerprints.
-
-    Raises:
-      ArtifactError: for an unknown kind, wrong files, or an embedder that is not given.
-    """
-    from vrag_jax.retrieval.fusion import HybridRetriever
-    from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
-    from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
-    from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever
-    from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
-
-    readers: dict[str, Callable[..., Retriever]] = {
-        reader.kind: reader.from_files for reader in (
-            DenseRetriever, NgramListsRetriever, LateInteractionRetriever, Bm25Retriever,
-            HybridRetriever)}
-    if kind not in readers:
-        raise ArtifactError(f'{folder}: retriever {kind!r} is unknown; there are '
-                            f'{sorted(readers)}')
-    return readers[kind](folder, fields, embedders)
 
 
 def find_embedder(fingerprint: str, kind: str, embedders: Sequence[Embedder]) -> Embedder:

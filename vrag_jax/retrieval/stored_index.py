@@ -18,7 +18,8 @@ from vrag_jax.corpus.artifact import (
 )
 from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.embedding import Embedder, PageContent
-from vrag_jax.retrieval.retriever import Changes, Retriever, embedded, read_retriever
+from vrag_jax.retrieval.kinds import read_retriever
+from vrag_jax.retrieval.retriever import Changes, Retriever, embedded
 
 _KIND = 'search_engine'
 _KEYS = 'page_keys.json'

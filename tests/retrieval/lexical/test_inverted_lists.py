@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from tests.retrieval.lexical.test_ngram_encoder import QUERIES, TEXTS, bm25, random_texts
 from vrag_jax.corpus.artifact import ArtifactError, open_artifact, write_artifact
 from vrag_jax.retrieval.embedding import PageContent
+from vrag_jax.retrieval.kinds import read_retriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Config, Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever, NgramVectorsRetriever, fit_words
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
-from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever, fit_words
 from vrag_jax.retrieval.lexical.terms import query_terms, split_terms
-from vrag_jax.retrieval.retriever import Changes, read_retriever
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
+from vrag_jax.retrieval.retriever import Changes
 
 KINDS = pytest.mark.parametrize('kind', [NgramListsRetriever, Bm25Retriever],
                                 ids=['ngram', 'bm25'])
@@ -77,7 +77,7 @@ def test_bm25_is_of_words(phrases):
 def test_lists_rank_as_vectors_do():
     texts = random_texts(300)
     queries = [' '.join(text.split()[2:8]) for text in texts[:40]]
-    vectors = DenseRetriever.fit(NgramEncoder(), names(texts), texts)
+    vectors = NgramVectorsRetriever.fit(NgramEncoder(), names(texts), texts)
     lists = NgramListsRetriever.build(names(texts), texts)
     assert vectors.search(queries, 5)[0] == lists.search(queries, 5)[0]
 
@@ -85,7 +85,7 @@ def test_lists_rank_as_vectors_do():
 def test_more_pages_than_dims_get_lists_by_themselves():
     texts = random_texts(30)
     assert isinstance(fit_words(NgramEncoder(NgramConfig(dims=30)), names(texts), texts),
-                      DenseRetriever)
+                      NgramVectorsRetriever)
     lists = fit_words(NgramEncoder(NgramConfig(dims=29)), names(texts), texts)
     assert isinstance(lists, NgramListsRetriever)
     # Vectors of which more come than they have dimensions, too.

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from vrag_jax.corpus.artifact import ArtifactError
+from vrag_jax.retrieval.lexical.ngram import NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.lexical.term_counts import count_pages, count_query
 from vrag_jax.retrieval.lexical.terms import query_terms, split_terms, word_pieces
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 TEXTS = ['Revenue of Alibaba Cloud grew in 2020', '云上数据中心网络演进 VPC 诞生',
          'Cost of revenue 2019', '数据中心网络 IPv6', 'Hong Kong travellers, leisure travel',
@@ -132,7 +132,7 @@ def test_hits_and_scores_do_not_depend_on_the_other_queries():
     # BLAS may round a row of a product by where it stands among others.
     texts, rng = random_texts(150), random.Random(0)
     ids = [str(i) for i in range(len(texts))]
-    retriever = DenseRetriever.fit(NgramEncoder(), ids, texts)
+    retriever = NgramVectorsRetriever.fit(NgramEncoder(), ids, texts)
     queries = [' '.join(rng.sample(text.split(), 4)) for text in texts]
     pages, scores = retriever.search(queries, 5)
     for size in (1, 2, 3, 7, 16, 30, 101):

@@ -3,10 +3,9 @@
 import pytest
 
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
+from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever, NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.lexical.retriever import NgramListsRetriever
 from vrag_jax.retrieval.lexical.terms import query_terms, split_terms
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 
 def test_english_words_pairs_and_pieces():
@@ -96,7 +95,7 @@ CASES = [
 def retriever(request):
     ids, texts = list(PAGES), list(PAGES.values())
     if request.param == 'vectors':
-        return DenseRetriever.fit(NgramEncoder(), ids, texts)
+        return NgramVectorsRetriever.fit(NgramEncoder(), ids, texts)
     return {'lists': NgramListsRetriever, 'bm25': Bm25Retriever}[request.param].build(ids, texts)
 
 

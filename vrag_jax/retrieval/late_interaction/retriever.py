@@ -12,17 +12,18 @@ import numpy as np
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.retrieval.embedding import Embedder, Grid
 from vrag_jax.retrieval.late_interaction.centroids import CentroidTable, sample_tokens
-from vrag_jax.retrieval.late_interaction.fde import FdeConfig, FdeEncoder
+from vrag_jax.retrieval.late_interaction.fde import FdeEncoder
 from vrag_jax.retrieval.late_interaction.maxsim import maxsim, maxsim_all
+from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.token_pages import (
     StorePages,
     perturbed_queries,
     pooled_pages,
     pools,
 )
-from vrag_jax.retrieval.late_interaction.token_store import TokenConfig, TokenStore
+from vrag_jax.retrieval.late_interaction.token_store import TokenStore
 from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
-from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
+from vrag_jax.retrieval.single_vector.index import ScannIndex
 
 _LOG = logging.getLogger(__name__)
 _SAMPLE = 1 << 17  # Tokens from which encodings and centroids are learnt.
@@ -31,46 +32,6 @@ _UNUSED = 0.3  # Share of the token files that deleted pages may take.
 _MOST_FILES = 64  # Of tokens: each addition makes one.
 _LEARN = 0.5  # Share of the pages that may have come since encodings and centroids were learnt.
 _DIGITS = 4  # Scores that agree to so many decimals are equal.
-
-
-@dataclasses.dataclass(frozen=True)
-class LateInteractionConfig:
-    """How pages of several vectors are searched.
-
-    Attributes:
-      exact_below: fewer pages, or fewer that a filter allows, are all scored exactly.
-      pool: pages that the index of encodings gives for a query, at most; of a small corpus
-        the better half, if that is fewer.
-      centroids: of which each page notes the ones its tokens are near, to choose the
-        candidates from the pool, see `centroids.CentroidTable`; at most: a corpus of n
-        pages has 64 sqrt(n); 0 takes the best of the pool by their encodings.
-      candidates: pages that are scored exactly.
-      tokens: how tokens are kept.
-      fde: the encodings.
-      index: how encodings are searched. A page's encoding is quantised to 2.5 KB, and by
-        default not kept otherwise: the pool is much larger than what is wanted of it.
-      recall_queries: for which recall is measured when an index is built; 0 for none.
-      seed: of the samples.
-    """
-
-    exact_below: int = 2000
-    pool: int = 2000
-    centroids: int = 4096
-    candidates: int = 100
-    tokens: TokenConfig = TokenConfig()
-    fde: FdeConfig = FdeConfig()
-    index: IndexConfig = IndexConfig(exact_below=0, reorder_dtype='', recall_queries=0)
-    recall_queries: int = 16
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ('exact_below', 'centroids', 'recall_queries'):
-            if getattr(self, name) < 0:
-                raise ValueError(f'{name} must not be negative, got {getattr(self, name)}')
-        if not 1 <= self.candidates <= self.pool:
-            raise ValueError(f'need 1 <= candidates <= pool, got {self.candidates} and {self.pool}')
-        if self.centroids % 8:
-            raise ValueError(f'centroids must be a multiple of 8, got {self.centroids}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +69,8 @@ class LateInteractionRetriever:
         if not embedder.multi_vector:
             raise ValueError(f'{embedder.kind} makes one vector a page: use a dense retriever')
         self.embedder = embedder
+        self.fingerprint = embedder.fingerprint
+        self.reads = frozenset({embedder.reads})
         self.ids = tuple(ids)
         self.store = store
         self.config = config
@@ -191,14 +154,6 @@ class LateInteractionRetriever:
                 queries) else []
             retriever.recall = retriever.measure_recall([q for q in given if np.any(q)] or None)
         return retriever
-
-    @property
-    def fingerprint(self) -> str:
-        return self.embedder.fingerprint
-
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset({self.embedder.reads})
 
     @property
     def exact(self) -> bool:
@@ -367,7 +322,7 @@ class LateInteractionRetriever:
     def from_files(cls, folder: Path, fields: dict[str, Any],
                    embedders: Sequence[Embedder] = ()) -> 'LateInteractionRetriever':
         try:
-            ids, config = tuple(fields['ids']), _config(fields['config'])
+            ids, config = tuple(fields['ids']), LateInteractionConfig.from_fields(fields['config'])
             embedder = find_embedder(fields['embedder'], fields['kind'], embedders)
             store = TokenStore.from_files(folder / 'tokens', fields['tokens'])
         except (KeyError, TypeError) as error:
@@ -393,10 +348,3 @@ def _encodings(encoder: FdeEncoder, pages: Sequence[np.ndarray]) -> np.ndarray:
     for start in range(0, len(pages), _PAGES):
         out[start:start + _PAGES] = encoder.encode_pages(pages[start:start + _PAGES])
     return out
-
-
-def _config(fields: dict[str, Any]) -> LateInteractionConfig:
-    nested = {'tokens': TokenConfig, 'fde': FdeConfig, 'index': IndexConfig}
-    return LateInteractionConfig(**{
-        name: nested[name](**value) if name in nested else value
-        for name, value in fields.items()})

@@ -1,4 +1,4 @@
-"""Retrieval by words over inverted lists: n-grams of many pages, BM25; and which one is built."""
+"""Retrieval by words over inverted lists: what BM25 and n-grams of many pages share."""
 
 import dataclasses
 import hashlib
@@ -12,11 +12,7 @@ from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.retrieval.checks import check_rows
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.lexical.inverted_lists import InvertedLists, Weighting
-from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
-from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
-from vrag_jax.retrieval.single_vector.encoders import PageEncoder
-from vrag_jax.retrieval.single_vector.index import IndexConfig
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
+from vrag_jax.retrieval.retriever import Changes, Hits
 
 _BATCH = 8  # Queries that a thread answers at a time.
 
@@ -143,28 +139,3 @@ class ListsRetriever(Generic[Config]):
             raise ArtifactError(f'{folder}: {cls.kind}: fingerprint {retriever.fingerprint[:12]}, '
                                 f'expected {fingerprint[:12]}')
         return retriever
-
-
-class NgramListsRetriever(ListsRetriever[NgramConfig]):
-    """Ranks pages as the vectors of `NgramEncoder` do, of any number of pages."""
-
-    kind = 'ngram_lists'
-    config_class = NgramConfig
-
-
-def fit_words(encoder: PageEncoder, ids: Sequence[str], texts: Sequence[str],
-              config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
-              queries: Sequence[str] = (), scratch: Path | None = None) -> Retriever:
-    """Returns a retriever of texts: by an encoder's vectors, or by lists where it has too many.
-
-    Args:
-      encoder: is fitted here where vectors are made.
-      ids: of the pages.
-      texts: of the pages.
-      config: of the index of vectors.
-      queries: for which its recall is measured.
-      scratch: see `ListsRetriever.build`.
-    """
-    if isinstance(encoder, NgramEncoder) and len(texts) > encoder.config.dims:
-        return NgramListsRetriever.build(ids, texts, encoder.config, scratch)
-    return DenseRetriever.fit(encoder, ids, texts, config, queries)
