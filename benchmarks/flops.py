@@ -65,7 +65,7 @@ def make_learner(space: Workspace, params: Params, **layout: Any) -> Learner:
     config = space.config
     return Learner(
         space.graphdef, params, space.model_config,
-        dataclasses.replace(config.learner, **layout),
+        dataclasses.replace(config.grpo.learner, **layout),
         steps.grpo(config.grpo.loss, old_is_current=config.grpo.old_is_current),
         max(1, config.grpo.steps * config.grpo.mini_batches), space.mesh,
         config.grpo.sampling.temperature)

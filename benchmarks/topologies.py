@@ -59,7 +59,7 @@ def full(policy: str, config: str, topology: str, fsdp: int, tensor: int = 1,
          more: tuple[str, ...] = ()) -> Row:
     """A row of full training: one row of a micro-batch a data shard."""
     return Row(policy, config, topology, (
-        f'mesh.fsdp={fsdp}', f'mesh.tensor={tensor}', f'learner.rows={fsdp}', *more))
+        f'mesh.fsdp={fsdp}', f'mesh.tensor={tensor}', f'grpo.learner.rows={fsdp}', *more))
 
 
 ROWS = (
@@ -69,7 +69,7 @@ ROWS = (
     full('3B full', 'grpo_3b', 'v6e:2x2', 4, more=('sampler.slots=24',)),
     full('7B full', 'grpo_7b', 'v5p:2x2x1', 4),
     full('7B full', 'grpo_7b', 'v6e:4x4', 16),
-    full('7B full', 'grpo_7b', 'v5e:4x8', 8, 4, more=('feature_rows=65536',)),
+    full('7B full', 'grpo_7b', 'v5e:4x8', 8, 4, more=('vision_features.rows=65536',)),
     full('32B full', 'grpo_7b', 'v5p:4x4x2', 32,
          more=('policy.preset=qwen2_5_vl_32b', 'sampler.slots=160')),
     full('72B full', 'grpo_7b', 'v5p:4x4x4', 32, 2,

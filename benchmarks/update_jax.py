@@ -36,7 +36,7 @@ class Updates:
         self.sequences = groups.load_sequences(path)
         self._features = space.features
         self._learner = Learner(
-            space.graphdef, self._reference, space.model_config, config.learner,
+            space.graphdef, self._reference, space.model_config, config.grpo.learner,
             steps.grpo(config.grpo.loss), max(1, config.grpo.steps * config.grpo.mini_batches),
             space.mesh, config.grpo.sampling.temperature)
         if not self._learner.vision_is_frozen:
@@ -115,7 +115,7 @@ def main() -> None:
     for old in ('learner', 'sampler'):
         for keep_features in (False, True):
             updates.update(old, keep_features)
-    layout = space.config.learner.layout
+    layout = space.config.grpo.learner.layout
     facts = {**paired.versions('jax', 'jaxlib', 'flax', 'optax', 'numpy'),
              'platform': jax.default_backend(), 'dtype': space.config.policy.dtype,
              'rows': layout.rows, 'length': layout.length,

@@ -55,7 +55,7 @@ def check(config: RunConfig) -> None:
     """Raises where the run asks for what is not written in torch here."""
     loss = config.grpo.loss
     plain = (loss.kl, loss.ratio, loss.averaging, loss.entropy_coef, loss.importance_cap)
-    if plain != ('k3', 'token', 'token', 0.0, 0.0) or config.learner.algorithm != 'adamw':
+    if plain != ('k3', 'token', 'token', 0.0, 0.0) or config.grpo.learner.algorithm != 'adamw':
         raise ValueError('only the token-mean clipped loss with k3 and AdamW can be compared')
 
 
@@ -75,14 +75,15 @@ class Updates:
         self._sequences = sequences
         self._micro_batch = len(sequences)
         self._rate = learning_rate(
-            space.config.learner, max(1, space.config.grpo.steps * space.config.grpo.mini_batches))
+            space.config.grpo.learner,
+            max(1, space.config.grpo.steps * space.config.grpo.mini_batches))
         self._suppressed = torch.tensor(space.model_config.suppressed_ids, dtype=torch.long)
         self._reference = load_model(space.workdir / CHECKPOINT)
         self._reference.requires_grad_(False)
         self._model = load_model(space.workdir / CHECKPOINT)
         self._model.model.visual.requires_grad_(False)
         self._trainable = [p for p in self._model.parameters() if p.requires_grad]
-        learner = space.config.learner
+        learner = space.config.grpo.learner
         self._optimizer = torch.optim.AdamW(
             [{'params': [p for p in self._trainable if p.ndim > 1],
               'weight_decay': learner.weight_decay},
@@ -181,7 +182,7 @@ class Updates:
             for name, each in (('loss', value * total), ('policy_loss', policy), ('kl', kl),
                                ('entropy', entropy), ('ratio', ratio)):
                 sums[name] += float(each.detach().sum()) / total
-        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self._config.learner.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(self._trainable, self._config.grpo.learner.clip_norm)
         for group in self._optimizer.param_groups:
             group['lr'] = float(self._rate(self._steps))
         self._optimizer.step()

@@ -4,7 +4,7 @@ One epoch over the training questions: 32 questions an iteration, five
 trajectories each of at most four turns and a closing one, reward
 0.2 NDCG + 0.7 answer + 0.1 pattern, lr 1e-6 after five iterations of warm-up, clip 0.2,
 k3 KL 0.01 to the first policy, averaged by sequence. The vision tower is frozen, which the
-authors' script does not do; `--config.learner.frozen=` trains it (docs/RELEASED.md). The paper
+authors' script does not do; `--config.grpo.learner.frozen=` trains it (docs/RELEASED.md). The paper
 reports 57.1 % for this policy over its three benchmarks with ColQwen2 as retriever.
 
 The pattern reward is for a cold start. After SFT the paper drops it; the weights

@@ -68,8 +68,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
         'min_pixels': 256 * 28 * 28, 'max_pixels': LARGEST_IMAGE, 'two_step_sizes': False,
         'padding': 0, 'allow_crop': True, 'allow_image_index': False,
     })
-    config.feature_windows = (LARGEST_SPAN, 256)
-    config.feature_span = LARGEST_SPAN
+    config.vision_features = ConfigDict({'windows': (LARGEST_SPAN, 256), 'span': LARGEST_SPAN})
     config.judge = ConfigDict({
         'base_url': '', 'model': '', 'rule': 'exact', 'prompt': '', 'prompt_file': '',
         'correct': '', 'incorrect': '', 'api_key_env': '', 'timeout_s': 60.0, 'attempts': 4,
@@ -86,7 +85,7 @@ def sft_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
       rows: packed rows a micro-batch, a multiple of `data * fsdp`.
     """
     config = paper_config('sft', preset, mesh)
-    config.feature_rows = 131072
+    config.vision_features.rows = 131072
     config.sft = ConfigDict({
         # 32 conversations a step: 16 and two accumulation steps, in the paper's terms.
         'epochs': 3, 'steps': 0, 'sequences': 32, 'save_every': 50,
@@ -115,7 +114,7 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
     prompts, group_size, mini_batches = 32, 5, 5
     trajectories = prompts * group_size
     # Every trajectory of an iteration, each with an image in all turns but the last.
-    config.feature_rows = trajectories * (config.environment.max_turns - 1) * 512
+    config.vision_features.rows = trajectories * (config.environment.max_turns - 1) * 512
     config.sampler = ConfigDict({
         # 8192 tokens of prompt and observations, 2048 of replies. Half of the trajectories
         # decode at a time; the cache holds 160 of them with a third of the greatest length.
@@ -133,10 +132,10 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         'loss': {'clip_low': 0.2, 'clip_high': 0.2, 'kl_coef': 0.01, 'entropy_coef': 0.0,
                  'averaging': 'sequence'},
     })
-    config.learner = ConfigDict({
+    config.grpo.learner = ConfigDict({
         # Five iterations of warm-up, as the script's five steps are. The script also trains
         # the vision tower; here it is frozen, as in SFT, so that an image is encoded once for
-        # all who look at it. `--config.learner.frozen=` trains it.
+        # all who look at it. `--config.grpo.learner.frozen=` trains it.
         'lr': 1e-6, 'schedule': 'constant', 'warmup_steps': 5 * mini_batches,
         'weight_decay': 0.01, 'clip_norm': 1.0, 'frozen': '^visual/', 'rows': rows,
         'length': 8192 + 2048,
@@ -162,9 +161,9 @@ def lora_config(preset: str, slots: int, quantization: str = '') -> ConfigDict:
     config.policy.param_dtype = 'bfloat16'
     config.policy.quantization = quantization
     config.policy.lora.rank, config.policy.lora.alpha = 32, 64.0
-    config.learner.lr = 1e-5
+    config.grpo.learner.lr = 1e-5
     # The images of about 30 trajectories; those of others are encoded again.
-    config.feature_rows, config.feature_windows = 65536, (64,)
+    config.vision_features.update({'rows': 65536, 'windows': (64,)})
     config.sampler.update({
         'slots': slots, 'fewer_slots': (), 'prefill_shapes': ((1, 640), (slots, 64)),
         'cache_tokens': slots * (8192 + 2048)})

@@ -45,6 +45,6 @@ def get_config() -> ConfigDict:
         'slots': 40, 'max_length': 640, 'max_new_tokens': 128,
         'attend_lengths': (256, 384, 512), 'cache_tokens': 0})
     config.grpo.update({'steps': 2, 'prompts': 8, 'mini_batches': 1, 'save_every': 1})
-    config.learner.update(rows)
+    config.grpo.learner.update(rows)
     config.evaluation.update({'questions': 40})
     return config

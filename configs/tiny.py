@@ -18,9 +18,9 @@ def get_config() -> ConfigDict:
     config.prompt = ConfigDict({
         'text': '', 'file': '', 'system': '', 'fallback': '{question}', 'may_differ': False,
     })
-    config.feature_rows = 65536
-    config.feature_windows = (4, 8, 16, 32)
-    config.feature_span = 4
+    config.vision_features = ConfigDict({
+        'rows': 65536, 'windows': (4, 8, 16, 32), 'span': 4,
+    })
 
     config.distributed = ConfigDict({
         'cluster': 'auto', 'coordinator': '', 'processes': 0, 'process': -1,
@@ -87,7 +87,7 @@ def get_config() -> ConfigDict:
         'sampling': {'temperature': 1.0},
         'loss': {'clip_low': 0.2, 'clip_high': 0.28, 'kl_coef': 0.01},
     })
-    config.learner = ConfigDict({
+    config.grpo.learner = ConfigDict({
         **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'linear',
         'frozen': '^visual/', 'length': 384, 'rows': 8, 'fewer_rows': (2, 1),
     })

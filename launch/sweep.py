@@ -1,7 +1,7 @@
 """Runs a config with every combination of some values, one run after the other.
 
     python launch/sweep.py --config=configs/tiny.py --workdir=runs/sweep \\
-        --sweep=seed=0,1,2 --sweep=learner.lr=1e-4,3e-4
+        --sweep=seed=0,1,2 --sweep=grpo.learner.lr=1e-4,3e-4
 """
 
 import itertools
@@ -67,7 +67,7 @@ def expand(sweeps: Sequence[str]) -> list[tuple[Override, ...]]:
 
 
 def run_name(overrides: Sequence[Override]) -> str:
-    """Returns the name of a run's folder, e.g. 'seed=0,learner.lr=1e-6'."""
+    """Returns the name of a run's folder, e.g. 'seed=0,grpo.learner.lr=1e-6'."""
     text = ','.join(f'{field}={value}' for field, value in overrides)
     return re.sub(r'[^\w.=,+-]+', '_', text) or 'base'
 
@@ -128,7 +128,7 @@ if __name__ == '__main__':
     WORKDIR = flags.DEFINE_string(
         'workdir', None, 'Gets a folder for every run.', required=True)
     SWEEP = flags.DEFINE_multi_string(
-        'sweep', [], "A field and its values, 'learner.lr=1e-6,2e-6'; commas inside brackets "
+        'sweep', [], "A field and its values, 'grpo.learner.lr=1e-6,2e-6'; commas inside brackets "
         'belong to a value. Several flags make all combinations.')
     KEEP_GOING = flags.DEFINE_bool(
         'keep_going', False, 'Whether the other runs follow after one has failed.')

@@ -41,13 +41,15 @@ SMALL_MESH = ('--config.mesh.fsdp=1', '--config.mesh.tensor=2')
 
 ACCEPTED = {
     'as it is': [TINY],
-    'a number': [TINY, '--config.learner.lr=2e-6'],
-    'a whole number for a real one': [TINY, '--config.learner.lr=1'],
+    'a number': [TINY, '--config.grpo.learner.lr=2e-6'],
+    'a whole number for a real one': [TINY, '--config.grpo.learner.lr=1'],
     'a tuple': [TINY, '--config.sampler.attend_lengths=(16,32)'],
     'fields that the file leaves to their defaults':
         [TINY, '--config.grpo.loss.averaging=sequence', '--config.grpo.dynamic_sampling=2',
          '--config.judge.rule=contains'],
     'a text': [TINY, '--config.task=build_index'],
+    'spaces for equals signs':
+        ['--config', 'configs/tiny.py', '--config.grpo.learner.lr', '3e-6'],
     'documents to index':
         ['--config=configs/build_index.py', '--config.retrieval.sources=tests,configs'],
     'a plan without a checkpoint': [GRPO, '--config.task=plan', *SMALL_MESH],
@@ -57,13 +59,24 @@ REFUSED = {
     'no config': ([], '--config'),
     'missing config file': (['--config=configs/nowhere.py'], 'configs/nowhere.py'),
     'unknown field':
-        ([TINY, '--config.learner.lrr=1.0'],
-         "config.learner.lrr: no such field; in config.learner there are ['algorithm'"),
+        ([TINY, '--config.grpo.learner.lrr=1.0'],
+         "config.grpo.learner.lrr: no such field; in config.grpo.learner there are ['algorithm'"),
+    'unknown field after a file with a space':
+        (['--config', 'configs/tiny.py', '--config.grpo.learner.lrr=1.0'],
+         "config.grpo.learner.lrr: no such field; in config.grpo.learner there are ['algorithm'"),
+    'a flag with the old name of a section':
+        ([TINY, '--config.learner.lr=1e-6'], 'config.learner: is called config.grpo.learner now'),
+    'a flag with the old name of a field':
+        ([TINY, '--config.feature_rows=8'],
+         'config.feature_rows: is called config.vision_features.rows now'),
+    'a file with an old name':
+        (['--config=OLD'], 'config.feature_span: is called config.vision_features.span now'),
     'unknown section': ([TINY, '--config.lerner.lr=1.0'], 'config.lerner: no such field'),
     'field below a number': ([TINY, '--config.seed.x=1'], 'config.seed.x: no such field'),
     'value that a field left to its default does not take':
         ([TINY, '--config.grpo.loss.averaging=median'], 'config.grpo.loss: averaging must be'),
-    'text for a number': ([TINY, '--config.learner.lr=fast'], 'config.learner.lr=fast'),
+    'text for a number':
+        ([TINY, '--config.grpo.learner.lr=fast'], 'config.grpo.learner.lr=fast'),
     'fraction for a whole number': ([TINY, '--config.grpo.steps=1.5'], 'config.grpo.steps=1.5'),
     'sources that are not there':
         (['--config=configs/build_index.py', '--config.retrieval.sources=nowhere'],
@@ -90,10 +103,11 @@ REFUSED = {
     'mesh that does not fit': ([TINY, '--config.mesh.fsdp=3'], 'config.mesh.data: 2 devices'),
     'mesh that is too small':
         ([TINY, '--config.mesh.data=1'], 'config.mesh.'),
-    'rows that do not split': ([TINY, '--config.learner.rows=25'], 'config.learner.rows: 25 rows'),
+    'rows that do not split':
+        ([TINY, '--config.grpo.learner.rows=25'], 'config.grpo.learner.rows: 25 rows'),
     'slots that do not split': ([TINY, '--config.sampler.slots=65'], 'config.sampler.slots: 65'),
     'trajectories longer than rows':
-        ([TINY, '--config.learner.length=64'], 'config.learner.length: 64 is shorter'),
+        ([TINY, '--config.grpo.learner.length=64'], 'config.grpo.learner.length: 64 is shorter'),
     'no checkpoint': ([GRPO], 'pass --config.policy.checkpoint=PATH'),
     'missing checkpoint':
         ([GRPO, '--config.policy.checkpoint=/nowhere'],
@@ -117,12 +131,17 @@ def outcomes(tmp_path_factory) -> dict[str, tuple[int, str, Path]]:
     checkpoint = root / 'checkpoint'
     checkpoint.mkdir()
     (checkpoint / 'config.json').write_text('{}')
+    old = root / 'old.py'
+    old.write_text('from configs import tiny\n\n\ndef get_config():\n'
+                   '    config = tiny.get_config()\n    config.feature_span = 4\n'
+                   '    return config\n')
     cases = {}
     for name, arguments in {**ACCEPTED, **{k: v[0] for k, v in REFUSED.items()}}.items():
         folder = root / name
         folder.mkdir()
         cases[name] = (str(folder),
-                       [a.replace('CHECKPOINT', str(checkpoint)) for a in arguments])
+                       [a.replace('CHECKPOINT', str(checkpoint)).replace('OLD', str(old))
+                        for a in arguments])
     done = subprocess.run(
         [sys.executable, '-W', 'ignore', '-c', PROGRAM], input=json.dumps(cases), cwd=ROOT,
         capture_output=True, text=True, timeout=900,
@@ -145,9 +164,10 @@ def accepted(outcomes):
 
 
 def test_overrides_reach_the_task(accepted):
-    assert accepted('as it is')['learner']['lr'] != 2e-6
-    assert accepted('a number')['learner']['lr'] == 2e-6
-    assert accepted('a whole number for a real one')['learner']['lr'] == 1.0
+    assert accepted('as it is')['grpo']['learner']['lr'] != 2e-6
+    assert accepted('a number')['grpo']['learner']['lr'] == 2e-6
+    assert accepted('a whole number for a real one')['grpo']['learner']['lr'] == 1.0
+    assert accepted('spaces for equals signs')['grpo']['learner']['lr'] == 3e-6
     assert accepted('a tuple')['sampler']['attend_lengths'] == [16, 32]
     assert accepted('a text')['task'] == 'build_index'
     defaults = accepted('fields that the file leaves to their defaults')
@@ -159,7 +179,7 @@ def test_overrides_reach_the_task(accepted):
 def test_the_config_is_kept_with_the_run(outcomes):
     _, _, folder = outcomes['a number']
     kept = json.loads((folder / 'workdir' / 'config.json').read_text())
-    assert kept['learner']['lr'] == 2e-6
+    assert kept['grpo']['learner']['lr'] == 2e-6
 
 
 @pytest.mark.parametrize('name', REFUSED)

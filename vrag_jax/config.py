@@ -10,12 +10,21 @@ import contextlib
 import dataclasses
 import types
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, Union
 
 from ml_collections import ConfigDict
 
 T = TypeVar('T')
+
+# Fields of a config that were renamed, and what they are called now. Old names are refused with
+# the new one: a run whose settings are not what its author thinks is worse than none.
+RENAMED = {
+    'config.learner': 'config.grpo.learner',
+    'config.feature_rows': 'config.vision_features.rows',
+    'config.feature_windows': 'config.vision_features.windows',
+    'config.feature_span': 'config.vision_features.span',
+}
 
 
 class ConfigError(ValueError):
@@ -36,6 +45,19 @@ def naming(field: str) -> Iterator[None]:
         raise
     except (OSError, ValueError) as error:
         raise ConfigError(f'{field}: {error}') from error
+
+
+def unknown_field(path: str, known: Iterable[str]) -> str:
+    """Returns what to say of a field that does not exist.
+
+    Args:
+      path: of the field, e.g. 'config.grpo.stepz'.
+      known: fields of its section.
+    """
+    if path in RENAMED:
+        return f'{path}: is called {RENAMED[path]} now'
+    section = path.rpartition('.')[0]
+    return f'{path}: no such field; in {section} there are {sorted(known) or "no fields"}'
 
 
 def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
@@ -59,7 +81,7 @@ def parse(cls: type[T], values: Mapping[str, Any], path: str = 'config') -> T:
     names = {f.name: f for f in fields if f.init}
     for name in values:
         if name not in names:
-            raise ConfigError(f'{path}.{name}: no such field; there are {sorted(names)}')
+            raise ConfigError(unknown_field(f'{path}.{name}', names))
     arguments = {}
     for name, field in names.items():
         if name in values:

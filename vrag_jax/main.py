@@ -19,7 +19,7 @@ from ml_collections.config_flags.config_flags import ConfigFileFlagParser  # noq
 stdlib_logging.getLogger('transformers').addFilter(
     lambda record: not record.getMessage().startswith('PyTorch was not found'))
 
-from vrag_jax.config import ConfigError, parse, with_defaults  # noqa: E402
+from vrag_jax.config import ConfigError, parse, unknown_field, with_defaults  # noqa: E402
 from vrag_jax.parallel import distributed, processes  # noqa: E402
 from vrag_jax.run import checks as check  # noqa: E402
 from vrag_jax.run.settings import RunConfig  # noqa: E402
@@ -59,16 +59,21 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def unknown_override(argv: list[str]) -> str:
     """Says which `--config.FIELD=VALUE` names a field that does not exist."""
-    file = next((a.partition('=')[2] for a in argv if a.startswith('--config=')), '')
+    file, names = '', []
+    for argument, after in zip(argv, [*argv[1:], ''], strict=True):
+        name, equals, value = argument.partition('=')
+        if name in ('--config', '-config'):
+            file = value if equals else after
+        elif name.startswith(('--config.', '-config.')):
+            names.append(name)
     config = ConfigParser('config').parse(file)
-    for argument in argv:
+    for name in names:
         section, path = config, 'config'
-        name, _, rest = argument.partition('=')[0].partition('.')
-        while name == '--config' and rest:
+        rest = name.partition('.')[2]
+        while rest:
             field, _, rest = rest.partition('.')
             if not hasattr(section, 'keys') or field not in section:
-                there = sorted(section) if hasattr(section, 'keys') else 'no fields'
-                return f'{path}.{field}: no such field; in {path} there are {there}'
+                return unknown_field(f'{path}.{field}', getattr(section, 'keys', tuple)())
             section, path = section[field], f'{path}.{field}'
     return ''
 

@@ -10,13 +10,13 @@ from launch import sweep
 
 
 def test_all_combinations_with_the_last_field_fastest():
-    assert sweep.expand(['seed=0,1', 'learner.lr=1e-6,2e-6,3e-6']) == [
-        (('seed', '0'), ('learner.lr', '1e-6')),
-        (('seed', '0'), ('learner.lr', '2e-6')),
-        (('seed', '0'), ('learner.lr', '3e-6')),
-        (('seed', '1'), ('learner.lr', '1e-6')),
-        (('seed', '1'), ('learner.lr', '2e-6')),
-        (('seed', '1'), ('learner.lr', '3e-6')),
+    assert sweep.expand(['seed=0,1', 'grpo.learner.lr=1e-6,2e-6,3e-6']) == [
+        (('seed', '0'), ('grpo.learner.lr', '1e-6')),
+        (('seed', '0'), ('grpo.learner.lr', '2e-6')),
+        (('seed', '0'), ('grpo.learner.lr', '3e-6')),
+        (('seed', '1'), ('grpo.learner.lr', '1e-6')),
+        (('seed', '1'), ('grpo.learner.lr', '2e-6')),
+        (('seed', '1'), ('grpo.learner.lr', '3e-6')),
     ]
 
 
@@ -35,7 +35,7 @@ def test_values_may_hold_an_equals_sign():
 
 
 @pytest.mark.parametrize('texts,message', [
-    (['learner.lr'], 'learner.lr'),
+    (['grpo.learner.lr'], 'grpo.learner.lr'),
     (['=1,2'], 'expected'),
     (['seed='], 'expected'),
     (['seed=1,,2'], 'expected'),
@@ -54,10 +54,11 @@ def test_folders_have_names_that_a_file_system_takes():
 
 
 def test_the_command_sets_each_field():
-    line = sweep.command('configs/tiny.py', Path('runs/a'), [('seed', '1'), ('learner.lr', '1e-6')])
+    line = sweep.command(
+        'configs/tiny.py', Path('runs/a'), [('seed', '1'), ('grpo.learner.lr', '1e-6')])
     assert line == [
         sys.executable, '-m', 'vrag_jax.main', '--config=configs/tiny.py', '--workdir=runs/a',
-        '--config.seed=1', '--config.learner.lr=1e-6']
+        '--config.seed=1', '--config.grpo.learner.lr=1e-6']
 
 
 @pytest.fixture
@@ -103,13 +104,13 @@ def program(*arguments):
 
 
 def test_a_dry_run_prints_the_commands_and_runs_nothing(tmp_path):
-    done = program('--config=c.py', f'--workdir={tmp_path}', '--sweep=seed=0,1', '--dry_run',
-                   '--sweep=learner.lr=1e-6')
+    done = program('--config', 'c.py', f'--workdir={tmp_path}', '--sweep=seed=0,1', '--dry_run',
+                   '--sweep', 'grpo.learner.lr=1e-6')
     assert done.returncode == 0
     lines = done.stdout.splitlines()
     assert [line.split('--config=c.py')[1] for line in lines] == [
-        f' --workdir={tmp_path}/seed={seed},learner.lr=1e-6 --config.seed={seed} '
-        '--config.learner.lr=1e-6' for seed in (0, 1)]
+        f' --workdir={tmp_path}/seed={seed},grpo.learner.lr=1e-6 --config.seed={seed} '
+        '--config.grpo.learner.lr=1e-6' for seed in (0, 1)]
     assert list(tmp_path.iterdir()) == []
 
 

@@ -246,9 +246,9 @@ def test_the_papers_settings(name):
         assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.kl_coef) == (0.2, 0.2, 0.01)
         assert (reward.alpha, reward.beta, reward.gamma) == (0.2, 0.7, 0.1)
         # Five iterations of five updates; a mean over trajectories of means over tokens.
-        assert (config.learner.lr, config.learner.warmup_steps) == (1e-6, 5 * 5)
+        assert (config.grpo.learner.lr, config.grpo.learner.warmup_steps) == (1e-6, 5 * 5)
         assert (grpo.mini_batches, grpo.loss.averaging) == (5, 'sequence')
-        assert config.sampler.max_length == config.learner.length == 8192 + 2048
+        assert config.sampler.max_length == config.grpo.learner.length == 8192 + 2048
 
 
 def test_the_vision_tower_may_be_trained_too():
@@ -257,8 +257,8 @@ def test_the_vision_tower_may_be_trained_too():
     made = plan(config)
     trained = made.phases['grpo'].state.trainable
     assert any(path.startswith('visual/') for path in trained)
-    layout = config.learner.layout
-    assert layout.windows * 8 >= layout.length and layout.span == config.feature_span
+    layout = config.grpo.learner.layout
+    assert layout.windows * 8 >= layout.length and layout.span == config.vision_features.span
     gradients, = (p for p in programs(config, made) if p.learns)
     assert made.phases['grpo'].batch.images.pixels.shape[0] == layout.windows
     gradients.lower()

@@ -54,7 +54,7 @@ def test_every_program_lowers_for_the_mesh_it_is_planned_for():
     # On a small model: its programs are traced with the shapes and shardings they run with.
     config = tiny.get_config()
     config.mesh.fsdp = 2
-    for learner in (config.pretrain.learner, config.sft.learner, config.learner):
+    for learner in (config.pretrain.learner, config.sft.learner, config.grpo.learner):
         learner.rows, learner.fewer_rows, learner.fewer_windows = 8, (), ()
     config = parse(RunConfig, config)
     for program in programs(config, plan(config)):

@@ -22,7 +22,7 @@ def config_of(directory, task='loop'):
     values.policy.checkpoint = str(directory)
     values.mesh.update({'data': 1, 'fsdp': -1})
     values.sampler.slots = 64
-    for learner in (values.learner, values.sft.learner, values.pretrain.learner):
+    for learner in (values.grpo.learner, values.sft.learner, values.pretrain.learner):
         learner.rows = 8
     return parse(RunConfig, values)
 

@@ -245,5 +245,5 @@ def test_the_feature_buffer_bounds_what_is_taken_in_at_once(make_sampler, policy
         return [stream.tokens for stream in streams]
 
     assert run(4) == run(64)
-    with pytest.raises(ValueError, match='config.feature_rows'):
+    with pytest.raises(ValueError, match='config.vision_features.rows'):
         run(3)

@@ -29,11 +29,11 @@ def get_config() -> ConfigDict:
     config.grpo.update({
         'steps': 5, 'prompts': 4, 'group_size': 2, 'mini_batches': 2, 'save_every': 2})
     config.grpo.loss.entropy_coef = 0.01
-    for learner in (config.pretrain.learner, config.sft.learner, config.learner):
+    for learner in (config.pretrain.learner, config.sft.learner, config.grpo.learner):
         learner.rows = 4
         learner.fewer_rows = learner.fewer_windows = ()
     config.pretrain.learner.update({'lr': 3e-3, 'warmup_steps': 5, 'rows': 1, 'windows': 24})
-    config.learner.lr = 1e-5
+    config.grpo.learner.lr = 1e-5
     config.grpo.sampling.temperature = 0.5
     config.evaluation.update({'questions': 10, 'report_trajectories': 8})
     return config

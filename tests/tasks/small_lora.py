@@ -12,5 +12,5 @@ def get_config() -> ConfigDict:
         'lora': {'rank': 4, 'alpha': 8.0, 'dropout': 0.1,
                  'targets': ('q_proj', 'v_proj', 'up_proj')}})
     config.pretrain.stages = ()
-    config.learner.lr = 1e-3
+    config.grpo.learner.lr = 1e-3
     return config

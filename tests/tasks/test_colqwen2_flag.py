@@ -107,7 +107,7 @@ def test_a_wrong_path_is_refused_in_one_line(folder, tmp_path):
 def test_a_plan_needs_no_checkpoint(tmp_path):
     """It searches for nothing: sizes can be planned before the weights are there."""
     config = with_defaults(grpo_3b.get_config(), RunConfig)
-    config.task, config.learner.rows = 'plan', 8
+    config.task, config.grpo.learner.rows = 'plan', 8
     config.mesh.tensor = 1
     config.retrieval.colqwen2 = str(tmp_path / 'none')
     check.check(parse(RunConfig, config))

@@ -48,7 +48,7 @@ def test_of_grpo(space, played):
     config, rng = space.config, np.random.default_rng(0)
     size = config.grpo.prompts * config.grpo.group_size // config.grpo.mini_batches
     batches = [[played[i] for i in rng.choice(len(played), size)] for _ in range(BATCHES)]
-    assert padding(space, batches, config.learner, with_images=False) <= 0.1
+    assert padding(space, batches, config.grpo.learner, with_images=False) <= 0.1
 
 
 def test_of_sft(space, played):

@@ -33,13 +33,14 @@ FRAME = ('Answer the question. Think inside <think> and </think>. Search with <s
 FACTS = {'harbour': 412, 'railway': 97, 'airport': 1288}
 # What makes a run of 7B one that two cores finish in seconds.
 SMALL = {
-    'mesh.fsdp': 1, 'policy.dtype': 'float32', 'feature_rows': 1024, 'feature_windows': '(8,)',
-    'feature_span': 8, 'environment.min_pixels': 16 * 784, 'environment.max_pixels': 32 * 784,
+    'mesh.fsdp': 1, 'policy.dtype': 'float32', 'vision_features.rows': 1024,
+    'vision_features.windows': '(8,)', 'vision_features.span': 8,
+    'environment.min_pixels': 16 * 784, 'environment.max_pixels': 32 * 784,
     'sampler.slots': 4, 'sampler.fewer_slots': '()', 'sampler.max_length': 1024,
     'sampler.max_new_tokens': 24, 'sampler.decode_tokens': 24,
     'sampler.prefill_shapes': '((4,256),)', 'sampler.attend_lengths': '()',
-    'sampler.cache_tokens': 0, 'sampler.cache_dtype': 'float32', 'learner.rows': 1,
-    'learner.length': 1024, 'grpo.steps': 1, 'grpo.prompts': 2, 'grpo.group_size': 2,
+    'sampler.cache_tokens': 0, 'sampler.cache_dtype': 'float32', 'grpo.learner.rows': 1,
+    'grpo.learner.length': 1024, 'grpo.steps': 1, 'grpo.prompts': 2, 'grpo.group_size': 2,
     'grpo.mini_batches': 1, 'sft.steps': 1, 'sft.sequences': 2, 'sft.learner.rows': 1,
     'sft.learner.length': 1024, 'evaluation.questions': 2,
     'retrieval.embedders.pages.dtype': 'float32',

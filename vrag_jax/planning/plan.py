@@ -152,14 +152,14 @@ def plan(
     graphdef, shapes = abstract_policy(config, model_config, mesh_platform(mesh))
     params = _placed(shapes, tree_shardings(shapes, mesh, rules))
     features = jax.ShapeDtypeStruct(
-        (config.feature_rows, model_config.text.hidden_size), jnp.dtype(config.policy.dtype),
-        sharding=NamedSharding(mesh, PartitionSpec()))
+        (config.vision_features.rows, model_config.text.hidden_size),
+        jnp.dtype(config.policy.dtype), sharding=NamedSharding(mesh, PartitionSpec()))
     phases = {}
     for field, learner in config.learners.items():
         loss: steps.Loss = steps.supervised
         name, temperature = field.removesuffix('.learner'), 1.0
-        if field == 'learner':
-            name, loss = 'grpo', steps.grpo(config.grpo.loss)
+        if name == 'grpo':
+            loss = steps.grpo(config.grpo.loss)
             temperature = config.grpo.sampling.temperature
         phases[name] = _phase(
             graphdef, params, features, model_config, learner, loss, temperature, mesh, rules)

@@ -72,9 +72,10 @@ def programs(config: RunConfig, plan: Plan) -> Iterator[Program]:
     mesh = plan.mesh
     sampler_rules = with_rules(config.mesh.sampler_rules)
     sampling = sampling_shapes(plan.params, config, mesh, sampler_rules)
-    windows = max(config.feature_windows)
+    features = config.vision_features
+    windows = max(features.windows)
     images = _replicated(pack_images(
-        [], plan.model_config, windows, min(config.feature_span, windows)), mesh)
+        [], plan.model_config, windows, min(features.span, windows)), mesh)
     rows = _replicated(np.zeros(len(images.order), np.int32), mesh)
     if plan.pool is not None or not all(p.batch.images is not None for p in plan.phases.values()):
         yield Program('encode images', make_encoder(plan.graphdef, mesh, sampler_rules),

@@ -204,7 +204,7 @@ class Workspace:
         self.learner_features.clear()
 
     def _feature_cache(self, mesh: Mesh, rules: Rules) -> ImageFeatureCache:
-        config = self.config
+        sizes = self.config.vision_features
         return ImageFeatureCache(
-            make_encoder(self.graphdef, mesh, rules), self.model_config, config.feature_rows,
-            config.feature_windows, config.feature_span, jnp.dtype(config.policy.dtype), mesh=mesh)
+            make_encoder(self.graphdef, mesh, rules), self.model_config, sizes.rows,
+            sizes.windows, sizes.span, jnp.dtype(self.config.policy.dtype), mesh=mesh)

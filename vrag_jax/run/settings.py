@@ -21,6 +21,7 @@ from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.run.judging import JudgeConfig
 from vrag_jax.sampling.distribution import SamplingConfig
+from vrag_jax.sampling.image_features import VisionFeaturesConfig
 from vrag_jax.sampling.slots import SamplerConfig
 from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.training.settings import GrpoConfig, PretrainConfig, SftConfig
@@ -221,19 +222,12 @@ class RunConfig:
     Attributes:
       task: which task runs.
       seed: seed of everything random.
-      feature_rows: rows of the image feature buffer.
-      feature_windows: attention windows encoded at a time; of several sizes the smallest
-        that holds what is to be encoded.
-      feature_span: attention windows that the largest image may take.
       evidence_sft: whether GRPO on files is preceded by SFT on an expert that knows
         the questions' evidence boxes (it searches, zooms into them, answers).
     """
 
     task: str
     seed: int = 0
-    feature_rows: int = 16384
-    feature_windows: tuple[int, ...] = (64,)
-    feature_span: int = 16
     evidence_sft: bool = False
     distributed: DistributedConfig = DistributedConfig()
     mesh: MeshConfig = MeshConfig()
@@ -243,6 +237,7 @@ class RunConfig:
     retrieval: RetrievalConfig = RetrievalConfig()
     environment: EnvironmentConfig = EnvironmentConfig()
     messages: Messages = Messages()
+    vision_features: VisionFeaturesConfig = VisionFeaturesConfig()
     sampler: SamplerConfig = SamplerConfig()
     observing: ObservingConfig = ObservingConfig()
     judge: JudgeConfig = JudgeConfig()
@@ -250,7 +245,6 @@ class RunConfig:
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()
-    learner: LearnerConfig = LearnerConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compile: CompileConfig = CompileConfig()
     serving: ServiceConfig = ServiceConfig()
@@ -261,20 +255,22 @@ class RunConfig:
         lengths = {
             'pretrain.learner': (self.pretrain.steps, self.pretrain.learner),
             'sft.learner': (self.sft.steps or self.sft.epochs, self.sft.learner),
-            'learner': (self.grpo.steps or self.grpo.epochs, self.learner),
+            'grpo.learner': (self.grpo.steps or self.grpo.epochs, self.grpo.learner),
         }
         return {name: learner for name, (length, learner) in lengths.items() if length}
 
     def __post_init__(self):
         if self.task not in TASKS:
             raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
-        for section in (self.learner, self.sft.learner, self.pretrain.learner):
+        for phase in ('pretrain', 'sft', 'grpo'):
             try:
-                re.compile(section.frozen)
+                re.compile(getattr(self, phase).learner.frozen)
             except re.error as error:
-                raise ConfigError(f'learner.frozen: not a regular expression: {error}') from error
-        if (self.grpo.steps or self.grpo.epochs) and self.learner.length < self.sampler.max_length:
+                raise ConfigError(f'config.{phase}.learner.frozen: not a regular expression: '
+                                  f'{error}') from error
+        length = self.grpo.learner.length
+        if (self.grpo.steps or self.grpo.epochs) and length < self.sampler.max_length:
             raise ConfigError(
-                f'config.learner.length: {self.learner.length} is shorter than '
+                f'config.grpo.learner.length: {length} is shorter than '
                 f'config.sampler.max_length = {self.sampler.max_length}: trajectories would not fit'
             )

@@ -1,5 +1,6 @@
 """Each image is encoded once per policy version: a bounded buffer of features."""
 
+import dataclasses
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +18,26 @@ from vrag_jax.models.common.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionFeaturesConfig:
+    """The buffer of image features, and how images get into it.
+
+    Attributes:
+      rows: feature rows that the buffer holds.
+      windows: attention windows encoded at a time; of several sizes the smallest that holds
+        what is to be encoded.
+      span: attention windows that the largest image may take.
+    """
+
+    rows: int = 16384
+    windows: tuple[int, ...] = (64,)
+    span: int = 16
+
+    def __post_init__(self):
+        if min((self.rows, self.span, *self.windows)) < 1 or not self.windows:
+            raise ValueError(f'rows, windows and span must be positive, got {self}')
 
 
 class ImageFeatureCache:
@@ -101,7 +122,7 @@ class ImageFeatureCache:
         if needed > self.rows:
             raise ValueError(
                 f'{len(wanted)} images need {needed} feature rows at once, but the buffer '
-                f'holds {self.rows}: raise config.feature_rows')
+                f'holds {self.rows}: raise config.vision_features.rows')
         with self.lock:
             self.images_requested += len(wanted)
             missing = []

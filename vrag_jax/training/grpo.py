@@ -66,7 +66,7 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
     total = total_steps(config.steps, config.epochs, config.prompts, len(questions))
     loss = steps.grpo(config.loss, old_is_current=config.old_is_current)
     # The ratio is one of policies: with dropout it would be that of what is dropped, too.
-    learner = make_learner(space, params, space.config.learner, loss,
+    learner = make_learner(space, params, space.config.grpo.learner, loss,
                            total * config.mini_batches, config.sampling.temperature,
                            dropout=False)
     features = space.learner_features if learner.vision_is_frozen else None

@@ -112,6 +112,7 @@ class GrpoConfig:
       mini_batches: optimiser steps an iteration.
       sampling: how training trajectories are drawn.
       loss: clip bounds, coefficients, variants.
+      learner: optimiser and shapes.
       advantages: 'group_normalised', 'group_mean' or 'leave_one_out'.
       old_logprobs: whose log-probs the ratio is taken to: those that the 'sampler'
         recorded, those that the 'learner' works out anew before the first update, or
@@ -132,6 +133,7 @@ class GrpoConfig:
     mini_batches: int = 2
     sampling: SamplingConfig = SamplingConfig()
     loss: GrpoLossConfig = GrpoLossConfig()
+    learner: LearnerConfig = LearnerConfig()
     advantages: str = 'group_normalised'
     old_logprobs: str = 'auto'
     dynamic_sampling: int = 0
