@@ -9,7 +9,7 @@ over its three benchmarks with ColQwen2 as retriever.
 The pattern reward is for a cold start. After SFT the paper drops it; the weights
 must still sum to 1:
 
-    --config.reward.beta=0.8 --config.reward.gamma=0.0
+    --config.reward.weights.answer=0.8 --config.reward.weights.pattern=0.0
 
 Pages are found by their words unless the paper's retriever is given, a ColQwen2, whole or an
 adapter beside its base: `--config.retrieval.colqwen2=checkpoints/colqwen2-v1.0` (see

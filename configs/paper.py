@@ -141,7 +141,9 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         'length': 8192 + 2048,
         'windows': (8192 + 2048) // TOKENS_A_WINDOW, 'span': LARGEST_SPAN,
     })
-    config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1, 'pattern_gate': True})
+    config.reward = ConfigDict({
+        'weights': {'answer': 0.7, 'retrieval': 0.2, 'pattern': 0.1}, 'gate': 'pattern',
+    })
     config.evaluation = ConfigDict({
         'questions': 0, 'sampling': {'temperature': 0.0}, 'vanilla_pages': 1,
         'report_trajectories': 12,

@@ -91,7 +91,9 @@ def get_config() -> ConfigDict:
         **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'linear',
         'frozen': '^visual/', 'length': 384, 'rows': 8, 'fewer_rows': (2, 1),
     })
-    config.reward = ConfigDict({'alpha': 0.2, 'beta': 0.7, 'gamma': 0.1})
+    config.reward = ConfigDict({
+        'weights': {'answer': 0.7, 'retrieval': 0.2, 'pattern': 0.1}, 'gate': 'pattern',
+    })
     config.evaluation = ConfigDict({
         'questions': 240, 'sampling': {'temperature': 1.0}, 'vanilla_pages': 1,
         'report_trajectories': 12,

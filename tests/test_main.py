@@ -91,7 +91,7 @@ REFUSED = {
     'unknown preset': ([TINY, '--config.policy.preset=huge'], 'config.policy: preset must be'),
     'group of one': ([TINY, '--config.grpo.group_size=1'], 'config.grpo: group_size'),
     'rewards that do not sum':
-        ([TINY, '--config.reward.alpha=0.5'], 'config.reward: alpha + beta + gamma must be 1'),
+        ([TINY, '--config.reward.weights.answer=0.5'], 'config.reward: weights must sum to 1'),
     'experts that do not sum':
         ([TINY, '--config.sft.careful=0.9'], 'config.sft: careful + loose + hasty must be 1'),
     'mini-batches that do not divide':

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vrag_jax.learner import variants
 from vrag_jax.learner.losses import GrpoLossConfig, grpo_loss
 from vrag_jax.learner.variants import ADVANTAGES, AVERAGING, KL_ESTIMATORS, RATIOS
+from vrag_jax.registry import Registry
 
 LN2 = math.log(2)
 
@@ -179,7 +179,7 @@ def test_unknown_names_are_refused_and_known_ones_listed(field, known):
 
 
 def test_a_variant_of_ones_own(monkeypatch):
-    registry = variants.Registry('kl')
+    registry = Registry('kl')
     registry.update(KL_ESTIMATORS)
 
     @registry.add('absolute')

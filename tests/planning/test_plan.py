@@ -244,7 +244,7 @@ def test_the_papers_settings(name):
         grpo, reward = config.grpo, config.reward
         assert (grpo.prompts, grpo.group_size, grpo.epochs) == (32, 5, 1)
         assert (grpo.loss.clip_low, grpo.loss.clip_high, grpo.loss.kl_coef) == (0.2, 0.2, 0.01)
-        assert (reward.alpha, reward.beta, reward.gamma) == (0.2, 0.7, 0.1)
+        assert reward.weights == {'answer': 0.7, 'retrieval': 0.2, 'pattern': 0.1}
         # Five iterations of five updates; a mean over trajectories of means over tokens.
         assert (config.grpo.learner.lr, config.grpo.learner.warmup_steps) == (1e-6, 5 * 5)
         assert (grpo.mini_batches, grpo.loss.averaging) == (5, 'sequence')

@@ -10,8 +10,8 @@ import pytest
 from tests.rollout.test_driver import DRAWN, OPENING
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.evaluation.outputs import with_images
-from vrag_jax.rewards.combine import RewardWeights
 from vrag_jax.rewards.judge import JudgeError, Judgement, JudgeRequest
+from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
@@ -108,10 +108,10 @@ def test_answers_without_a_verdict_are_marked_and_a_judge_that_gives_none_is_ref
         world, questions, act):
     played = run_expert(world, questions[:6], act, max_length=10_000)
     first = played[0].question.query
-    score(played, RewardWeights(0.2, 0.7, 0.1), Broken(lambda r: r.question == first))
+    score(played, RewardConfig(), Broken(lambda r: r.question == first))
     assert [t.judge_failed for t in played] == [t.question.query != first for t in played]
     refuse_if_all_failed(played, Broken())
-    score(played, RewardWeights(0.2, 0.7, 0.1), Broken())
+    score(played, RewardConfig(), Broken())
     with pytest.raises(JudgeError, match='m at http://h gave no verdict on any of 6 answers'):
         refuse_if_all_failed(played, Broken())
     refuse_if_all_failed(played, Broken(), at_least=7)

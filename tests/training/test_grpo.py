@@ -13,7 +13,7 @@ import pytest
 from vrag_jax.actions.grammar import parse_action
 from vrag_jax.data.records import Question
 from vrag_jax.learner.losses import GrpoLossConfig
-from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.trajectory import Trajectory, Turn
 from vrag_jax.run.settings import GrpoConfig
 from vrag_jax.training import grpo
@@ -64,7 +64,7 @@ def space(monkeypatch):
             sampler=types.SimpleNamespace(release=lambda: None), judge=None, features=None,
             for_sampling=lambda params: params, clear_features=lambda: None)
         collector = grpo.Collector(
-            run, 'grpo', None, RewardWeights(0.2, 0.7, 0.1), QUESTIONS, keep_features=True)
+            run, 'grpo', None, RewardConfig(), QUESTIONS, keep_features=True)
         return collector, calls
 
     return make

@@ -9,45 +9,16 @@ A config file can add its own before it names it:
         return np.clip(variants.ADVANTAGES['group_mean'](rewards), -1, 1)
 """
 
-from collections.abc import Callable
-from typing import TypeVar
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-F = TypeVar('F', bound=Callable)
+from vrag_jax.registry import Registry
 
 KL_LIMIT = 10.0  # Estimates are clamped to [-10, 10], as k3 is in the VRAG-RL code.
 # exp() of a larger log-ratio would overflow, and 0 * inf in its gradient is NaN;
 # k3 and the clipped ratio are far past their own limits there.
 LOG_RATIO_LIMIT = 20.0
-
-
-class Registry(dict[str, Callable]):
-    """Functions by name.
-
-    Args:
-      field: of the config, for messages.
-    """
-
-    def __init__(self, field: str):
-        super().__init__()
-        self._field = field
-
-    def add(self, name: str) -> Callable[[F], F]:
-        """Returns a decorator that registers a function."""
-        def register(function: F) -> F:
-            if name in self:
-                raise ValueError(f'{self._field}: {name!r} is taken')
-            self[name] = function
-            return function
-        return register
-
-    def check(self, name: str) -> None:
-        """Raises ValueError for an unknown name; lists those that are known."""
-        if name not in self:
-            raise ValueError(f'{self._field} must be one of {sorted(self)}, got {name!r}')
 
 
 # `(logprobs, ref_logprobs) -> [R, T]`, estimates of KL(policy || reference) a token from

@@ -15,6 +15,7 @@ import httpx
 from vrag_jax.config import ConfigError
 from vrag_jax.rewards.answer import anls, exact_match
 from vrag_jax.rewards.containment import contains
+from vrag_jax.rewards.registry import ScoredEpisode, reward
 from vrag_jax.rewards.verdicts import JudgePrompt, VerdictPattern
 
 _LOG = logging.getLogger(__name__)
@@ -60,6 +61,12 @@ RULES: Mapping[str, Callable[[JudgeRequest], float]] = {
     'anls': lambda request: anls(request.answer or '', request.references),
 }
 """Scores of answers in [0, 1]; all but `contains` are told more of in `rewards.answer`."""
+
+
+@reward('answer')
+def answer(trajectory: ScoredEpisode) -> float:
+    """The judge's score, which every trajectory gets before it is rewarded."""
+    return trajectory.answer_score
 
 
 class RuleJudge:

@@ -1,15 +1,14 @@
 """Pattern reward: did the trajectory keep to the form it was asked for?"""
 
-from collections.abc import Sequence
-
-from vrag_jax.actions.grammar import Action
+from vrag_jax.rewards.registry import ScoredEpisode, reward
 
 
-def pattern_reward(actions: Sequence[Action]) -> float:
+@reward('pattern')
+def pattern(trajectory: ScoredEpisode) -> float:
     """Checks the actions of a trajectory, never text with observations in it.
 
     Args:
-      actions: one a turn, as the environment carried them out ('invalid' where it
+      trajectory: with an action a turn, as the environment carried it out ('invalid' where it
         could not).
 
     Returns:
@@ -17,6 +16,7 @@ def pattern_reward(actions: Sequence[Action]) -> float:
       other answers, something was searched for, and no region was selected
       before the first search; else 0.0.
     """
+    actions = [turn.action for turn in trajectory.turns]
     kinds = [action.kind for action in actions]
     if 'invalid' in kinds or not all(action.thought for action in actions):
         return 0.0

@@ -3,6 +3,14 @@
 import math
 from collections.abc import Collection, Iterable
 
+from vrag_jax.rewards.registry import ScoredEpisode, reward
+
+
+@reward('retrieval')
+def retrieval(trajectory: ScoredEpisode) -> float:
+    """NDCG of the pages that were shown; 0 where the question names no page."""
+    return ndcg(trajectory.retrieved, trajectory.question.page_ids)
+
 
 def ndcg(retrieved: Iterable[str], relevant: Collection[str]) -> float:
     """Normalised discounted cumulative gain of pages in the order of retrieval.

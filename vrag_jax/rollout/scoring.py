@@ -2,35 +2,35 @@
 
 from collections.abc import Sequence
 
-from vrag_jax.rewards.combine import RewardWeights, combine
 from vrag_jax.rewards.judge import AnswerJudge, JudgeError, JudgeRequest
-from vrag_jax.rewards.pattern import pattern_reward
-from vrag_jax.rewards.retrieval import ndcg
+from vrag_jax.rewards.registry import REWARDS
+from vrag_jax.rewards.table import RewardConfig, combine
 from vrag_jax.rollout.trajectory import Trajectory
 
 
 def score(
-    trajectories: Sequence[Trajectory], weights: RewardWeights, judge: AnswerJudge
+    trajectories: Sequence[Trajectory], config: RewardConfig, judge: AnswerJudge
 ) -> None:
-    """Fills in `rewards` and `judge_failed` of every trajectory.
+    """Fills in `answer_score`, `judge_failed` and `rewards` of every trajectory.
 
     Args:
       trajectories: finished ones.
-      weights: weights of retrieval, answer and pattern.
+      config: which rewards, and what each counts.
       judge: judges all answers in one batch.
+
+    Raises:
+      ValueError: if a reward is outside [0, 1].
     """
     judgements = judge.judge([
         JudgeRequest(t.question.query, t.answer, (t.question.answer, *t.question.aliases))
         for t in trajectories
     ])
     for trajectory, judgement in zip(trajectories, judgements, strict=True):
-        trajectory.judge_failed = judgement.failed
-        trajectory.rewards = combine(
-            weights,
-            retrieval=ndcg(trajectory.retrieved, set(trajectory.question.page_ids)),
-            answer=judgement.score,
-            pattern=pattern_reward([turn.action for turn in trajectory.turns]),
-        )
+        trajectory.answer_score, trajectory.judge_failed = judgement
+    columns = [REWARDS[name](trajectories) for name in config.names]
+    for trajectory, *values in zip(trajectories, *columns, strict=True):
+        rewards = dict(zip(config.names, map(float, values), strict=True))
+        trajectory.rewards = combine(config, rewards)
 
 
 def refuse_if_all_failed(

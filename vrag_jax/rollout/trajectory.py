@@ -68,7 +68,8 @@ class Trajectory:
       truncated: whether its end was cut off: its next observation would not have fitted, or
         its last turn ran into a limit of tokens without an answer.
       retrieved: page ids in the order in which they were shown.
-      rewards: parts of the reward and their sum under 'total'.
+      rewards: by name, and their weighted sum under 'total'.
+      answer_score: the judge's score of the answer, in [0, 1].
       judge_failed: whether a judge model gave no verdict on the answer, which was then
         scored by rule.
     """
@@ -88,6 +89,7 @@ class Trajectory:
     truncated: bool
     retrieved: list[str]
     rewards: dict[str, float] = dataclasses.field(default_factory=dict)
+    answer_score: float = 0.0
     judge_failed: bool = False
 
     def without_tensors(self) -> 'Trajectory':

@@ -16,7 +16,7 @@ from vrag_jax.models.qwen2_5_vl.config import PRESETS
 from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
-from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.run.judging import JudgeConfig
@@ -241,7 +241,7 @@ class RunConfig:
     sampler: SamplerConfig = SamplerConfig()
     observing: ObservingConfig = ObservingConfig()
     judge: JudgeConfig = JudgeConfig()
-    reward: RewardWeights = RewardWeights(0.2, 0.7, 0.1)
+    reward: RewardConfig = RewardConfig()
     pretrain: PretrainConfig = PretrainConfig()
     sft: SftConfig = SftConfig()
     grpo: GrpoConfig = GrpoConfig()

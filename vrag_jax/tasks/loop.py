@@ -5,7 +5,7 @@ import time
 from vrag_jax.evaluation.evaluate import evaluate, test_questions
 from vrag_jax.evaluation.outputs import export_policy, write_results
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.run.context import Workspace
 from vrag_jax.sampling.distribution import SamplingConfig
@@ -13,7 +13,7 @@ from vrag_jax.training.grpo import grpo
 from vrag_jax.training.sft import pretrain, sft
 
 GREEDY = SamplingConfig(temperature=0.0)
-OUTCOME_ONLY = RewardWeights(alpha=0.0, beta=1.0, gamma=0.0, pattern_gate=False)
+OUTCOME_ONLY = RewardConfig(weights={'answer': 1.0}, gate='')
 
 
 def run(space: Workspace) -> None:

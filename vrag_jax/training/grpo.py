@@ -19,7 +19,7 @@ from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import merge_shares, share
-from vrag_jax.rewards.combine import RewardWeights
+from vrag_jax.rewards.table import RewardConfig, reward_metrics
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
@@ -48,7 +48,7 @@ class Rollout:
 
 
 def grpo(space: Workspace, params: Params, name: str, world: World,
-         reward: RewardWeights) -> Params:
+         reward: RewardConfig) -> Params:
     """Trains with group-relative policy optimisation.
 
     Args:
@@ -56,7 +56,7 @@ def grpo(space: Workspace, params: Params, name: str, world: World,
       params: weights to start from; they are the frozen reference, too.
       name: of the phase, for metrics and checkpoints.
       world: where the episodes take place.
-      reward: weights of the parts of the reward.
+      reward: what trajectories earn.
 
     Returns:
       The weights after the last iteration.
@@ -115,13 +115,13 @@ class Collector:
       space: the run.
       name: of the phase, in seeds.
       world: where the episodes take place.
-      reward: weights of the parts of the reward.
+      reward: what trajectories earn.
       questions: from which dropped groups are replaced.
       keep_features: whether image features outlive an update: the vision tower is
         frozen.
     """
 
-    def __init__(self, space: Workspace, name: str, world: World, reward: RewardWeights,
+    def __init__(self, space: Workspace, name: str, world: World, reward: RewardConfig,
                  questions: Sequence[Question], keep_features: bool):
         self._space = space
         self._config = space.config.grpo
@@ -344,14 +344,10 @@ def _is_masked(trajectory: Trajectory, config: GrpoConfig) -> bool:
 
 
 def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over trajectories: parts of the reward, turns, lengths, invalid actions."""
+    """Means over trajectories: rewards, turns, lengths, invalid actions."""
     actions = [turn.action for t in trajectories for turn in t.turns]
-    parts = {key: float(np.mean([t.rewards[key] for t in trajectories]))
-             for key in ('total', 'answer', 'retrieval', 'pattern')}
     return {
-        'reward': parts.pop('total'),
-        'accuracy': parts.pop('answer'),
-        **{f'reward_{key}': value for key, value in parts.items()},
+        **reward_metrics([t.rewards for t in trajectories]),
         'finished': float(np.mean([t.finished for t in trajectories])),
         'turns': float(np.mean([len(t.turns) for t in trajectories])),
         'length': float(np.mean([len(t.tokens) for t in trajectories])),
