@@ -34,7 +34,7 @@ from vrag_jax.models.common.packing import bucket_size, count_windows, pack_imag
 from vrag_jax.models.common.parameters import Params, merge
 from vrag_jax.models.qwen2_5_vl.model import init_cache
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.training import grpo
 from vrag_jax.training.loop import host_rng
 
@@ -60,7 +60,7 @@ class Step:
     update: dict[str, float]
 
 
-def make_learner(space: Workspace, params: Params, **layout: Any) -> Learner:
+def make_learner(space: RunContext, params: Params, **layout: Any) -> Learner:
     """Returns the learner of the config's GRPO phase, with changes of its layout."""
     config = space.config
     return Learner(
@@ -71,7 +71,7 @@ def make_learner(space: Workspace, params: Params, **layout: Any) -> Learner:
         config.grpo.sampling.temperature)
 
 
-def take_step(space: Workspace, params: Params, prompts: int, recorder: Recorder) -> Step:
+def take_step(space: RunContext, params: Params, prompts: int, recorder: Recorder) -> Step:
     """Takes one step of GRPO as `tasks.grpo` does, with an empty image cache."""
     config = space.config
     learner = make_learner(space, params)
@@ -102,7 +102,7 @@ class RowCosts:
       recorder: under whose `recording` this is made.
     """
 
-    def __init__(self, space: Workspace, params: Params, lengths: Sequence[int],
+    def __init__(self, space: RunContext, params: Params, lengths: Sequence[int],
                  recorder: Recorder):
         self._space = space
         self._params = shapes(params)

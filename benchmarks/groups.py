@@ -13,10 +13,10 @@ from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 
 
-def sample_groups(space: Workspace, params, prompts: int, group_size: int) -> list[Trajectory]:
+def sample_groups(space: RunContext, params, prompts: int, group_size: int) -> list[Trajectory]:
     """Returns scored trajectories as an iteration of GRPO samples them, group by group."""
     questions = grouped_questions(space, prompts, group_size)
     seeds = [episode_seed('benchmark', 'groups', i) for i in range(len(questions))]
@@ -27,7 +27,7 @@ def sample_groups(space: Workspace, params, prompts: int, group_size: int) -> li
     return trajectories
 
 
-def rl_sequences(space: Workspace, trajectories: Sequence[Trajectory],
+def rl_sequences(space: RunContext, trajectories: Sequence[Trajectory],
                  group_size: int) -> list[TokenSequence]:
     """Returns what is trained on: advantages, and the sampler's log-probs as the old ones."""
     rewards = np.array([t.rewards['total'] for t in trajectories]).reshape(-1, group_size)

@@ -30,7 +30,7 @@ from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.data.tokenizer import token_bytes
 from vrag_jax.models.common.pixels import patch_values
 from vrag_jax.rollout.episode import Episode
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 
 
 def load_model(directory: Path) -> Qwen2_5_VLForConditionalGeneration:
@@ -102,7 +102,7 @@ class GenerateLoop:
       space: the run: world, tokenizer, sizes.
     """
 
-    def __init__(self, space: Workspace):
+    def __init__(self, space: RunContext):
         self._space = space
         self._world = space.world()
         self._config = space.config.sampler

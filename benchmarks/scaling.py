@@ -30,7 +30,7 @@ from vrag_jax.learner.steps import grpo
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.rollout.driver import episode_seed, run_policy
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.training.sft import make_learner
 
@@ -96,7 +96,7 @@ class Costs:
         return self.token * tokens + self.pair * sum(n * (n + 1) / 2 for n in lengths)
 
 
-def rollouts(space: Workspace, params: Params, costs: Costs
+def rollouts(space: RunContext, params: Params, costs: Costs
              ) -> Mapping[str, Mapping[int, Run]]:
     """Runs by axis and setting."""
     def play(prompts: int, group: int, turns: int = 0, opening: tuple[str, ...] = ()):
@@ -130,7 +130,7 @@ def rollouts(space: Workspace, params: Params, costs: Costs
     }
 
 
-def updates(space: Workspace, params: Params, costs: Costs
+def updates(space: RunContext, params: Params, costs: Costs
             ) -> Mapping[str, Mapping[int, Run]]:
     """As `rollouts`, of updates on random tokens."""
     config = space.config

@@ -9,7 +9,7 @@ from absl import flags
 
 from vrag_jax.config import parse
 from vrag_jax.data.records import Question
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 
 # Not named as the flags of `vrag_jax.main`, beside which a test may import this.
@@ -19,7 +19,7 @@ CONFIG = flags.DEFINE_string('run_config', 'configs/tiny.py', 'Config file of th
 CHECKPOINT = 'policy'  # Where in its folder a run leaves the exported policy.
 
 
-def open_run(workdir: Path, config_file: Path) -> Workspace:
+def open_run(workdir: Path, config_file: Path) -> RunContext:
     """Returns the workspace of a finished run, whose policy is the exported one.
 
     Both sides of a pair open it: pages, index, questions and tokenizer are the same.
@@ -42,10 +42,10 @@ def open_run(workdir: Path, config_file: Path) -> Workspace:
     spec.loader.exec_module(module)
     config = module.get_config()
     config.policy.checkpoint = str(checkpoint)
-    return Workspace(parse(RunConfig, config), workdir)
+    return RunContext(parse(RunConfig, config), workdir)
 
 
-def grouped_questions(space: Workspace, prompts: int, group_size: int) -> list[Question]:
+def grouped_questions(space: RunContext, prompts: int, group_size: int) -> list[Question]:
     """Returns the first `prompts` training questions, each `group_size` times in a row."""
     questions = space.corpus.questions['train']
     if prompts > len(questions):

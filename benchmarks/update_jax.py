@@ -13,7 +13,7 @@ from benchmarks import groups, paired
 from benchmarks.setting import open_run
 from vrag_jax.learner import steps
 from vrag_jax.learner.learner import Learner
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 
 
 class Updates:
@@ -27,7 +27,7 @@ class Updates:
       lead: optimiser steps that are taken first.
     """
 
-    def __init__(self, space: Workspace, path: Path, prompts: int, group_size: int, lead: int):
+    def __init__(self, space: RunContext, path: Path, prompts: int, group_size: int, lead: int):
         config = space.config
         self._reference = space.initial_params()
         space.features.warm_up(self._reference)

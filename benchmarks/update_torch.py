@@ -27,7 +27,7 @@ from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.optimizer import learning_rate
 from vrag_jax.learner.variants import KL_LIMIT, LOG_RATIO_LIMIT
 from vrag_jax.models.common.pixels import patch_values
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 
 MASKED = -1e30  # Logits of suppressed ids; finite, so that 0 * log 0 is 0.
@@ -68,7 +68,7 @@ class Updates:
       lead: optimiser steps that are taken first.
     """
 
-    def __init__(self, space: Workspace, sequences: Sequence[TokenSequence], lead: int):
+    def __init__(self, space: RunContext, sequences: Sequence[TokenSequence], lead: int):
         check(space.config)
         self._config = space.config
         self._model_config = space.model_config

@@ -30,7 +30,7 @@ from vrag_jax.retrieval.late_interaction.token_store import TokenConfig
 from vrag_jax.retrieval.single_vector.index import IndexConfig
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 from vrag_jax.retrieval.stored_index import StoredIndex
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index
 
@@ -365,7 +365,7 @@ def test_build_index_measures_recall_for_its_questions(tmp_path, capsys):
 
 def test_a_run_says_what_searches_when_it_opens_its_pages(tmp_path, capsys):
     make_store(tmp_path / 'pages', BEFORE)
-    space = Workspace(parse(RunConfig, {
+    space = RunContext(parse(RunConfig, {
         'task': 'evaluate', 'data': {
             'source': 'files', 'manifest': str(tmp_path / 'pages' / 'pages.jsonl')}}),
         tmp_path / 'work')

@@ -27,7 +27,7 @@ from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.models.common.pixels import PixelScale
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 
 
@@ -42,7 +42,7 @@ def write_source(directory: Path) -> Path:
     return directory
 
 
-def workspace(workdir: Path, **policy) -> Workspace:
+def workspace(workdir: Path, **policy) -> RunContext:
     """Of a run that does not need its corpus: its tokenizer is there already.
 
     Args:
@@ -53,10 +53,10 @@ def workspace(workdir: Path, **policy) -> Workspace:
     values.policy.update(policy)
     if not values.policy.checkpoint:
         train_tiny_tokenizer(cases.TEXTS, cases.VOCABULARY, workdir / 'tokenizer')
-    return Workspace(parse(RunConfig, values), workdir)
+    return RunContext(parse(RunConfig, values), workdir)
 
 
-def export(space: Workspace) -> Path:
+def export(space: RunContext) -> Path:
     """Exports the policy that a run starts with."""
     export_policy(space, space.initial_params(), Prompt('{question}'))
     return space.workdir / 'policy'

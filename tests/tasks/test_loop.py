@@ -9,7 +9,7 @@ from tests.tasks.conftest import SMALL_LOOP, finish, start
 from tests.tasks.small_loop import STEPS
 from vrag_jax.config import parse
 from vrag_jax.data.tokenizer import SPECIAL_TOKENS
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 
 METHODS = {
@@ -65,7 +65,7 @@ def test_the_policy_cannot_write_placeholders(finished_run):
     """Nor any other special token, nor ids that the tokenizer does not have."""
     config = small_loop.get_config()
     config.policy.checkpoint = str(finished_run / 'policy')
-    space = Workspace(parse(RunConfig, config), finished_run.with_name('reopened'))
+    space = RunContext(parse(RunConfig, config), finished_run.with_name('reopened'))
     policy, tokenizer = space.model_config, space.tokenizer
     ids = tokenizer.convert_tokens_to_ids
     assert set(space.end_ids) == set(ids(['<|im_end|>', '<|endoftext|>']))

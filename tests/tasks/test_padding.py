@@ -9,7 +9,7 @@ import pytest
 from vrag_jax.config import parse
 from vrag_jax.experts.pretraining import PretrainingExercises
 from vrag_jax.learner.batch import micro_batches
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.training.sft import expert_trajectories
 
@@ -23,7 +23,7 @@ def space(tmp_path_factory):
     config.data.pageworld.update({
         'train_documents': 20, 'validation_documents': 1, 'test_documents': 1,
         'train_questions': 240, 'validation_questions': 4, 'test_questions': 4})
-    return Workspace(parse(RunConfig, config), tmp_path_factory.mktemp('padding'))
+    return RunContext(parse(RunConfig, config), tmp_path_factory.mktemp('padding'))
 
 
 @pytest.fixture(scope='module')

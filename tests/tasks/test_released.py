@@ -23,7 +23,7 @@ from vrag_jax.data.records import Message, load_sharegpt, split_system
 from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.run import checks as check
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,7 +244,7 @@ def assert_ids_of_the_template(folder, conversations, pictures):
     from vrag_jax.run.prompt import conversation_prompt
 
     config = parse(RunConfig, config_of('sft', **{'policy.checkpoint': str(folder / 'policy')}))
-    space = Workspace(config, folder / 'unused')
+    space = RunContext(config, folder / 'unused')
     prompt = conversation_prompt(config, conversations, 'the file')
     assert prompt.text.endswith('Question: {question}')
     chat = ChatFormat(space.tokenizer, prompt)

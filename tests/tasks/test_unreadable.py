@@ -10,7 +10,7 @@ from tests.tasks.tiny_checkpoint import write_checkpoint
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.indexing.build import load_embedders
 from vrag_jax.run import checks as check
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import build_corpus
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks.files import run_sft
@@ -74,7 +74,7 @@ def test_conversations(tmp_path, checkpoint, records):
     config = config_of('sft', data__trajectories=str(tmp_path / 'sft.json'),
                        policy__checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match='config.data.trajectories: '):
-        run_sft(Workspace(config, tmp_path))
+        run_sft(RunContext(config, tmp_path))
 
 
 @pytest.mark.parametrize(('file', 'content'), [

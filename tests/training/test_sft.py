@@ -9,7 +9,7 @@ from tests.tasks import small_loop
 from vrag_jax.config import parse
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.sequences import TokenSequence
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.training import sft as train
 from vrag_jax.training.loop import host_rng
@@ -39,7 +39,7 @@ def test_fine_tuning_prepares_its_items_in_several_threads(tmp_path):
     config.sft.update({'steps': 2, 'epochs': 0, 'sequences': 4, 'prepare_threads': 4,
                        'prepare_ahead': 1})
     config.mesh.update({'data': 1, 'tensor': -1})
-    space = Workspace(parse(RunConfig, config), tmp_path)
+    space = RunContext(parse(RunConfig, config), tmp_path)
     together = threading.Barrier(4)
 
     def make(number, _):

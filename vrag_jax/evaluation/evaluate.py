@@ -12,11 +12,11 @@ from vrag_jax.parallel.processes import merge_shares, share
 from vrag_jax.rollout.driver import World, episode_seed, run_policy
 from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.sampling.distribution import SamplingConfig
 
 
-def test_questions(space: Workspace) -> list[Question]:
+def test_questions(space: RunContext) -> list[Question]:
     """Returns the held-out questions that every row of the table is measured on."""
     questions = space.corpus.questions['test']
     limit = space.config.evaluation.questions
@@ -24,7 +24,7 @@ def test_questions(space: Workspace) -> list[Question]:
 
 
 def evaluate(
-    space: Workspace, params: Params, world: World, questions: Sequence[Question],
+    space: RunContext, params: Params, world: World, questions: Sequence[Question],
     vanilla_pages: int = 0, sampling: SamplingConfig | None = None,
 ) -> list[Trajectory]:
     """Samples one trajectory a question and scores it; a bar shows how far it is.

@@ -20,11 +20,11 @@ from vrag_jax.models.common.parameters import Params
 from vrag_jax.parallel.distributed import barrier, is_main
 from vrag_jax.perception.image_ops import render
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 
 
 def write_results(
-    space: Workspace, methods: Mapping[str, Sequence[Trajectory]], started: float, title: str,
+    space: RunContext, methods: Mapping[str, Sequence[Trajectory]], started: float, title: str,
     facts: Mapping[str, float] | None = None,
 ) -> None:
     """Writes `results.json`, the drawn trajectories and `report.html`.
@@ -81,7 +81,7 @@ def with_images(trajectories: Sequence[Trajectory], store: PageStore) -> list[Tr
         for view in trajectory.images]) for trajectory in trajectories]
 
 
-def export_policy(space: Workspace, params: Params, prompt: Prompt | None) -> None:
+def export_policy(space: RunContext, params: Params, prompt: Prompt | None) -> None:
     """Writes the policy as a HF checkpoint directory, `workdir/policy`.
 
     Its weights are in `policy.exported_dtype`. Where it came from a checkpoint, the files of

@@ -34,7 +34,7 @@ from vrag_jax.parallel.sharding import (
     tree_shardings,
     with_rules,
 )
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.policy import Shapes, abstract_policy, policy_config, sampler_copy
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
@@ -177,7 +177,7 @@ def plan(
 def run(config: RunConfig, workdir: Path) -> None:
     """Prints the plan of a config, and writes it to `workdir/plan.txt`."""
     from_scratch = config.policy.preset == 'tiny' and not config.policy.checkpoint
-    text = str(plan(config, Workspace(config, workdir).tokenizer if from_scratch else None))
+    text = str(plan(config, RunContext(config, workdir).tokenizer if from_scratch else None))
     (workdir / 'plan.txt').write_text(text + '\n')
     print(text)
 

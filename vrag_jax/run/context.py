@@ -48,7 +48,7 @@ from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
 
 
-class Workspace:
+class RunContext:
     """Everything a task works with; what is expensive is made when first asked for.
 
     Args:

@@ -14,7 +14,7 @@ from vrag_jax.evaluation.evaluate import evaluate, test_questions
 from vrag_jax.evaluation.outputs import export_policy, write_results
 from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import report_retrieval
 from vrag_jax.run.prompt import conversation_prompt
 from vrag_jax.training.grpo import grpo
@@ -25,7 +25,7 @@ from vrag_jax.training.sft import (
 )
 
 
-def run_sft(space: Workspace) -> None:
+def run_sft(space: RunContext) -> None:
     """Fine-tunes on given conversations, or on PageWorld's experts; saves the policy."""
     config = space.config
     prompt: Prompt | None
@@ -56,7 +56,7 @@ def _image_root(source: str, conversations: Sequence[Conversation], given: str) 
         raise ConfigError(f'config.data.trajectories: {error}') from error
 
 
-def run_grpo(space: Workspace) -> None:
+def run_grpo(space: RunContext) -> None:
     """Trains with GRPO, evaluates before and after, writes the report and the policy.
 
     With `evidence_sft` SFT on an expert that knows the evidence boxes comes first.
@@ -77,7 +77,7 @@ def run_grpo(space: Workspace) -> None:
     }, started, 'vrag_jax: GRPO', quality)
 
 
-def run_evaluate(space: Workspace) -> None:
+def run_evaluate(space: RunContext) -> None:
     """Evaluates the policy of `config.policy.checkpoint`, and vanilla RAG with it."""
     started = time.monotonic()
     space.judge  # noqa: B018 (says who judges)

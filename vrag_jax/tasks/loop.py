@@ -7,7 +7,7 @@ from vrag_jax.evaluation.outputs import export_policy, write_results
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.trajectory import Trajectory
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.training.grpo import grpo
 from vrag_jax.training.sft import pretrain, sft
@@ -16,7 +16,7 @@ GREEDY = SamplingConfig(temperature=0.0)
 OUTCOME_ONLY = RewardConfig(weights={'answer': 1.0}, gate='')
 
 
-def run(space: Workspace) -> None:
+def run(space: RunContext) -> None:
     """Trains a policy with and without the crop action and compares them.
 
     Rows of the table: vanilla RAG with the fine-tuned policy, the policy before

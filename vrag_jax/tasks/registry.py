@@ -4,13 +4,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vrag_jax.planning import compile, plan
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index, files, loop, serve_index
 
 
-def _in_workspace(task: Callable[[Workspace], None]) -> Callable[[RunConfig, Path], None]:
-    return lambda config, workdir: task(Workspace(config, workdir))
+def _in_workspace(task: Callable[[RunContext], None]) -> Callable[[RunConfig, Path], None]:
+    return lambda config, workdir: task(RunContext(config, workdir))
 
 
 TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {

@@ -24,7 +24,7 @@ from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import GrpoConfig
 from vrag_jax.training.answer_spread import AnswerSpread, without_spread
 from vrag_jax.training.loop import host_rng, run_phase
@@ -47,7 +47,7 @@ class Rollout:
     metrics: dict[str, float]
 
 
-def grpo(space: Workspace, params: Params, name: str, world: World,
+def grpo(space: RunContext, params: Params, name: str, world: World,
          reward: RewardConfig) -> Params:
     """Trains with group-relative policy optimisation.
 
@@ -121,7 +121,7 @@ class Collector:
         frozen.
     """
 
-    def __init__(self, space: Workspace, name: str, world: World, reward: RewardConfig,
+    def __init__(self, space: RunContext, name: str, world: World, reward: RewardConfig,
                  questions: Sequence[Question], keep_features: bool):
         self._space = space
         self._config = space.config.grpo

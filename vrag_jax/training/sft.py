@@ -20,14 +20,14 @@ from vrag_jax.rollout.driver import run_expert
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
-from vrag_jax.run.context import Workspace
+from vrag_jax.run.context import RunContext
 from vrag_jax.training.loop import host_rng, run_phase
 from vrag_jax.training.prefetch import Ahead
 
 _LOG = logging.getLogger(__name__)
 
 
-def pretrain(space: Workspace, params: Params) -> Params:
+def pretrain(space: RunContext, params: Params) -> Params:
     """Teaches a policy with random weights to read crops and to find panels.
 
     Args:
@@ -56,7 +56,7 @@ def pretrain(space: Workspace, params: Params) -> Params:
 
 
 def expert_trajectories(
-    space: Workspace, world: World, shares: Mapping[str, float], count: int
+    space: RunContext, world: World, shares: Mapping[str, float], count: int
 ) -> list[Trajectory]:
     """Samples trajectories from several experts and keeps the right ones.
 
@@ -84,7 +84,7 @@ def expert_trajectories(
     return kept
 
 
-def evidence_trajectories(space: Workspace, world: World) -> list[Trajectory]:
+def evidence_trajectories(space: RunContext, world: World) -> list[Trajectory]:
     """Plays the expert that knows the evidence boxes of the training questions.
 
     Returns:
@@ -97,7 +97,7 @@ def evidence_trajectories(space: Workspace, world: World) -> list[Trajectory]:
     return trajectories
 
 
-def play(space: Workspace, world: World, questions: Sequence[Question],
+def play(space: RunContext, world: World, questions: Sequence[Question],
          expert: ScriptedExpert | EvidenceExpert) -> list[Trajectory]:
     """Lets an expert play one episode a question; returns those answered right."""
     trajectories = run_expert(
@@ -108,14 +108,14 @@ def play(space: Workspace, world: World, questions: Sequence[Question],
     return [t for t in trajectories if t.rewards['answer'] == 1.0]
 
 
-def sft(space: Workspace, params: Params, name: str, world: World,
+def sft(space: RunContext, params: Params, name: str, world: World,
         shares: Mapping[str, float]) -> Params:
     """Fine-tunes on trajectories of scripted experts; see `finetune`."""
     trajectories = expert_trajectories(space, world, shares, space.config.sft.trajectories)
     return finetune(space, params, name, [t.sequence() for t in trajectories])
 
 
-def finetune(space: Workspace, params: Params, name: str,
+def finetune(space: RunContext, params: Params, name: str,
              sequences: Sequence[TokenSequence]) -> Params:
     """Fine-tunes on sequences.
 
@@ -163,7 +163,7 @@ def total_steps(steps: int, epochs: int, size: int, count: int) -> int:
     return steps or -(-epochs * count // size)
 
 
-def make_learner(space: Workspace, params: Params, config: LearnerConfig, loss: steps.Loss,
+def make_learner(space: RunContext, params: Params, config: LearnerConfig, loss: steps.Loss,
                  total: int, temperature: float = 1.0, dropout: bool = True) -> Learner:
     """Returns a phase's learner.
 
@@ -181,7 +181,7 @@ def make_learner(space: Workspace, params: Params, config: LearnerConfig, loss: 
                    space.config.seed if dropout else None)
 
 
-def directory(space: Workspace, name: str) -> Path:
+def directory(space: RunContext, name: str) -> Path:
     """Returns where a phase keeps its checkpoints."""
     return space.workdir / 'checkpoints' / name
 
