@@ -24,6 +24,10 @@ RENAMED = {
     'config.feature_rows': 'config.vision_features.rows',
     'config.feature_windows': 'config.vision_features.windows',
     'config.feature_span': 'config.vision_features.span',
+    'config.reward.alpha': 'config.reward.weights.retrieval',
+    'config.reward.beta': 'config.reward.weights.answer',
+    'config.reward.gamma': 'config.reward.weights.pattern',
+    'config.reward.pattern_gate': "config.reward.gate ('pattern', or '' for none)",
 }
 
 

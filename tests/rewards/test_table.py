@@ -59,6 +59,15 @@ def test_tables_that_cannot_work(reward, message):
         parse(RunConfig, {'task': 'grpo', 'reward': reward})
 
 
+@pytest.mark.parametrize('old, new', [
+    ('alpha', 'weights.retrieval'), ('beta', 'weights.answer'), ('gamma', 'weights.pattern'),
+    ('pattern_gate', "gate \\('pattern', or '' for none\\)")])
+def test_fields_of_before_are_refused_with_their_new_names(old, new):
+    message = f'^config.reward.{old}: is called config.reward.{new} now'
+    with pytest.raises(ConfigError, match=message):
+        parse(RunConfig, {'task': 'grpo', 'reward': {old: 0.5}})
+
+
 def played(query: str, answer: str) -> Trajectory:
     """Searches, sees pages b and a, and answers; page a and the answer 412 were right."""
     turns = [f'<think>t</think><search>{query}</search>',
