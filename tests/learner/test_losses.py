@@ -162,7 +162,8 @@ def test_a_ratio_past_float32_gives_no_nan(advantage):
 
 
 @pytest.mark.parametrize(('field', 'value'), [
-    ('clip_low', 0.0), ('clip_low', 1.0), ('clip_high', 0.0), ('kl_coef', -0.1)])
+    ('clip_low', 0.0), ('clip_low', 1.1), ('clip_high', 0.0), ('kl_coef', -0.1),
+    ('dual_clip', 1.0)])
 def test_impossible_coefficients_are_refused(field, value):
     with pytest.raises(ValueError, match=field):
         GrpoLossConfig(**{field: value})

@@ -9,7 +9,13 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from vrag_jax.learner.variants import AVERAGING, KL_ESTIMATORS, RATIOS, clipped_difference
+from vrag_jax.learner.variants import (
+    AVERAGING,
+    CLIP_OBJECTIVES,
+    KL_ESTIMATORS,
+    RATIOS,
+    clipped_difference,
+)
 
 DRIFT = 0.01  # A sampler's log-prob that is further from the learner's is counted.
 
@@ -19,9 +25,11 @@ class GrpoLossConfig:
     """Coefficients and variants of the GRPO loss; see `variants` for what the names mean.
 
     Attributes:
-      clip_low: lower bound of the probability ratio is `1 - clip_low`.
+      objective: how the ratio is clipped: 'ppo', 'dual_clip' or 'cispo'.
+      clip_low: lower bound of the probability ratio is `1 - clip_low`; 1 is none.
       clip_high: upper bound is `1 + clip_high`; larger than `clip_low`, it leaves more
         room to unlikely tokens (clip-higher, DAPO, arXiv 2503.14476).
+      dual_clip: upper bound of the ratio where advantages are negative, for 'dual_clip'.
       kl_coef: weight of the KL term against the reference policy.
       kl: its estimate, 'k1', 'k2' or 'k3'.
       entropy_coef: weight of the entropy bonus.
@@ -33,8 +41,10 @@ class GrpoLossConfig:
         the sampler's probability; 0 does without.
     """
 
+    objective: str = 'ppo'
     clip_low: float = 0.2
     clip_high: float = 0.2
+    dual_clip: float = 3.0
     kl_coef: float = 0.01
     kl: str = 'k3'
     entropy_coef: float = 0.0
@@ -44,16 +54,19 @@ class GrpoLossConfig:
     importance_cap: float = 0.0
 
     def __post_init__(self):
-        if not 0 < self.clip_low < 1:
-            raise ValueError(f'clip_low must be in (0, 1), got {self.clip_low}')
+        if not 0 < self.clip_low <= 1:
+            raise ValueError(f'clip_low must be in (0, 1], got {self.clip_low}')
         if self.clip_high <= 0:
             raise ValueError(f'clip_high must be positive, got {self.clip_high}')
+        if self.dual_clip <= 1:
+            raise ValueError(f'dual_clip must be greater than 1, got {self.dual_clip}')
         if self.kl_coef < 0 or self.entropy_coef < 0:
             raise ValueError('kl_coef and entropy_coef must not be negative')
         if self.constant_length < 1:
             raise ValueError(f'constant_length must be positive, got {self.constant_length}')
         if self.importance_cap < 0:
             raise ValueError(f'importance_cap must not be negative, got {self.importance_cap}')
+        CLIP_OBJECTIVES.check(self.objective)
         KL_ESTIMATORS.check(self.kl)
         RATIOS.check(self.ratio)
         AVERAGING.check(self.averaging)
@@ -91,7 +104,7 @@ def grpo_loss(
     tokens: jax.Array | None = None,
     old_is_current: bool = False,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """PPO-clipped policy gradient with a KL term, averaged over `total`.
+    """Clipped policy gradient with a KL term, averaged over `total`.
 
     Args:
       logprobs: `[R, T]` float32 under the policy that is trained.
@@ -128,8 +141,7 @@ def grpo_loss(
     if config.ratio != 'token' and segment_ids is None:
         raise ValueError(f'ratio = {config.ratio!r} needs segment_ids')
     ratio = jnp.exp(RATIOS[config.ratio](log_ratio, trained, segment_ids))
-    clipped = jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
-    losses = -jnp.minimum(ratio * advantages, clipped * advantages)
+    losses, was_clipped = CLIP_OBJECTIVES[config.objective](logprobs, ratio, advantages, config)
     metrics = {}
     if sampler_logprobs is not None:
         sampler = _trained(sampler_logprobs, weights)
@@ -145,7 +157,6 @@ def grpo_loss(
         kl = KL_ESTIMATORS[config.kl](logprobs, ref_logprobs)
         loss = loss + config.kl_coef * average(kl)
         metrics['kl'] = mean(kl)
-    was_clipped = ratio * advantages > clipped * advantages
     metrics |= {
         'policy_loss': policy_loss,
         'ratio': mean(ratio),

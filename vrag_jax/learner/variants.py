@@ -9,6 +9,8 @@ A config file can add its own before it names it:
         return np.clip(variants.ADVANTAGES['group_mean'](rewards), -1, 1)
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -27,6 +29,10 @@ KL_ESTIMATORS = Registry('kl')
 # `(log_ratio [R, T], trained [R, T] bool, segment_ids [R, T]) -> [R, T]` log-ratios that
 # are clipped.
 RATIOS = Registry('ratio')
+# `(logprobs, ratio, advantages, config) -> (losses [R, T], clipped [R, T] bool)`, the policy loss
+# of each token and whether the bounds have changed it, for the metric 'clip_fraction'; `ratio`
+# is exp of what `RATIOS` gives, `config` the `GrpoLossConfig`.
+CLIP_OBJECTIVES = Registry('objective')
 # `(rewards [groups, group_size]) -> [groups, group_size]` float32.
 ADVANTAGES = Registry('advantages')
 # `(lengths [N], constant) -> (weights [N], total)`: the loss is the sum over trained
@@ -84,6 +90,49 @@ def sequence_ratio(log_ratio: jax.Array, trained: jax.Array, segment_ids: jax.Ar
                 )[segments]
 
     return jax.vmap(means)(log_ratio, trained, segment_ids)
+
+
+Objective = tuple[jax.Array, jax.Array]
+
+
+def _bounded(ratio: jax.Array, config: Any) -> jax.Array:
+    return jnp.clip(ratio, 1.0 - config.clip_low, 1.0 + config.clip_high)
+
+
+@CLIP_OBJECTIVES.add('ppo')
+def ppo(logprobs: jax.Array, ratio: jax.Array, advantages: jax.Array, config: Any) -> Objective:
+    """`-min(r A, clip(r, 1 - clip_low, 1 + clip_high) A)` (PPO, arXiv 1707.06347, eq. 7).
+
+    With the ratio of a 'sequence' it is GSPO's (arXiv 2507.18071, eq. 5).
+    """
+    del logprobs
+    free, clipped = ratio * advantages, _bounded(ratio, config) * advantages
+    return -jnp.minimum(free, clipped), free > clipped
+
+
+@CLIP_OBJECTIVES.add('dual_clip')
+def dual_clip(logprobs: jax.Array, ratio: jax.Array, advantages: jax.Array, config: Any
+              ) -> Objective:
+    """PPO's, but `-max(min(r A, clip(r) A), c A)` where A < 0 (arXiv 1912.09729).
+
+    PPO has no upper bound on `r` there, and a single token that became much likelier can
+    outweigh all others. `c` is `config.dual_clip`.
+    """
+    losses, clipped = ppo(logprobs, ratio, advantages, config)
+    bound = -config.dual_clip * advantages
+    far = (advantages < 0) & (losses > bound)
+    return jnp.where(far, bound, losses), clipped | far
+
+
+@CLIP_OBJECTIVES.add('cispo')
+def cispo(logprobs: jax.Array, ratio: jax.Array, advantages: jax.Array, config: Any) -> Objective:
+    """`-sg(clip(r, 1 - clip_low, 1 + clip_high)) A logp` (CISPO, arXiv 2506.13585, eq. 4).
+
+    `sg` stops the gradient: the importance weight is clipped instead of the update, so that
+    every token has a gradient. The authors have no lower bound: `clip_low = 1`.
+    """
+    weight = jax.lax.stop_gradient(_bounded(ratio, config))
+    return -weight * advantages * logprobs, weight != ratio
 
 
 def _groups(rewards: np.ndarray) -> np.ndarray:
