@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.rewards.test_judge import FakeServer, completion
+from tests.rewards.test_model_judge import FakeServer, completion
 from tests.tasks.conftest import SMALL_LOOP, finish, start
 
 

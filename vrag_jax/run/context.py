@@ -27,14 +27,15 @@ from vrag_jax.models.common.parameters import Params
 from vrag_jax.models.common.pixels import PixelScale
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.processes import local_mesh, main_first
 from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.rewards.judge import AnswerJudge
+from vrag_jax.rewards.model_judge import open_judge
 from vrag_jax.rollout.environment import Environment
 from vrag_jax.rollout.world import World
 from vrag_jax.run.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
-from vrag_jax.run.judging import open_judge
 from vrag_jax.run.policy import (
     abstract_policy,
     base_policy,
@@ -177,7 +178,10 @@ class RunContext:
     @functools.cached_property
     def judge(self) -> AnswerJudge:
         """The run's judge; a task asks for it first, so that one that cannot work shows."""
-        return open_judge(self.config.judge)
+        judge = open_judge(self.config.judge)
+        if is_main():
+            print(f'answers are judged by {judge.name}', flush=True)
+        return judge
 
     @functools.cached_property
     def sampler(self) -> Sampler:

@@ -16,10 +16,10 @@ from vrag_jax.models.qwen2_5_vl.config import PRESETS
 from vrag_jax.parallel.cluster import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
+from vrag_jax.rewards.model_judge import JudgeConfig
 from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.environment import EnvironmentConfig, Messages
 from vrag_jax.rollout.world import ObservingConfig
-from vrag_jax.run.judging import JudgeConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import VisionFeaturesConfig
 from vrag_jax.sampling.slots import SamplerConfig
