@@ -19,13 +19,15 @@ HITS = (1, 5, 10)
 NAMES = (*(f'hit@{k}' for k in HITS), *(f'recall@{k}' for k in KS))
 
 
-class Remembered:
+class Remembered(Retriever):
     """A retriever that searches for each query once: settings of a hybrid share its hits."""
+
+    kind = 'remembered'
 
     def __init__(self, retriever: Retriever):
         self._retriever = retriever
         self._known: dict[Any, tuple[list[str], np.ndarray]] = {}
-        self.kind, self.ids, self.reads = retriever.kind, retriever.ids, retriever.reads
+        self.ids, self.reads = retriever.ids, retriever.reads
         self.fingerprint = retriever.fingerprint
 
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:

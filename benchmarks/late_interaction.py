@@ -4,6 +4,7 @@
         --torch_python=.venv-torch/bin/python --append=benchmarks/results.jsonl
 """
 
+import itertools
 import json
 import os
 import re
@@ -17,6 +18,7 @@ from typing import Any, Literal
 
 import numpy as np
 from absl import app, flags
+from PIL import Image
 
 from benchmarks import paired
 from benchmarks.page_vectors import Mosaics, write_corpus
@@ -93,7 +95,8 @@ def _build(work: Path) -> dict[str, Any]:
     tokens, offsets = np.load(work / 'tokens.npy', mmap_mode='r'), np.load(work / 'offsets.npy')
     ids = [f'page {number}' for number in range(len(offsets) - 1)]
     start = time.process_time()
-    retriever = LateInteractionRetriever.build(Vectors(), ids, tokens, offsets, scratch=work)
+    pages = [tokens[a:b] for a, b in itertools.pairwise(offsets)]
+    retriever = LateInteractionRetriever.of_pages(Vectors(), ids, pages, scratch=work)
     seconds = time.process_time() - start
     write_artifact(work / 'index', 'retriever', retriever.write_files)
     return {'build_cpu_s': round(seconds, 1), 'build_peak_gb': _peak_gb(),
@@ -105,7 +108,7 @@ def _open(work: Path) -> Any:
     from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 
     return open_artifact(work / 'index', 'retriever', lambda folder, fields:
-                         LateInteractionRetriever.from_files(folder, fields, [Vectors()]))
+                         LateInteractionRetriever.load(folder, fields, [Vectors()]))
 
 
 def _search(work: Path) -> dict[str, Any]:
@@ -150,7 +153,9 @@ def _search(work: Path) -> dict[str, Any]:
 def _change(work: Path, mosaics: Mosaics) -> dict[str, Any]:
     """Adds and deletes pages, saves, and measures recall on queries again."""
     from vrag_jax.corpus.artifact import write_artifact
+    from vrag_jax.embedders.interface import PageContent
     from vrag_jax.retrieval.late_interaction.maxsim import maxsim_all
+    from vrag_jax.retrieval.retriever import Changes
 
     retriever = _open(work)
     queries, _ = _queries(work)
@@ -158,9 +163,15 @@ def _change(work: Path, mosaics: Mosaics) -> dict[str, Any]:
     pages = [mosaics.page(count + number) for number in range(_NEW)]
     gone = [retriever.ids[row] for row in np.random.default_rng(0).choice(
         count, _GONE, replace=False)]
-    retriever.with_tokens(['warm'], pages[:1])
+
+    def changes(ids: Sequence[str], gone: Sequence[str] = ()) -> Changes:
+        contents = [PageContent(page_id, '', Image.Image, (0, 0)) for page_id in ids]
+        return Changes(contents, frozenset(gone), list, embed=lambda _, new: pages[:len(new)],
+                       scratch=work)
+
+    retriever.updated(changes(['warm']))
     start = time.perf_counter()
-    changed = retriever.with_tokens([f'new {i}' for i in range(_NEW)], pages, gone, scratch=work)
+    changed = retriever.updated(changes([f'new {i}' for i in range(_NEW)], gone))
     seconds = time.perf_counter() - start
     write_artifact(work / 'index', 'retriever', changed.write_files)
     saved = time.perf_counter() - start

@@ -43,10 +43,10 @@ from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.embedders.text import TextConfig
+from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.indexing.embed_corpus import embed_corpus
 from vrag_jax.indexing.settings import FUSION_CONSTANT, RetrievalConfig
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
@@ -123,7 +123,7 @@ def parts(data: DataSet, kept: Path) -> dict[str, Retriever]:
     ids = data.store.ids
     found: dict[str, Retriever] = {
         'n-gram encoder': NgramVectorsRetriever.fit(NgramEncoder(), ids, data.texts),
-        'BM25': Bm25Retriever.build(ids, data.texts)}
+        'BM25': Bm25Retriever.of_texts(ids, data.texts)}
     for windows, name in (('max', 'MiniLM, best window of a page'),
                           ('mean', 'MiniLM, mean of its windows')):
         embedder = load_embedder(EmbedderConfig(text=TextConfig(windows=windows)))
@@ -133,7 +133,7 @@ def parts(data: DataSet, kept: Path) -> dict[str, Retriever]:
         found[name] = (
             LateInteractionRetriever.of_pages(embedder, ids, vectors)
             if windows == 'max' else
-            DenseRetriever.build(embedder, ids, np.concatenate(vectors)))
+            DenseRetriever.of_vectors(embedder, ids, np.concatenate(vectors)))
     return found
 
 

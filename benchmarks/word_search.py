@@ -159,8 +159,8 @@ def quality(real: Mapping[str, Sequence[str]], folder: Path) -> dict[str, dict[s
     best = np.argsort(-scores, axis=1, kind='stable')[:, :K]
     found = {'exact weights': hit_rates([[ids[row] for row in rows] for rows in best], answers)}
     retrievers: dict[str, Retriever] = {
-        'inverted lists': NgramListsRetriever.build(ids, texts),
-        'BM25': Bm25Retriever.build(ids, texts)}
+        'inverted lists': NgramListsRetriever.of_texts(ids, texts),
+        'BM25': Bm25Retriever.of_texts(ids, texts)}
     for name, retriever in retrievers.items():
         hits, _ = retriever.search(questions, K)
         found[name] = hit_rates(hits, answers)

@@ -145,6 +145,8 @@ def _as_config(value: Any) -> Any:
 
 
 def _convert(hint: Any, value: Any, path: str) -> Any:
+    if hint is Any:  # Of what only others know; they check it.
+        return value
     origin = typing.get_origin(hint)
     if origin in (Union, types.UnionType):
         options = [a for a in typing.get_args(hint) if a is not type(None)]

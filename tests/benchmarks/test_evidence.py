@@ -65,7 +65,7 @@ def test_evidence_on_pages_that_are_not_there_is_named(load):
 
 
 def test_recall_is_within_the_document_and_the_mean_of_the_domains(store, evidence):
-    engine = SearchEngine(store, Bm25Retriever.build(store.ids, [p.text for p in store]))
+    engine = SearchEngine(store, Bm25Retriever.of_texts(store.ids, [p.text for p in store]))
     found = page_recall(engine, evidence)
     # 'rice': a_5, a_1; 'wheat': a_2; 'wheat of rye': a_4 and a_2, and not a_1. 'rice' of b: b_1.
     assert found['Reports'] == pytest.approx({

@@ -82,7 +82,7 @@ def test_the_part_that_is_right_is_chosen_and_figures_are_of_other_documents(sto
 
 
 def test_one_part_alone_is_not_fused(store):
-    bm25 = Bm25Retriever.build(store.ids, [page.text for page in store])
+    bm25 = Bm25Retriever.of_texts(store.ids, [page.text for page in store])
     assert Setting((1.0, 0.0), 20.0).fuse([bm25, bm25]) is bm25
     fused = Setting((1.0, 0.5), 20.0).fuse([bm25, bm25])
     assert fused.kind == 'hybrid' and fused.config.weights == (1.0, 0.5)

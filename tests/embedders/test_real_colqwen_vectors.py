@@ -15,8 +15,8 @@ from tokenizers.models import BPE
 
 from tests.embedders import colqwen_cases as cases
 from tests.embedders import golden_cases as tiny
+from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.retrieval.embedding import PageContent
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
 from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 

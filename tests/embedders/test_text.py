@@ -11,6 +11,7 @@ from flax import nnx
 
 from tests.embedders import golden_cases as cases
 from vrag_jax.embedders import bert
+from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.embedders.text import (
     TextConfig,
@@ -23,7 +24,6 @@ from vrag_jax.models.common import hf_checkpoint, hf_layout
 from vrag_jax.models.common.layers import Numerics
 from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.retrieval.embedding import PageContent
 
 KINDS = pytest.mark.parametrize('kind', ['bert', 'xlm-roberta'])
 MEAN = {'pooling_mode_cls_token': False, 'pooling_mode_mean_tokens': True}

@@ -16,13 +16,13 @@ from safetensors.numpy import load_file, save_file
 from tests.embedders import golden_cases as cases
 from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.embedders import colqwen
+from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.embedders.visual import VisualConfig
 from vrag_jax.indexing.embed_corpus import embed_corpus
 from vrag_jax.models.common.parameters import merge
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import RULES
-from vrag_jax.retrieval.embedding import PageContent
 
 PAGES = [PageContent(f'p{n}', '', lambda image=image: image, image.size)
          for n, image in enumerate(cases.images())]

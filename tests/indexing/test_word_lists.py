@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from tests.indexing.test_retrievers import AFTER, BEFORE, config_of, hits, make_store
-from vrag_jax.indexing.build import describe, is_of, open_engine, parts_of
+from vrag_jax.indexing.build import is_of, open_engine
 from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever, NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
 
@@ -17,7 +17,7 @@ def test_more_pages_than_dims_are_in_lists_and_the_start_says_so(tmp_path):
     store = make_store(tmp_path / 'pages', BEFORE)
     engine = open_engine(config_of('ngram', encoder=MANY), store, tmp_path / 'work')
     assert isinstance(engine.retriever, NgramListsRetriever)
-    assert describe(engine.retriever) == [
+    assert engine.retriever.describe() == [
         'ngram_lists: 25 pages in inverted lists, searched exactly']
     few = open_engine(config_of('ngram'), store, tmp_path / 'few')
     assert isinstance(few.retriever, NgramVectorsRetriever)
@@ -42,8 +42,8 @@ def test_what_stays_is_not_read_again(names, tmp_path, monkeypatch):
     again = open_engine(config, store, tmp_path / 'work')
     assert counted == new * len(names)
     assert hits(engine) == hits(again) == hits(fresh)
-    assert [part.fingerprint for part in parts_of(again.retriever)] == [
-        part.fingerprint for part in parts_of(fresh.retriever)]
+    assert [part.fingerprint for part in again.retriever.parts] == [
+        part.fingerprint for part in fresh.retriever.parts]
     assert not list((tmp_path / 'work').rglob('scratch'))
 
 

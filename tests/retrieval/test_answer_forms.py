@@ -39,7 +39,7 @@ def test_what_says_what_is_looked_for_stays(query):
 def test_searches_are_without_it(make_store):
     texts = ['total debt of the company', 'write the answer in list format', 'round of millions']
     store = make_store(texts)
-    engine = SearchEngine(store, Bm25Retriever.build(store.ids, texts))
+    engine = SearchEngine(store, Bm25Retriever.of_texts(store.ids, texts))
     [hits] = engine.search(['What is the total debt? Write the answer in list format.'], 3)
     assert [hit.page_id for hit in hits] == [store.ids[0]]
     [hits] = engine.search(['Write the answer in list format.'], 3)

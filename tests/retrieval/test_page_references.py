@@ -80,7 +80,7 @@ def make_engine(tmp_path):
         pages = [Page(f'{name}_{number}', name, number, 'page.png', 8, 6, text)
                  for name, texts in documents.items() for number, text in enumerate(texts, 1)]
         store = PageStore(tmp_path, pages)
-        return SearchEngine(store, Bm25Retriever.build(store.ids, [p.text for p in pages]))
+        return SearchEngine(store, Bm25Retriever.of_texts(store.ids, [p.text for p in pages]))
     return make
 
 

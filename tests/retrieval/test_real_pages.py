@@ -10,8 +10,8 @@ from vrag_jax.corpus.ocr import OcrReader
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
+from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
 
 

@@ -53,18 +53,18 @@ class HashEmbedder:
 
 def dense(texts=TEXTS, ids=IDS):
     embedder = HashEmbedder()
-    return DenseRetriever.build(embedder, ids, np.concatenate([embedder._embed(t) for t in texts]))
+    return DenseRetriever.of_vectors(
+        embedder, ids, np.concatenate([embedder._embed(t) for t in texts]))
 
 
 def late(texts=TEXTS, ids=IDS):
     embedder = HashEmbedder(multi_vector=True)
-    tokens = [embedder._embed(text) for text in texts]
-    return LateInteractionRetriever.build(embedder, ids, np.concatenate(tokens),
-                                          np.cumsum([0, *map(len, tokens)]))
+    return LateInteractionRetriever.of_pages(
+        embedder, ids, [embedder._embed(text) for text in texts])
 
 
 def bm25(texts=TEXTS, ids=IDS):
-    return Bm25Retriever.build(ids, texts)
+    return Bm25Retriever.of_texts(ids, texts)
 
 
 def ngram(texts=TEXTS, ids=IDS):
@@ -114,14 +114,14 @@ def test_bm25_finds_cjk_words_and_nothing_where_nothing_is_shared():
     assert bm25().search(['数据中心', 'zzz', 'of the'], 3)[0] == [['p2'], [], []]
     with pytest.raises(ValueError, match='none of the 2 page texts holds a word'):
         bm25(['', '...'], IDS[:2])
-    phrases = Bm25Retriever.build(IDS, TEXTS, Bm25Config(phrases=True))
+    phrases = Bm25Retriever.of_texts(IDS, TEXTS, Bm25Config(phrases=True))
     assert phrases.search(['hong kong'], 1)[1][0] > bm25().search(['hong kong'], 1)[1][0]
 
 
 class Ranking:
     """A retriever of a fixed order; equal scores where the order says `=`."""
 
-    kind, fingerprint = 'fixed', 'fixed'
+    kind, fingerprint, reads = 'fixed', 'fixed', frozenset({'text'})
 
     def __init__(self, order, ids):
         self.ids = tuple(ids)
@@ -235,9 +235,9 @@ def test_an_index_needs_the_embedder_that_made_it(store, tmp_path):
     with pytest.raises(ArtifactError, match='embedder hash hash False 1.*given: hash hash False 2'):
         SearchEngine.open(tmp_path, store, [HashEmbedder(name='2')])
     with pytest.raises(ValueError, match='several vectors'):
-        DenseRetriever.build(HashEmbedder(multi_vector=True), ['a'], np.ones((1, 64)))
+        DenseRetriever.of_vectors(HashEmbedder(multi_vector=True), ['a'], np.ones((1, 64)))
     with pytest.raises(ValueError, match='one vector a page'):
-        LateInteractionRetriever.build(HashEmbedder(), ['a'], np.ones((1, 64)), [0, 1])
+        LateInteractionRetriever.of_pages(HashEmbedder(), ['a'], [np.ones((1, 64))])
 
 
 def test_a_filter_on_a_field_that_no_page_has_is_refused(store):
@@ -249,7 +249,7 @@ def test_a_filter_on_a_field_that_no_page_has_is_refused(store):
 
 def test_the_cache_knows_filters_and_forgets_when_pages_change(store):
     engine = SearchEngine(store, dense())
-    calls = engine.retriever.encoder.calls
+    calls = engine.retriever.embedder.calls
     for filters in (None, {'year': 2024}, {'year': [2024]}, {'year': [2024, 2022]},
                     {'year': [2022, 2024]}, None):
         engine.search(['travel'], 2, filters)

@@ -31,8 +31,8 @@ def embedder(tmp_path):
 def retriever_of(embedder):
     ids = [f'p{n}' for n in range(len(TEXTS))]
     vectors = np.concatenate(embedder.embed_queries(TEXTS))
-    return HybridRetriever([DenseRetriever.build(embedder, ids, vectors),
-                            Bm25Retriever.build(ids, TEXTS)])
+    return HybridRetriever([DenseRetriever.of_vectors(embedder, ids, vectors),
+                            Bm25Retriever.of_texts(ids, TEXTS)])
 
 
 def test_no_size_of_queries_is_compiled_afterwards(embedder):

@@ -6,6 +6,7 @@ from pathlib import Path
 from jax.sharding import Mesh
 
 from vrag_jax.embedders import colqwen
+from vrag_jax.embedders.interface import Embedder
 from vrag_jax.embedders.text import (
     TextConfig,
     TextEmbedder,
@@ -14,7 +15,6 @@ from vrag_jax.embedders.text import (
 )
 from vrag_jax.embedders.visual import VisualConfig, VisualEmbedder
 from vrag_jax.parallel.sharding import RULES, Rules
-from vrag_jax.retrieval.embedding import Embedder
 
 KINDS = ('text', 'colqwen', 'last_token')
 DTYPES = ('float32', 'bfloat16')

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from vrag_jax.embedders import bert
 from vrag_jax.embedders.batching import plan
 from vrag_jax.embedders.fingerprint import fingerprint
+from vrag_jax.embedders.interface import Grid, PageContent
 from vrag_jax.models.common import hf_checkpoint, hf_layout
 from vrag_jax.models.common.attention import choose_backend
 from vrag_jax.models.common.layers import Numerics
@@ -33,7 +34,6 @@ from vrag_jax.parallel.sharding import (
     sharded_over,
     tree_shardings,
 )
-from vrag_jax.retrieval.embedding import Grid, PageContent
 
 POOLINGS = ('mean', 'cls')
 WINDOWS = ('max', 'mean')

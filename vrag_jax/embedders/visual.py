@@ -17,6 +17,7 @@ from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.batching import Batch, plan
 from vrag_jax.embedders.fingerprint import fingerprint
+from vrag_jax.embedders.interface import Grid, PageContent
 from vrag_jax.embedders.prompts import PromptEncoder, Prompts
 from vrag_jax.models.common.packing import bucket_size, count_windows, pack_images
 from vrag_jax.models.common.parameters import merge
@@ -29,7 +30,6 @@ from vrag_jax.parallel.sharding import (
     sharded_over,
 )
 from vrag_jax.perception.image_ops import PixelLimits, encoder_size, show_page
-from vrag_jax.retrieval.embedding import Grid, PageContent
 
 # ColQwen is trained on 768 tokens of an image at most. colpali-engine up to 0.3.8 had that in its
 # code, and files of that time hold the largest area of Qwen's own processor (or none, which is

@@ -10,29 +10,20 @@ from jax.sharding import Mesh
 
 from vrag_jax.config import naming
 from vrag_jax.corpus.artifact import MANIFEST, ArtifactError, making
+from vrag_jax.corpus.identity import content_keys
 from vrag_jax.corpus.ocr import OcrReader
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.text import page_texts
+from vrag_jax.embedders.interface import Embedder, PageContent
 from vrag_jax.embedders.registry import load_embedder
-from vrag_jax.indexing.embed_corpus import Progress, content_keys, contents, embed_corpus
+from vrag_jax.indexing.embed_corpus import Progress, contents, embed_corpus
 from vrag_jax.indexing.page_vectors import PageVectors
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.parallel.processes import is_main
-from vrag_jax.retrieval.embedding import Embedder
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridRetriever
-from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
-from vrag_jax.retrieval.late_interaction.token_pages import pools
-from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
-from vrag_jax.retrieval.lexical.ngram import (
-    NgramListsRetriever,
-    NgramVectorsRetriever,
-    fit_words,
-)
-from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
-from vrag_jax.retrieval.lexical.retriever import ListsRetriever
-from vrag_jax.retrieval.retriever import Retriever
-from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
+from vrag_jax.retrieval.kinds import kind_of
+from vrag_jax.retrieval.retriever import Changes, Retriever, RetrieverKind
 from vrag_jax.retrieval.stored_index import StoredIndex
 
 _LOG = logging.getLogger(__name__)
@@ -114,8 +105,6 @@ def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,
         stored, reason = _stored(config, store, directory, embedders)
         if stored is not None and not reason:
             return SearchEngine(store, stored.retriever)
-        if stored is not None and stored.keys is None:
-            stored = None
         if stored is not None:
             _LOG.info('the index is updated: %s', reason)
         elif (directory / MANIFEST).exists():
@@ -149,43 +138,27 @@ def _stored(config: RetrievalConfig, store: PageStore, directory: Path,
 def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
            embedders: Mapping[str, Embedder], workdir: Path, scratch: Path,
            queries: Sequence[str], stored: StoredIndex | None) -> Retriever:
-    """Builds the retrievers; of a stored index those with vectors of models are updated."""
+    """Builds the retrievers, or updates those of a stored index that has most of the pages."""
     parts: list[Retriever] = []
     pages = contents(store, texts)
     row = {page_id: number for number, page_id in enumerate(store.ids)}
     for number, name in enumerate(config.retrievers):
-        old = parts_of(stored.retriever)[number] if stored is not None else None
-        if isinstance(old, ListsRetriever):
-            assert stored is not None
-            changes = stored.changes(store, pages, old.reads, scratch=scratch)
+        embedder = embedders.get(name)
+        vectors: Sequence[np.ndarray] = () if embedder is None else _vectors(
+            embedder, store, texts, workdir / _VECTORS / name)
+
+        def embed(_: Embedder, added: Sequence[PageContent],
+                  vectors: Sequence[np.ndarray] = vectors) -> Sequence[np.ndarray]:
+            return [vectors[row[page.page_id]] for page in added]
+
+        if stored is not None:
+            old = stored.retriever.parts[number]
+            changes = stored.changes(store, pages, old.reads, embed, scratch, queries)
             if 2 * len(changes.added) <= len(store):
                 parts.append(old.updated(changes))
                 continue
-        if name == 'ngram':
-            parts.append(fit_words(NgramEncoder(config.encoder), store.ids, texts, config.index,
-                                   queries, scratch))
-            continue
-        if name == 'bm25':
-            parts.append(Bm25Retriever.build(store.ids, texts, config.bm25, scratch))
-            continue
-        embedder = embedders[name]
-        vectors = _vectors(embedder, store, texts, workdir / _VECTORS / name)
-        if stored is not None and old is not None:
-            changes = stored.changes(
-                store, pages, old.reads,
-                lambda _, added, vectors=vectors: [  # type: ignore[misc]
-                    vectors[row[page.page_id]] for page in added], scratch, queries)
-            if 2 * len(changes.added) <= len(store):
-                parts.append(old.updated(changes) if changes.added or changes.deleted else old)
-                continue
-        if embedder.multi_vector:
-            settings = config.late_interaction
-            grids = embedder.page_grids(pages) if pools(embedder, settings.tokens) else None
-            parts.append(LateInteractionRetriever.of_pages(
-                embedder, store.ids, vectors, settings, grids, scratch, queries))
-        else:
-            parts.append(DenseRetriever.build(
-                embedder, store.ids, np.concatenate(vectors), config.index, queries))
+        everything = Changes(pages, frozenset(), lambda: pages, store.ids, embed, scratch, queries)
+        parts.append(kind_of(name, embedder).build(everything, config, embedder))
     return parts[0] if len(parts) == 1 else HybridRetriever(parts, config.hybrid)
 
 
@@ -206,57 +179,12 @@ def _vectors(embedder: Embedder, store: PageStore, texts: Sequence[str], directo
     return vectors
 
 
-def parts_of(retriever: Retriever) -> Sequence[Retriever]:
-    """Returns the retrievers that are fused, or the only one."""
-    return retriever.retrievers if isinstance(retriever, HybridRetriever) else [retriever]
-
-
 def is_of(retriever: Retriever, config: RetrievalConfig, embedders: Mapping[str, Embedder]
           ) -> bool:
     """Whether a retriever is what the config asks for, with its embedders in their places."""
     if isinstance(retriever, HybridRetriever) and retriever.config != config.hybrid:
         return False
-    parts = parts_of(retriever)
-    return len(parts) == len(config.retrievers) and all(
-        _part_is_of(part, name, config, embedders.get(name))
-        for part, name in zip(parts, config.retrievers, strict=True))
-
-
-def _part_is_of(part: Retriever, name: str, config: RetrievalConfig, embedder: Embedder | None
-                ) -> bool:
-    if isinstance(part, NgramListsRetriever):
-        return name == 'ngram' and part.config == config.encoder
-    if isinstance(part, Bm25Retriever):
-        return name == 'bm25' and part.config == config.bm25
-    if isinstance(part, NgramVectorsRetriever):
-        return (name == 'ngram' and part.encoder.config == config.encoder
-                and part.index.config == config.index)
-    if embedder is None or part.fingerprint != embedder.fingerprint:
-        return False
-    if isinstance(part, LateInteractionRetriever):
-        return part.config == config.late_interaction
-    return isinstance(part, DenseRetriever) and part.index.config == config.index
-
-
-def describe(retriever: Retriever) -> list[str]:
-    """Returns a line a retriever: what it searches, how, and the recall that was measured."""
-    if isinstance(retriever, HybridRetriever):
-        lines = [line for part in retriever.retrievers for line in describe(part)]
-        return [*lines, f'{retriever.kind}: of {len(retriever.retrievers)} by reciprocal rank']
-    told = f'{retriever.kind}: {len(retriever.ids)} pages'
-    if isinstance(retriever, ListsRetriever):
-        return [f'{told} in inverted lists, searched exactly']
-    if isinstance(retriever, DenseRetriever | NgramVectorsRetriever):
-        told = f'{retriever.encoder.kind}, {told}, {retriever.index.dims} dimensions'
-        exact, recall = retriever.index.exact, retriever.index.recall
-    elif isinstance(retriever, LateInteractionRetriever):
-        told = f'{retriever.embedder.kind}, {told}'
-        exact, recall = retriever.exact, retriever.recall
-    else:
-        return [told]
-    if exact:
-        return [f'{told}, searched exactly']
-    if not recall:
-        return [f'{told}, recall not measured']
-    return [f'{told}, recall@{recall["k"]} of the index against exact search with the same vectors '
-            f'{recall["recall"]:.3f}, by {recall["queries"]} queries']
+    return len(retriever.parts) == len(config.retrievers) and all(
+        isinstance(part, RetrieverKind) and part.name == kind_of(name, embedders.get(name)).name
+        and part.matches(config, embedders.get(name))
+        for part, name in zip(retriever.parts, config.retrievers, strict=True))

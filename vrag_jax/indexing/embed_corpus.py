@@ -15,12 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError, remove_replaced
+from vrag_jax.corpus.identity import content_keys
 from vrag_jax.corpus.pages import PageStore
+from vrag_jax.embedders.interface import Embedder, PageContent
 from vrag_jax.indexing.page_vectors import DTYPES, PageVectors, write_page_vectors
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import exchange, share
 from vrag_jax.retrieval.checks import SharedVectors, digest_of, tell_groups
-from vrag_jax.retrieval.embedding import Embedder, PageContent
 
 _LOG = logging.getLogger(__name__)
 _SHARDS = 'shards'
@@ -121,17 +122,6 @@ def contents(store: PageStore, texts: Sequence[str]) -> list[PageContent]:
     return [PageContent(page.page_id, text, functools.partial(store.image, page.page_id),
                         (page.width, page.height))
             for page, text in zip(store, texts, strict=True)]
-
-
-def content_keys(reads: str, store: PageStore, texts: Sequence[str]) -> list[str]:
-    """Returns the SHA-256 of each page's text, or of its image file."""
-    if reads == 'text':
-        return [hashlib.sha256(text.encode()).hexdigest() for text in texts]
-    keys = []
-    for page in store:
-        with store.path(page.page_id).open('rb') as file:
-            keys.append(hashlib.file_digest(file, 'sha256').hexdigest())
-    return keys
 
 
 def check_page_vectors(embedder: Embedder, page: PageContent, vectors: np.ndarray) -> None:

@@ -2,18 +2,20 @@
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
 
 from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.embedders.visual import VisualConfig
 from vrag_jax.retrieval.fusion import HybridConfig
+from vrag_jax.retrieval.kinds import kind_names, kind_settings
 from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.lexical.bm25 import Bm25Config
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
 from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url
 from vrag_jax.retrieval.single_vector.index import IndexConfig
 
-LEXICAL = ('ngram', 'bm25')
 # Where a text embedder is given and nothing else is said: chosen on mmlongbench_dev by
 # cross-validation over documents, which gave BM25 beside these no weight
 # (`benchmarks/retrieval_quality.py`, docs/RETRIEVAL.md).
@@ -27,7 +29,8 @@ class RetrievalConfig:
     """The page index.
 
     Attributes:
-      retrievers: what finds pages: 'ngram', 'bm25', names of `embedders`; several are fused
+      retrievers: what finds pages: 'ngram', 'bm25' or other kinds that are registered
+        (`retrieval.kinds`), names of `embedders`; several are fused
         by reciprocal rank. () takes 'ngram' where no embedder is given; 'ngram' and the embedders,
         fused with measured weights, where they read text; embedders that read images alone.
       encoder: of 'ngram', the text encoder of pages and queries.
@@ -37,6 +40,9 @@ class RetrievalConfig:
         page images alone find pages, in bfloat16, in the place of `retrievers` and `embedders`.
       colqwen2_base: directory of its base, where `colqwen2` is a LoRA adapter whose settings
         name none that is on this machine.
+      text_embedder: directory of a BERT or XLM-R encoder, or 'minilm', whose vectors of page texts
+        are fused with 'ngram'; short for an entry of `embedders`.
+      kinds: settings of kinds that are not of this package, by their names.
       index: of single vectors, those of 'ngram' and of embedders with one a page.
       late_interaction: of embedders with several vectors a page; `tokens.pooling` is of those
         that read images.
@@ -61,6 +67,8 @@ class RetrievalConfig:
     embedders: Mapping[str, EmbedderConfig] = dataclasses.field(default_factory=dict)
     colqwen2: str = ''
     colqwen2_base: str = ''
+    text_embedder: str = ''
+    kinds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     index: IndexConfig = IndexConfig()
     late_interaction: LateInteractionConfig = LateInteractionConfig()
     hybrid: HybridConfig = HybridConfig()
@@ -80,19 +88,20 @@ class RetrievalConfig:
             raise ValueError("ocr=True and ingestion.ocr='never': with sources the latter says "
                              'what is read by OCR')
         self._take_colqwen2()
-        taken = set(LEXICAL) & set(self.embedders)
+        self._take_text_embedder()
+        taken = set(kind_names()) & set(self.embedders)
         if taken:
             raise ValueError(f'embedders: {min(taken)!r} is the name of another retriever')
         if not self.retrievers:
             self._choose()
-        names = (*LEXICAL, *self.embedders)
+        names = (*kind_names(), *self.embedders)
         if len(set(self.retrievers)) != len(self.retrievers) or (
                 set(self.retrievers) - set(names)):
             raise ValueError(f'retrievers must be some of {names}, got {self.retrievers}')
         unused = sorted(set(self.embedders) - set(self.retrievers))
         if unused:
             raise ValueError(f'embedders.{unused[0]}: is not one of retrievers {self.retrievers}')
-
+        object.__setattr__(self, 'kinds', kind_settings(self.kinds, self.retrievers))
         weights = len(self.hybrid.weights)
         if weights and weights != len(self.retrievers):
             raise ValueError(f'hybrid.weights: {weights} weights for {len(self.retrievers)} '
@@ -105,7 +114,7 @@ class RetrievalConfig:
             chosen = tuple(self.embedders) or ('ngram',)
         elif len(texts) < len(self.embedders):
             raise ValueError('retrievers: embedders of texts and of images are given; say which '
-                             f'are fused, some of {(*LEXICAL, *self.embedders)}')
+                             f'are fused, some of {(*kind_names(), *self.embedders)}')
         else:
             chosen = ('ngram', *texts)
             if self.hybrid == HybridConfig():
@@ -142,9 +151,24 @@ class RetrievalConfig:
         object.__setattr__(self, 'embedders', chosen)
         object.__setattr__(self, 'retrievers', (COLQWEN2,))
 
+    def _take_text_embedder(self) -> None:
+        if not self.text_embedder:
+            return
+        name = Path(self.text_embedder).name
+        chosen = {name: EmbedderConfig('text', self.text_embedder)}
+        if self.embedders not in ({}, chosen) or (
+                self.retrievers not in ((), ('ngram',), ('ngram', name))):
+            raise ValueError(f'text_embedder: is fused with ngram, but retrievers '
+                             f'{self.retrievers} or embedders {tuple(self.embedders)} are given as '
+                             "well; to fuse others make it one of embedders, of kind 'text'")
+        object.__setattr__(self, 'embedders', chosen)
+        object.__setattr__(self, 'retrievers', ())  # `_choose` takes both, with their weights.
+
     def embedder_field(self, name: str) -> str:
         """Returns the field that gives an embedder's directory, for messages."""
-        return 'colqwen2' if self.colqwen2 else f'embedders.{name}.path'
+        if self.colqwen2 or self.text_embedder:
+            return 'colqwen2' if self.colqwen2 else 'text_embedder'
+        return f'embedders.{name}.path'
 
     @property
     def source_paths(self) -> list[str]:

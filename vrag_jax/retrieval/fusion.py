@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.embedding import Embedder
-from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
+from vrag_jax.embedders.interface import Embedder
+from vrag_jax.retrieval.retriever import Changes, Hits, QuerySizes, Retriever
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +38,7 @@ class HybridConfig:
                              f'{self.constant} and {self.depth}')
 
 
-class HybridRetriever:
+class HybridRetriever(Retriever):
     """Fuses the rankings of retrievers of the same pages; their scores need not compare.
 
     Args:
@@ -59,6 +59,9 @@ class HybridRetriever:
             raise ValueError(f'{len(config.weights)} weights for {len(retrievers)} retrievers')
         self.retrievers = tuple(retrievers)
         self.config = config
+        self.reads = frozenset().union(*(r.reads for r in self.retrievers))
+        self.fingerprint = hashlib.sha256('\n'.join(
+            [repr(config), *(r.fingerprint for r in self.retrievers)]).encode()).hexdigest()
         self.ids = self.retrievers[0].ids
         self._row = {page_id: row for row, page_id in enumerate(self.ids)}
         for other in self.retrievers[1:]:
@@ -70,13 +73,16 @@ class HybridRetriever:
         self._orders = [np.array([self._row[i] for i in r.ids]) for r in self.retrievers]
 
     @property
-    def fingerprint(self) -> str:
-        parts = [repr(self.config), *(r.fingerprint for r in self.retrievers)]
-        return hashlib.sha256('\n'.join(parts).encode()).hexdigest()
+    def parts(self) -> tuple[Retriever, ...]:
+        return self.retrievers
 
-    @property
-    def reads(self) -> frozenset[str]:
-        return frozenset().union(*(r.reads for r in self.retrievers))
+    def describe(self) -> list[str]:
+        return [*(line for part in self.retrievers for line in part.describe()),
+                f'{self.kind}: of {len(self.retrievers)} by reciprocal rank']
+
+    def warm_up(self, sizes: QuerySizes, k: int) -> None:
+        for part in self.retrievers:
+            part.warm_up(sizes, k)
 
     def search(self, queries: Sequence[str], k: int, allowed: np.ndarray | None = None) -> Hits:
         weights = self.config.weights or (1.0,) * len(self.retrievers)
@@ -105,8 +111,8 @@ class HybridRetriever:
         return {'config': dataclasses.asdict(self.config), 'retrievers': parts}
 
     @classmethod
-    def from_files(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder],
-                   read: Callable[..., Retriever]) -> 'HybridRetriever':
+    def load(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder],
+             read: Callable[..., Retriever]) -> 'HybridRetriever':
         """Reads what `write_files` wrote; `read` is `kinds.read_retriever`, for the parts."""
         try:
             config = HybridConfig(**fields['config'])

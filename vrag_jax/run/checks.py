@@ -17,7 +17,7 @@ from vrag_jax.planning.chips import parse_topology
 from vrag_jax.run.corpus import check_paths
 from vrag_jax.run.prompt import choose_prompt
 from vrag_jax.run.settings import RunConfig
-from vrag_jax.tasks.serve_index import check_packages
+from vrag_jax.serving.config import check_packages
 
 # Tasks that ask a policy.
 ASKING = ('loop', 'sft', 'grpo', 'evaluate')

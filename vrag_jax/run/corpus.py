@@ -18,11 +18,11 @@ from vrag_jax.data.datasets import (
 from vrag_jax.data.pageworld import build as pageworld
 from vrag_jax.data.pageworld.layout import PageSpec
 from vrag_jax.data.records import Question, with_unique_uids
+from vrag_jax.embedders.interface import Embedder
+from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.indexing.build import open_engine
 from vrag_jax.perception.image_ops import PixelLimits, show_page
-from vrag_jax.retrieval.embedding import Embedder
-from vrag_jax.retrieval.evaluate import evaluate_retrieval
 from vrag_jax.retrieval.remote import RemoteSearch
 from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.run.references import report_references

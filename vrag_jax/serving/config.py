@@ -1,6 +1,11 @@
 """What a search service is configured with; needs nothing of the extra `serve`."""
 
 import dataclasses
+import importlib.util
+
+from vrag_jax.config import ConfigError
+
+_PACKAGES = ('fastapi', 'uvicorn', 'prometheus_client')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,3 +128,11 @@ class ServiceConfig:
         for name in ('get_results', 'search_threads', 'image_threads', 'shutdown_seconds'):
             if getattr(self, name) <= 0:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
+
+
+def check_packages() -> None:
+    """Raises a `ConfigError` if the extra `serve` is not installed."""
+    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(f"config.task: 'serve_index' needs {', '.join(missing)}; "
+                          "pip install 'vrag_jax[serve]'")

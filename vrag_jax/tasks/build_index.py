@@ -8,7 +8,7 @@ from vrag_jax.corpus.ingestion.directories import MANIFEST
 from vrag_jax.corpus.ingestion.ingest import ingest, remove_unused
 from vrag_jax.corpus.ocr import missing_extra
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.indexing.build import announce, describe, embed_pages, load_embedders, texts_of
+from vrag_jax.indexing.build import announce, embed_pages, load_embedders, texts_of
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
 from vrag_jax.retrieval.engine import SearchEngine
@@ -43,7 +43,7 @@ def run(config: RunConfig, workdir: Path) -> None:
         raise SystemExit(f'index: {error}') from error
     assert isinstance(corpus.engine, SearchEngine)  # `check` has seen to it.
     if is_main():
-        for line in describe(corpus.engine.retriever):
+        for line in corpus.engine.retriever.describe():
             print(f'index: {line}', flush=True)
         print(f'indexed in {time.monotonic() - started:.1f} s', flush=True)
         report_retrieval(corpus)

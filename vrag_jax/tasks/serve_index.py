@@ -1,10 +1,8 @@
 """Serves the index of a run's pages over HTTP."""
 
-import importlib.util
 import logging
 from pathlib import Path
 
-from vrag_jax.config import ConfigError
 from vrag_jax.corpus.artifact import MANIFEST, ArtifactError
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.indexing.build import (
@@ -17,17 +15,9 @@ from vrag_jax.indexing.build import (
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.run.corpus import page_manifest
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.serving.config import check_packages
 
 _LOG = logging.getLogger(__name__)
-_PACKAGES = ('fastapi', 'uvicorn', 'prometheus_client')
-
-
-def check_packages() -> None:
-    """Raises a `ConfigError` if the extra `serve` is not installed."""
-    missing = [name for name in _PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(f"config.task: 'serve_index' needs {', '.join(missing)}; "
-                          "pip install 'vrag_jax[serve]'")
 
 
 def run(config: RunConfig, workdir: Path) -> None:

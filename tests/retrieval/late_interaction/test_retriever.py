@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vrag_jax.corpus.artifact import ArtifactError, open_artifact, write_artifact
-from vrag_jax.retrieval.embedding import PageContent
+from vrag_jax.embedders.interface import PageContent
 from vrag_jax.retrieval.late_interaction.centroids import CentroidTable
 from vrag_jax.retrieval.late_interaction.fde import FdeConfig
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
@@ -58,10 +58,8 @@ def page(number):
 def build(config, count=300, embedder=None, **more):
     embedder = embedder or WordEmbedder()
     contents = [page(n) for n in range(count)]
-    tokens = embedder.embed_pages(contents)
-    offsets = np.cumsum([0, *map(len, tokens)])
-    return LateInteractionRetriever.build(
-        embedder, [c.page_id for c in contents], np.concatenate(tokens), offsets, config, **more)
+    return LateInteractionRetriever.of_pages(
+        embedder, [c.page_id for c in contents], embedder.embed_pages(contents), config, **more)
 
 
 QUERIES = [' '.join(page(n).text.split()[2:9]) for n in range(0, 300, 11)]
@@ -159,8 +157,8 @@ def test_many_changes_build_the_index_anew(small):
 
 
 @pytest.mark.parametrize('numbers, deleted, message', [
-    ([5], [], 'different'), ([], ['p999'], "no page 'p999' to delete"),
-    ([], [f'p{n}' for n in range(300)], '0 ids')])
+    ([5], [], 'different'), ([], ['p999'], "no page 'p999' to remove"),
+    ([], [f'p{n}' for n in range(300)], '0 pages')])
 def test_changes_that_cannot_be_are_refused(small, numbers, deleted, message):
     with pytest.raises(ValueError, match=message):
         small.updated(changes(numbers, deleted))
@@ -175,7 +173,7 @@ def test_a_retriever_is_read_back_as_it_was(config, tmp_path):
 
     def read(*embedders):
         return open_artifact(tmp_path, 'retriever', lambda folder, fields:
-                             LateInteractionRetriever.from_files(folder, fields, embedders))
+                             LateInteractionRetriever.load(folder, fields, embedders))
 
     again = read(WordEmbedder())
     assert (again.ids, again.config, again.recall) == (
@@ -193,7 +191,7 @@ def test_a_reader_goes_on_while_new_versions_replace_what_it_has_mapped(small, t
 
     def read():
         return open_artifact(tmp_path, 'retriever', lambda folder, fields:
-                             LateInteractionRetriever.from_files(folder, fields, [WordEmbedder()]))
+                             LateInteractionRetriever.load(folder, fields, [WordEmbedder()]))
 
     reader = read()
     expected = reader.search(QUERIES, 5)[0]

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.retrieval.lexical.test_ngram_encoder import QUERIES, TEXTS, bm25, random_texts
 from vrag_jax.corpus.artifact import ArtifactError, open_artifact, write_artifact
-from vrag_jax.retrieval.embedding import PageContent
+from vrag_jax.embedders.interface import PageContent
 from vrag_jax.retrieval.kinds import read_retriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Config, Bm25Retriever
 from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever, NgramVectorsRetriever, fit_words
@@ -38,7 +38,7 @@ def exact(retriever, queries, texts):
 @pytest.mark.parametrize('texts', [TEXTS, [*TEXTS, TEXTS[1], '', TEXTS[1], '…']],
                          ids=['distinct', 'with copies and blank pages'])
 def test_scores_are_bm25_of_words_phrases_and_pieces(texts):
-    lists = NgramListsRetriever.build(names(texts), texts)
+    lists = NgramListsRetriever.of_texts(names(texts), texts)
     np.testing.assert_allclose(exact(lists, QUERIES, texts), bm25(QUERIES, texts), rtol=1e-6)
 
 
@@ -46,7 +46,7 @@ def test_scores_are_bm25_of_words_phrases_and_pieces(texts):
 def test_common_pieces_weigh_nothing(share, most):
     texts = [text + ' worked working'[:7 * (i % 3)] for i, text in enumerate(random_texts(300))]
     queries = [' '.join(text.split()[2:8]) + ' works' for text in texts[:20]]
-    lists = NgramListsRetriever.build(names(texts), texts, NgramConfig(piece_share=share))
+    lists = NgramListsRetriever.of_texts(names(texts), texts, NgramConfig(piece_share=share))
     np.testing.assert_allclose(exact(lists, queries, texts),
                                bm25(queries, texts, most_pages=most), rtol=1e-6)
 
@@ -66,7 +66,7 @@ def test_bm25_is_of_words(phrases):
                     tf / (tf + norm))
         return score
 
-    lists = Bm25Retriever.build(names(TEXTS), TEXTS, Bm25Config(phrases=phrases))
+    lists = Bm25Retriever.of_texts(names(TEXTS), TEXTS, Bm25Config(phrases=phrases))
     queries = [*QUERIES, 'travel travel Hong', 'US of']
     np.testing.assert_allclose(
         exact(lists, queries, TEXTS),
@@ -78,7 +78,7 @@ def test_lists_rank_as_vectors_do():
     texts = random_texts(300)
     queries = [' '.join(text.split()[2:8]) for text in texts[:40]]
     vectors = NgramVectorsRetriever.fit(NgramEncoder(), names(texts), texts)
-    lists = NgramListsRetriever.build(names(texts), texts)
+    lists = NgramListsRetriever.of_texts(names(texts), texts)
     assert vectors.search(queries, 5)[0] == lists.search(queries, 5)[0]
 
 
@@ -98,7 +98,7 @@ def test_more_pages_than_dims_get_lists_by_themselves():
 @KINDS
 def test_equal_scores_are_in_order_and_filters_are_kept(kind):
     texts = ['blue whale', 'red fox', 'blue whale', 'blue', 'blue whale', 'grey']
-    lists = kind.build(names(texts), texts)
+    lists = kind.of_texts(names(texts), texts)
     assert lists.search(['blue whale'], 2)[0] == [['p0', 'p2']]
     assert lists.search(['blue whale'], 9)[0] == [['p0', 'p2', 'p4', 'p3']]
     allowed = np.array([False, True, False, True, True, True])
@@ -126,7 +126,7 @@ def test_any_changes_leave_what_would_be_built_anew(kind, data, tmp_path_factory
     rng = random.Random(data.draw(st.integers(0, 2**32)))
     texts = [*random_texts(60, seed=rng.random()), '', TEXTS[0], TEXTS[1], '…']
     state = {f'q{n}': rng.choice(texts) for n in range(rng.randint(1, 30))} | {'first': texts[0]}
-    retriever, number = kind.build(list(state), list(state.values())), 100
+    retriever, number = kind.of_texts(list(state), list(state.values())), 100
     queries = [' '.join(rng.choice(texts).split()[:5]) for _ in range(5)] + ['云上数据']
     for _ in range(data.draw(st.integers(1, 5))):
         deleted = set(rng.sample(list(state), rng.randint(0, len(state) - 1)))
@@ -144,7 +144,7 @@ def test_any_changes_leave_what_would_be_built_anew(kind, data, tmp_path_factory
         if not any(split_terms(text).singles or split_terms(text).words
                    for text in state.values()):
             return
-        anew = kind.build(list(state), list(state.values()))
+        anew = kind.of_texts(list(state), list(state.values()))
         allowed = np.array([rng.random() < 0.7 for _ in state])
         for mask in (None, allowed):
             ids, scores = retriever.search(queries, 7, mask)
@@ -158,7 +158,7 @@ def test_any_changes_leave_what_would_be_built_anew(kind, data, tmp_path_factory
 def test_parts_stay_few_while_pages_come_and_deleted_ones_are_let_go_of(tmp_path):
     texts = random_texts(400)
     state = dict(zip(names(texts[:200]), texts, strict=False))
-    retriever = NgramListsRetriever.build(list(state), list(state.values()))
+    retriever = NgramListsRetriever.of_texts(list(state), list(state.values()))
     for n in range(200, 300):
         retriever, state = applied(retriever, state, {f'p{n}': texts[n]}, set(), (), tmp_path)
     assert len(retriever.lists._parts) <= 8  # 100 one by one: 64, 32, 4, ...
@@ -169,8 +169,8 @@ def test_parts_stay_few_while_pages_come_and_deleted_ones_are_let_go_of(tmp_path
 
 def test_unchanged_parts_are_linked_not_written_again(tmp_path):
     texts = random_texts(50)
-    write_artifact(tmp_path, 'words', NgramListsRetriever.build(names(texts), texts).write_files)
-    retriever = open_artifact(tmp_path, 'words', NgramListsRetriever.from_files)
+    write_artifact(tmp_path, 'words', NgramListsRetriever.of_texts(names(texts), texts).write_files)
+    retriever = open_artifact(tmp_path, 'words', NgramListsRetriever.load)
     (before,) = tmp_path.glob('data-*')
     inode = (before / 'part-000' / 'rows.npy').stat().st_ino
     more, _ = applied(retriever, dict(zip(names(texts), texts, strict=True)),
@@ -179,19 +179,19 @@ def test_unchanged_parts_are_linked_not_written_again(tmp_path):
     # Who has opened it still reads the version of before.
     (after,) = {*tmp_path.glob('data-*')} - {before}
     assert (after / 'part-000' / 'rows.npy').stat().st_ino == inode and after != before
-    again = open_artifact(tmp_path, 'words', NgramListsRetriever.from_files, verify=True)
+    again = open_artifact(tmp_path, 'words', NgramListsRetriever.load, verify=True)
     assert again.search(['new page'], 1)[0] == [['new']]
     # What was opened before goes on, and can be saved.
     assert retriever.search([texts[3]], 1)[0] == [['p3']]
     (tmp_path / 'copy').mkdir()
     fields = retriever.write_files(tmp_path / 'copy')
-    assert NgramListsRetriever.from_files(tmp_path / 'copy', fields).ids == retriever.ids
+    assert NgramListsRetriever.load(tmp_path / 'copy', fields).ids == retriever.ids
 
 
 @pytest.fixture(scope='module')
 def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp('written')
-    retriever = NgramListsRetriever.build(names(TEXTS), TEXTS)
+    retriever = NgramListsRetriever.of_texts(names(TEXTS), TEXTS)
     retriever, _ = applied(retriever, dict(zip(names(TEXTS), TEXTS, strict=True)),
                            {'new': 'a new page'}, {'p1'})
     return folder, retriever.write_files(folder)
@@ -215,7 +215,7 @@ def test_a_damaged_file_is_named(written, name, damage, tmp_path):
         np.save(file, array.astype(np.float32) if damage == 'other type' else np.concatenate(
             [array, array], axis=-1))
     with pytest.raises(ArtifactError, match=rf'{file.name}|part-00'):
-        NgramListsRetriever.from_files(tmp_path / 'copy', fields)
+        NgramListsRetriever.load(tmp_path / 'copy', fields)
 
 
 @pytest.mark.parametrize('change, message', [
@@ -225,18 +225,18 @@ def test_a_damaged_file_is_named(written, name, damage, tmp_path):
 def test_fields_that_do_not_fit_are_refused(written, change, message):
     folder, fields = written
     with pytest.raises(ArtifactError, match=message):
-        NgramListsRetriever.from_files(folder, {**fields, **change})
+        NgramListsRetriever.load(folder, {**fields, **change})
 
 
 @KINDS
 def test_what_cannot_be_indexed_is_refused(kind):
     with pytest.raises(ValueError, match='none of the 2 page texts holds a word'):
-        kind.build(['a', 'b'], ['', '…'])
+        kind.of_texts(['a', 'b'], ['', '…'])
     with pytest.raises(ValueError, match="'a' stands twice"):
-        kind.build(['a', 'a'], ['x', 'y'])
+        kind.of_texts(['a', 'a'], ['x', 'y'])
     with pytest.raises(ValueError, match='1 texts for 2 pages'):
-        kind.build(['a', 'b'], ['x'])
-    retriever = kind.build(['a', 'b'], ['x', 'y'])
+        kind.of_texts(['a', 'b'], ['x'])
+    retriever = kind.of_texts(['a', 'b'], ['x', 'y'])
     with pytest.raises(ValueError, match="'zz' is not in the index"):
         applied(retriever, {}, {}, {'zz'})
     with pytest.raises(ValueError, match='nothing would be left'):
@@ -247,5 +247,5 @@ def test_what_cannot_be_indexed_is_refused(kind):
 
 def test_pages_that_no_query_tells_apart_are_told():
     texts = ['The blue whale', 'whale, blue the', 'red', 'the BLUE whale!', 'red', 'blue whale']
-    lists = NgramListsRetriever.build(names(texts), texts)
+    lists = NgramListsRetriever.of_texts(names(texts), texts)
     assert lists.same_pages(texts) == [('p0', 'p3')]

@@ -3,14 +3,14 @@
 import dataclasses
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.embedding import Embedder, Grid
+from vrag_jax.embedders.interface import Embedder, Grid
 from vrag_jax.retrieval.late_interaction.centroids import CentroidTable, sample_tokens
 from vrag_jax.retrieval.late_interaction.fde import FdeEncoder
 from vrag_jax.retrieval.late_interaction.maxsim import maxsim, maxsim_all
@@ -22,7 +22,14 @@ from vrag_jax.retrieval.late_interaction.token_pages import (
     pools,
 )
 from vrag_jax.retrieval.late_interaction.token_store import TokenStore
-from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
+from vrag_jax.retrieval.retriever import (
+    Changes,
+    Hits,
+    RetrieverKind,
+    find_embedder,
+    sample_queries,
+    told_recall,
+)
 from vrag_jax.retrieval.single_vector.index import ScannIndex
 
 _LOG = logging.getLogger(__name__)
@@ -47,10 +54,10 @@ class _Candidates:
     since: int = 0
 
 
-class LateInteractionRetriever:
+class LateInteractionRetriever(RetrieverKind):
     """Ranks pages by MaxSim: the sum over a query's vectors of the best product with a page's.
 
-    Made by `build`, `updated` or `from_files`.
+    Made by `build`, `of_pages`, `updated` or `load`.
 
     Attributes:
       embedder: makes vectors of queries, and of pages that are added.
@@ -61,7 +68,10 @@ class LateInteractionRetriever:
         are scored exactly.
     """
 
+    name = 'late_interaction'
     kind = 'late_interaction'
+    vectors = 'several'
+    embedder: Embedder
 
     def __init__(self, embedder: Embedder, ids: Sequence[str], store: TokenStore,
                  config: LateInteractionConfig, candidates: _Candidates | None,
@@ -78,27 +88,10 @@ class LateInteractionRetriever:
         self._candidates = candidates
 
     @classmethod
-    def build(cls, embedder: Embedder, ids: Sequence[str], tokens: np.ndarray, offsets: np.ndarray,
-              config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
-              grids: Sequence[Grid] | None = None, scratch: Path | None = None,
-              queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
-        """Indexes what an embedder made of pages, all of whose tokens are in one array.
-
-        Args:
-          tokens: [all tokens, D] unit rows, any float dtype; may be memory-mapped.
-          offsets: int [pages + 1]; page i has the tokens from offsets[i] to offsets[i + 1].
-          embedder, ids, config, grids, scratch, queries: see `of_pages`.
-
-        Raises:
-          ValueError: if shapes do not agree, an id stands twice, a page has no token, or
-            a value is not finite.
-        """
-        ids = tuple(ids)
-        if len(offsets) != len(ids) + 1 or offsets[-1] != len(tokens) or not ids:
-            raise ValueError(f'{len(ids)} ids and {len(tokens)} tokens do not fit {len(offsets)} '
-                             f'offsets up to {offsets[-1] if len(offsets) else None}')
-        pages = [tokens[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-        return cls.of_pages(embedder, ids, pages, config, grids, scratch, queries)
+    def build(cls, pages: Changes, config: Any, embedder: Embedder) -> 'LateInteractionRetriever':
+        settings = config.late_interaction
+        return cls.of_pages(embedder, pages.ids, pages.vectors(embedder), settings,
+                            _grids(embedder, settings, pages), pages.scratch, pages.queries)
 
     @classmethod
     def of_pages(cls, embedder: Embedder, ids: Sequence[str], pages: Sequence[np.ndarray],
@@ -241,44 +234,18 @@ class LateInteractionRetriever:
                 'candidates': self.config.candidates, 'source': source}
 
     def updated(self, changes: Changes) -> 'LateInteractionRetriever':
-        grids = self.embedder.page_grids(changes.added) if (
-            pools(self.embedder, self.config.tokens)) else None
-        return self.with_tokens(
-            [page.page_id for page in changes.added], changes.vectors(self.embedder),
-            changes.deleted, grids, changes.scratch, changes.order, changes.queries)
+        """See `Retriever`: tokens, encodings and centroids of pages that stay are not touched.
 
-    def with_tokens(self, ids: Sequence[str], pages: Sequence[np.ndarray],
-                    deleted: Collection[str] = (),
-                    grids: Sequence[Grid] | None = None, scratch: Path | None = None,
-                    order: Sequence[str] = (),
-                    queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
-        """Returns a retriever without some pages and with others, of given tokens.
-
-        Tokens, encodings and centroids of pages that stay are not touched. Centroids,
-        and what encodings were learnt from, stay those of the corpus at first, until half of
-        the pages have come since.
-
-        Args:
-          ids: of the pages to add.
-          pages: [T, D] tokens of each.
-          deleted: ids of pages that go.
-          grids, scratch, queries: as in `of_pages`.
-          order: ids of all pages then, in the order of equal hits; of a retriever that goes
-            on as it is pages that are added come last all the same.
-
-        Raises:
-          ValueError: for an id that stands there already or, to delete, does not, or if
-            no page is left.
+        Centroids, and what encodings were learnt from, stay those of the corpus at first, until
+        half of the pages have come since. Until then pages that are added come last, whatever the
+        order of equal hits is to be.
         """
-        deleted = set(deleted)
-        missing = deleted - set(self.ids)
-        if missing:
-            raise ValueError(f'no page {min(missing)!r} to delete ({len(missing)} unknown)')
-        kept = np.array([row for row, i in enumerate(self.ids) if i not in deleted], np.int64)
-        new_ids = (*(self.ids[row] for row in kept), *ids)
-        if len(set(new_ids)) != len(new_ids) or not new_ids or len(ids) != len(pages):
-            raise ValueError(f'{len(new_ids)} ids, of which {len(set(new_ids))} are different, '
-                             f'and {len(pages)} pages for {len(ids)} new ids')
+        if not changes:
+            return self
+        kept = changes.kept_rows(self.ids)
+        new_ids = (*(self.ids[row] for row in kept), *changes.ids)
+        pages, scratch = changes.vectors(self.embedder), changes.scratch
+        grids = _grids(self.embedder, self.config, changes)
         new = TokenStore.build(pooled_pages(pages, self.embedder, self.config.tokens, grids),
                                self.store.dims, self.config.tokens, scratch)
         store = self.store.kept(kept).joined(new)
@@ -286,22 +253,32 @@ class LateInteractionRetriever:
             _LOG.info('tokens of %d pages written anew', len(store))
             store = store.compacted(scratch)
         parts = self._candidates
-        since = len(ids)
+        since = len(changes.added)
         if parts is not None:
             since += int((kept >= len(self.ids) - parts.since).sum())
         if (parts is None or len(new_ids) < self.config.exact_below
                 or since > _LEARN * len(new_ids)):
-            if order:
+            if changes.order:
                 row = {page_id: number for number, page_id in enumerate(new_ids)}
-                store, new_ids = store.kept(np.array([row[i] for i in order])), tuple(order)
-            return self._indexed(self.embedder, new_ids, store, self.config, queries)
+                store = store.kept(np.array([row[i] for i in changes.order]))
+                new_ids = tuple(changes.order)
+            return self._indexed(self.embedder, new_ids, store, self.config, changes.queries)
         fresh = StorePages(store, len(kept))
-        index = parts.index.updated(_encodings(parts.encoder, fresh), ids, deleted,
-                                    lambda: _encodings(parts.encoder, StorePages(store)))
+        index = parts.index.updated(
+            _encodings(parts.encoder, fresh), changes.ids, changes.removed,
+            lambda: _encodings(parts.encoder, StorePages(store)))
         table = parts.centroids and parts.centroids.kept(kept).with_pages(fresh)
         return LateInteractionRetriever(self.embedder, new_ids, store, self.config,
                                         _Candidates(parts.encoder, index, table, since),
                                         self.recall)
+
+    def matches(self, config: Any, embedder: Embedder) -> bool:
+        return (self.fingerprint == embedder.fingerprint
+                and self.config == config.late_interaction)
+
+    def describe(self) -> list[str]:
+        return told_recall(f'{self.embedder.kind}, {self.kind}: {len(self.ids)} pages', self.exact,
+                           self.recall)
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         fields: dict[str, Any] = {
@@ -319,8 +296,8 @@ class LateInteractionRetriever:
         return fields
 
     @classmethod
-    def from_files(cls, folder: Path, fields: dict[str, Any],
-                   embedders: Sequence[Embedder] = ()) -> 'LateInteractionRetriever':
+    def load(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder] = ()
+             ) -> 'LateInteractionRetriever':
         try:
             ids, config = tuple(fields['ids']), LateInteractionConfig.from_fields(fields['config'])
             embedder = find_embedder(fields['embedder'], fields['kind'], embedders)
@@ -341,6 +318,12 @@ class LateInteractionRetriever:
         if len(store) != len(ids):
             raise ArtifactError(f'{folder}: tokens of {len(store)} pages for {len(ids)} ids')
         return cls(embedder, ids, store, config, candidates, fields['recall'])
+
+
+def _grids(embedder: Embedder, config: LateInteractionConfig, pages: Changes
+           ) -> Sequence[Grid] | None:
+    """Returns the grids of tokens of pages that come; None where nothing is pooled."""
+    return embedder.page_grids(pages.added) if pools(embedder, config.tokens) else None
 
 
 def _encodings(encoder: FdeEncoder, pages: Sequence[np.ndarray]) -> np.ndarray:

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from vrag_jax.retrieval.embedding import Embedder, Grid
+from vrag_jax.embedders.interface import Embedder, Grid
 from vrag_jax.retrieval.late_interaction.token_store import (
     TokenConfig,
     TokenStore,

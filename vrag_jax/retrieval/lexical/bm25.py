@@ -1,6 +1,7 @@
 """BM25 over the pages' words, in inverted lists."""
 
 import dataclasses
+from typing import Any
 
 from vrag_jax.retrieval.lexical.inverted_lists import Weighting
 from vrag_jax.retrieval.lexical.retriever import ListsRetriever
@@ -37,5 +38,10 @@ class Bm25Retriever(ListsRetriever[Bm25Config]):
     and what only some queries look for. Equal scores are in the order of the pages.
     """
 
+    name = 'bm25'
     kind = 'bm25'
     config_class = Bm25Config
+
+    @classmethod
+    def config_of(cls, config: Any) -> Bm25Config:
+        return config.bm25

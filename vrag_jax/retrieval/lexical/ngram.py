@@ -13,11 +13,12 @@ from vrag_jax.retrieval.checks import check_vectors, tell_groups
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.lexical.retriever import ListsRetriever
-from vrag_jax.retrieval.retriever import Changes, Hits, Retriever
+from vrag_jax.retrieval.retriever import Changes, Hits, RetrieverKind
 from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
 from vrag_jax.retrieval.single_vector.retriever import (
     DenseRetriever,
     check_encoder,
+    describe_index,
     recall_vectors,
     search_vectors,
 )
@@ -29,11 +30,16 @@ _NOTHING = 1e-6  # Score of unit vectors that texts without a common term may ha
 class NgramListsRetriever(ListsRetriever[NgramConfig]):
     """Ranks pages as the vectors of `NgramEncoder` do, of any number of pages."""
 
+    name = 'ngram'
     kind = 'ngram_lists'
     config_class = NgramConfig
 
+    @classmethod
+    def config_of(cls, config: Any) -> NgramConfig:
+        return config.encoder
 
-class NgramVectorsRetriever:
+
+class NgramVectorsRetriever(RetrieverKind):
     """Searches the vectors of an `NgramEncoder`, which learns from the pages, in a ScaNN index.
 
     Args:
@@ -44,6 +50,7 @@ class NgramVectorsRetriever:
       ArtifactError: if the index was made by another encoder.
     """
 
+    name = NgramListsRetriever.name
     kind = DenseRetriever.kind  # Files of both are the same but for the encoder.
     reads = frozenset({'text'})
 
@@ -53,6 +60,12 @@ class NgramVectorsRetriever:
         self.index = index
         self.ids = index.ids
         self.fingerprint = encoder.fingerprint
+
+    @classmethod
+    def build(cls, pages: Changes, config: Any, embedder: None = None) -> RetrieverKind:
+        """See `RetrieverKind`: vectors of few pages, lists of many."""
+        return fit_words(NgramEncoder(config.encoder), pages.ids, pages.texts, config.index,
+                         pages.queries, pages.scratch)
 
     @classmethod
     def fit(cls, encoder: NgramEncoder, ids: Sequence[str], texts: Sequence[str],
@@ -81,12 +94,18 @@ class NgramVectorsRetriever:
         hits = [_sharing(*hit) for piece in found for hit in zip(*piece, strict=True)]
         return [ids for ids, _ in hits], [scores for _, scores in hits]
 
-    def updated(self, changes: Changes) -> Retriever:
+    def updated(self, changes: Changes) -> RetrieverKind:
         """See `Retriever`: weights of terms depend on all pages, and are learnt anew."""
         pages = changes.pages()
         return fit_words(copy.copy(self.encoder), [page.page_id for page in pages],
                          [page.text for page in pages], self.index.config, changes.queries,
                          changes.scratch)
+
+    def matches(self, config: Any, embedder: None = None) -> bool:
+        return self.encoder.config == config.encoder and self.index.config == config.index
+
+    def describe(self) -> list[str]:
+        return describe_index(self, self.index, self.encoder.kind)
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         (folder / 'encoder').mkdir()
@@ -96,8 +115,12 @@ class NgramVectorsRetriever:
                 'index': self.index.write_files(folder / 'index')}
 
     @classmethod
-    def from_files(cls, folder: Path, fields: dict[str, Any], embedders: Any = ()
-                   ) -> 'NgramVectorsRetriever':
+    def reads_files(cls, fields: dict[str, Any]) -> bool:
+        return 'embedder' not in fields.get('encoder', ())
+
+    @classmethod
+    def load(cls, folder: Path, fields: dict[str, Any], embedders: Any = ()
+             ) -> 'NgramVectorsRetriever':
         try:
             encoder, index = fields['encoder'], fields['index']
             kind = encoder['kind']
@@ -112,7 +135,7 @@ class NgramVectorsRetriever:
 
 def fit_words(encoder: NgramEncoder, ids: Sequence[str], texts: Sequence[str],
               config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
-              queries: Sequence[str] = (), scratch: Path | None = None) -> Retriever:
+              queries: Sequence[str] = (), scratch: Path | None = None) -> RetrieverKind:
     """Returns a retriever of texts: by an encoder's vectors, or by lists where it has too many.
 
     Pages that no query tells apart are a warning that names them.
@@ -123,11 +146,11 @@ def fit_words(encoder: NgramEncoder, ids: Sequence[str], texts: Sequence[str],
       texts: of the pages.
       config: of the index of vectors.
       queries: for which its recall is measured.
-      scratch: see `ListsRetriever.build`.
+      scratch: see `ListsRetriever.of_texts`.
     """
     if len(texts) <= encoder.config.dims:
         return NgramVectorsRetriever.fit(encoder, ids, texts, config, queries)
-    lists = NgramListsRetriever.build(ids, texts, encoder.config, scratch)
+    lists = NgramListsRetriever.of_texts(ids, texts, encoder.config, scratch)
     _warn_of(lists.same_pages(texts))
     return lists
 

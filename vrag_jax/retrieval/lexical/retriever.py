@@ -1,5 +1,6 @@
 """Retrieval by words over inverted lists: what BM25 and n-grams of many pages share."""
 
+import abc
 import dataclasses
 import hashlib
 from collections.abc import Sequence
@@ -12,7 +13,7 @@ from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.retrieval.checks import check_rows
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.lexical.inverted_lists import InvertedLists, Weighting
-from vrag_jax.retrieval.retriever import Changes, Hits
+from vrag_jax.retrieval.retriever import Changes, Hits, RetrieverKind
 
 _BATCH = 8  # Queries that a thread answers at a time.
 
@@ -28,7 +29,7 @@ class ListsConfig(Protocol):
 Config = TypeVar('Config', bound=ListsConfig)
 
 
-class ListsRetriever(Generic[Config]):
+class ListsRetriever(RetrieverKind, Generic[Config]):
     """Ranks pages by BM25 of terms, exactly; pages that share no term with a query are no hits.
 
     Equal scores are in the order of the pages.
@@ -39,7 +40,6 @@ class ListsRetriever(Generic[Config]):
       config: of the lists.
     """
 
-    kind: ClassVar[str]
     config_class: ClassVar[type[Any]]
     reads = frozenset({'text'})
 
@@ -52,8 +52,17 @@ class ListsRetriever(Generic[Config]):
         self.fingerprint = digest.hexdigest()
 
     @classmethod
-    def build(cls, ids: Sequence[str], texts: Sequence[str], config: Config | None = None,
-              scratch: Path | None = None) -> Self:
+    @abc.abstractmethod
+    def config_of(cls, config: Any) -> Config:
+        """Returns the settings of the lists, of `config.retrieval`."""
+
+    @classmethod
+    def build(cls, pages: Changes, config: Any, embedder: None = None) -> Self:
+        return cls.of_texts(pages.ids, pages.texts, cls.config_of(config), pages.scratch)
+
+    @classmethod
+    def of_texts(cls, ids: Sequence[str], texts: Sequence[str], config: Config | None = None,
+                 scratch: Path | None = None) -> Self:
         """Indexes texts.
 
         Args:
@@ -99,23 +108,22 @@ class ListsRetriever(Generic[Config]):
 
     def updated(self, changes: Changes) -> Self:
         """See `Retriever`: pages are added and struck out; nothing else is read again."""
-        missing = changes.deleted - set(self.ids)
-        if missing:
-            raise ValueError(f'id {min(missing)!r} is not in the index ({len(missing)} of '
-                             f'{len(changes.deleted)} ids to delete)')
-        deleted = np.array([page_id in changes.deleted for page_id in self.ids], bool)
-        ids = [page_id for page_id in self.ids if page_id not in changes.deleted]
-        ids += [page.page_id for page in changes.added]
-        check_rows(None, tuple(ids))
-        if not ids:
-            raise ValueError('nothing would be left in the index')
-        lists = self.lists.updated([page.text for page in changes.added], deleted,
-                                   changes.scratch)
+        kept = changes.kept_rows(self.ids)
+        gone = np.ones(len(self.ids), bool)
+        gone[kept] = False
+        ids = [*(self.ids[row] for row in kept), *changes.ids]
+        lists = self.lists.updated(changes.texts, gone, changes.scratch)
         if changes.order and list(changes.order) != ids:
             place = {page_id: row for row, page_id in enumerate(ids)}
             lists = lists.in_order(np.array([place[page_id] for page_id in changes.order]))
             ids = list(changes.order)
         return type(self)(lists, ids, self.config)
+
+    def matches(self, config: Any, embedder: None = None) -> bool:
+        return self.config == self.config_of(config)
+
+    def describe(self) -> list[str]:
+        return [f'{self.kind}: {len(self.ids)} pages in inverted lists, searched exactly']
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         return {**self.lists.write_files(folder), 'ids': list(self.ids),
@@ -123,7 +131,7 @@ class ListsRetriever(Generic[Config]):
                 'fingerprint': self.fingerprint}
 
     @classmethod
-    def from_files(cls, folder: Path, fields: dict[str, Any], embedders: Any = ()) -> Self:
+    def load(cls, folder: Path, fields: dict[str, Any], embedders: Any = ()) -> Self:
         try:
             lists = InvertedLists.from_files(
                 folder, fields, cls.config_class(**fields['config']).weighting)

@@ -7,36 +7,52 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.embedding import Embedder
-from vrag_jax.retrieval.retriever import Changes, Hits, find_embedder, sample_queries
+from vrag_jax.embedders.interface import Embedder
+from vrag_jax.retrieval.retriever import (
+    Changes,
+    Hits,
+    Retriever,
+    RetrieverKind,
+    find_embedder,
+    sample_queries,
+    told_recall,
+)
 from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
 
 
-class DenseRetriever:
+class DenseRetriever(RetrieverKind):
     """Searches the vectors that an embedder made of pages, in a ScaNN index.
 
     Args:
-      encoder: an embedder of single vectors.
+      embedder: of single vectors.
       index: over the pages' vectors.
 
     Raises:
       ArtifactError: if the index was made by another embedder.
     """
 
+    name = 'single_vector'
     kind = 'dense'
+    vectors = 'one'
+    embedder: Embedder
 
-    def __init__(self, encoder: Embedder, index: ScannIndex):
-        check_encoder(index, encoder.fingerprint)
-        self.encoder = encoder
+    def __init__(self, embedder: Embedder, index: ScannIndex):
+        check_encoder(index, embedder.fingerprint)
+        self.embedder = embedder
         self.index = index
         self.ids = index.ids
-        self.fingerprint = encoder.fingerprint
-        self.reads = frozenset({encoder.reads})
+        self.fingerprint = embedder.fingerprint
+        self.reads = frozenset({embedder.reads})
 
     @classmethod
-    def build(cls, embedder: Embedder, ids: Sequence[str], vectors: np.ndarray,
-              config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
-              queries: Sequence[str] = ()) -> 'DenseRetriever':
+    def build(cls, pages: Changes, config: Any, embedder: Embedder) -> 'DenseRetriever':
+        return cls.of_vectors(embedder, pages.ids, np.concatenate(pages.vectors(embedder)),
+                              config.index, pages.queries)
+
+    @classmethod
+    def of_vectors(cls, embedder: Embedder, ids: Sequence[str], vectors: np.ndarray,
+                   config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
+                   queries: Sequence[str] = ()) -> 'DenseRetriever':
         """Indexes what an embedder made of pages.
 
         Args:
@@ -58,28 +74,39 @@ class DenseRetriever:
         if not queries:
             return [], []
         return search_vectors(
-            self.index, np.concatenate(self.encoder.embed_queries(queries)), k, allowed)
+            self.index, np.concatenate(self.embedder.embed_queries(queries)), k, allowed)
 
     def updated(self, changes: Changes) -> 'DenseRetriever':
-        ids = [page.page_id for page in changes.added]
+        if not changes:
+            return self
         vectors = np.zeros((0, self.index.dims), np.float32)
-        if ids:
-            vectors = np.concatenate(changes.vectors(self.encoder))
+        if changes.added:
+            vectors = np.concatenate(changes.vectors(self.embedder))
         index = self.index.updated(
-            vectors, ids, changes.deleted, queries=lambda count: recall_vectors(
-                lambda q: np.concatenate(self.encoder.embed_queries(q)), changes.queries,
+            vectors, changes.ids, changes.removed, queries=lambda count: recall_vectors(
+                lambda q: np.concatenate(self.embedder.embed_queries(q)), changes.queries,
                 self.index.config, count))
-        return DenseRetriever(self.encoder, index.in_order(changes.order or index.ids))
+        return DenseRetriever(self.embedder, index.in_order(changes.order or index.ids))
+
+    def matches(self, config: Any, embedder: Embedder) -> bool:
+        return self.fingerprint == embedder.fingerprint and self.index.config == config.index
+
+    def describe(self) -> list[str]:
+        return describe_index(self, self.index, self.embedder.kind)
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         (folder / 'encoder').mkdir()
         (folder / 'index').mkdir()
-        return {'encoder': {'kind': self.encoder.kind, 'embedder': self.fingerprint},
+        return {'encoder': {'kind': self.embedder.kind, 'embedder': self.fingerprint},
                 'index': self.index.write_files(folder / 'index')}
 
     @classmethod
-    def from_files(cls, folder: Path, fields: dict[str, Any],
-                   embedders: Sequence[Embedder] = ()) -> 'DenseRetriever':
+    def reads_files(cls, fields: dict[str, Any]) -> bool:
+        return 'embedder' in fields.get('encoder', ())
+
+    @classmethod
+    def load(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder] = ()
+             ) -> 'DenseRetriever':
         try:
             encoder, index = fields['encoder'], fields['index']
             kind, fingerprint = encoder['kind'], encoder['embedder']
@@ -94,6 +121,12 @@ def check_encoder(index: ScannIndex, fingerprint: str) -> None:
     if index.encoder != fingerprint:
         raise ArtifactError(f'the index was made by encoder {index.encoder[:12]!r}, not by '
                             f'{fingerprint[:12]!r}')
+
+
+def describe_index(retriever: Retriever, index: ScannIndex, encoder: str) -> list[str]:
+    """Returns the line of a retriever that searches the vectors of an encoder of that kind."""
+    return told_recall(f'{encoder}, {retriever.kind}: {len(index)} pages, {index.dims} dimensions',
+                       index.exact, index.recall)
 
 
 def search_vectors(index: ScannIndex, vectors: np.ndarray, k: int, allowed: np.ndarray | None

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from vrag_jax.retrieval.evaluate import evaluate_retrieval
+from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.retrieval.hits import Hit
 
 
