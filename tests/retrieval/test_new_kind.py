@@ -24,7 +24,8 @@ def store(make_store):
 
 
 def config_of(*retrievers, **settings):
-    return parse(RetrievalConfig, {'retrievers': retrievers, 'kinds': {'headings': settings}})
+    return parse(RetrievalConfig, {
+        'retrievers': retrievers, 'kinds': {'headings': settings} if settings else {}})
 
 
 def found(engine, query, k=4):
