@@ -108,7 +108,7 @@ class GenerateLoop:
         self._config = space.config.sampler
         self.model = load_model(space.workdir / CHECKPOINT)
         vocab_size = space.model_config.text.vocab_size
-        self._table = build_stop_table(token_bytes(space.tokenizer, vocab_size))
+        self._table = build_stop_table(token_bytes(space.tokenizer, vocab_size), space.actions)
         self._suppress = Suppress(space.model_config.suppressed_ids, vocab_size)
 
     @torch.inference_mode()
@@ -133,7 +133,8 @@ class GenerateLoop:
                 episode.append_text(tokens, sampled=True)
                 texts.append(self._world.chat.decode(tokens))
                 stops.append('end_of_turn' if tokens[-1] in self._space.end_ids else '')
-            self._world.advance(running, texts, stops, self._config.max_length)
+            self._world.advance(
+                self._world.read(running, texts, stops), self._config.max_length)
             running = [episode for episode in running if not episode.done]
         return episodes
 

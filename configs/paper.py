@@ -12,10 +12,7 @@ Answer a question about a collection of document pages. You see a page only afte
 
 In every turn, first think inside <think> and </think>: what is known, what is missing, and where \
 it may stand. Then do exactly one of these:
-- <search>words to look for</search> shows the best page that you have not seen yet.
-- <bbox>[x1, y1, x2, y2]</bbox> cuts a region out of the last image and shows it larger; the \
-corners are in pixels of that image.
-- <answer>the answer, as short as it can be</answer> ends the task.
+{actions}
 Look closer before you read off small print, and answer once you are sure.
 
 Question: {question}"""
@@ -37,6 +34,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
     config = ConfigDict()
     config.task = task
     config.seed = 0
+    config.actions = ('search', 'bbox', 'answer')
     # Of a policy that brings none: one after SFT brings the prompt of its conversations.
     config.prompt = ConfigDict({
         'text': '', 'file': '', 'system': '', 'fallback': INSTRUCTION, 'may_differ': False,
@@ -66,7 +64,7 @@ def paper_config(task: str, preset: str, mesh: dict[str, int]) -> ConfigDict:
         # Four turns and the closing one, which is asked for the answer.
         'max_turns': 5, 'search_results': 10, 'search_chars': 2048,
         'min_pixels': 256 * 28 * 28, 'max_pixels': LARGEST_IMAGE, 'two_step_sizes': False,
-        'padding': 0, 'allow_crop': True, 'allow_image_index': False,
+        'padding': 0, 'allow_image_index': False,
     })
     config.vision_features = ConfigDict({'windows': (LARGEST_SPAN, 256), 'span': LARGEST_SPAN})
     config.judge = ConfigDict({

@@ -15,6 +15,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.task = 'loop'
     config.seed = 0
+    config.actions = ('search', 'bbox', 'answer')
     config.prompt = ConfigDict({
         'text': '', 'file': '', 'system': '', 'fallback': '{question}', 'may_differ': False,
     })
@@ -48,7 +49,7 @@ def get_config() -> ConfigDict:
     config.environment = ConfigDict({
         'max_turns': 6, 'search_results': 10, 'search_chars': 2048,
         'min_pixels': 16 * 28 * 28, 'max_pixels': 16 * 28 * 28,
-        'padding': 0, 'allow_crop': True, 'allow_image_index': False, 'page_cache': 4096,
+        'padding': 0, 'allow_image_index': False, 'page_cache': 4096,
     })
     config.messages = ConfigDict({
         'page': '<image>', 'crop': '<image>',

@@ -4,9 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrag_jax.actions.grammar import Action, parse_action
+from vrag_jax.actions.action import Action
+from vrag_jax.actions.grammar import parse_action
+from vrag_jax.actions.rules import ActionRules
 
 THOUGHT = '<think> look closer </think>'
+TWENTY, INDEXED = ActionRules(search_chars=20), ActionRules(allow_image_index=True)
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -93,18 +96,18 @@ def test_an_invalid_action_keeps_its_thought_and_hides_later_actions():
 
 
 def test_a_query_may_have_so_many_characters():
-    action = parse_action(f'<search> {"中" * 20} </search>', search_chars=20)
+    action = parse_action(f'<search> {"中" * 20} </search>', rules=TWENTY)
     assert (action.kind, action.text) == ('search', '中' * 20)
-    action = parse_action(f'{THOUGHT}<search>{"a" * 21}</search>', search_chars=20)
+    action = parse_action(f'{THOUGHT}<search>{"a" * 21}</search>', rules=TWENTY)
     assert (action.kind, action.text) == ('invalid', '')
     assert action.reason == 'the query has 21 characters; 20 are allowed'
-    assert parse_action(f'<answer>{"a" * 21}</answer>', search_chars=20).kind == 'answer'
+    assert parse_action(f'<answer>{"a" * 21}</answer>', rules=TWENTY).kind == 'answer'
 
 
 @pytest.mark.parametrize('attributes, image', [
     ('', None), (' ', None), (' image="1"', 1), (' image = "12" ', 12), (' image="007"', 7)])
 def test_image_index_where_it_is_allowed(attributes, image):
-    action = parse_action(f'<bbox{attributes}>[1,2,3,4]</bbox>', allow_image_index=True)
+    action = parse_action(f'<bbox{attributes}>[1,2,3,4]</bbox>', rules=INDEXED)
     assert (action.kind, action.image, action.box) == ('bbox', image, (1, 2, 3, 4))
 
 
@@ -112,7 +115,7 @@ def test_image_index_where_it_is_allowed(attributes, image):
     ' image="0"', ' image="-1"', ' image="1.5"', ' image="a"', ' image=1', ' page="1"',
     ' image="1" image="2"', f' image="{"9" * 5000}"', ' image="٣"'])
 def test_other_attributes_are_invalid(attributes):
-    action = parse_action(f'<bbox{attributes}>[1,2,3,4]</bbox>', allow_image_index=True)
+    action = parse_action(f'<bbox{attributes}>[1,2,3,4]</bbox>', rules=INDEXED)
     assert action.kind == 'invalid' and 'image index' in action.reason
 
 
@@ -124,7 +127,7 @@ PIECES = st.sampled_from([
 @settings(deadline=None, max_examples=300)
 @given(st.one_of(st.text(), st.lists(PIECES).map(''.join)), st.booleans())
 def test_any_string_gives_an_action(text, allow_image_index):
-    action = parse_action(text, allow_image_index)
+    action = parse_action(text, rules=ActionRules(allow_image_index=allow_image_index))
     assert (action.kind == 'invalid') == bool(action.reason)
     assert (action.kind == 'bbox') == (action.box is not None)
     assert (action.kind in ('search', 'answer')) == bool(action.text)

@@ -12,11 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vrag_jax.actions.grammar import parse_action
+from vrag_jax.actions.rules import ActionRules
 from vrag_jax.actions.stopping import StopTable, build_stop_table
 
 # Closes whatever is open and adds an action: only a turn that is over ignores it.
 PROBE = '></think></search></bbox></answer><answer>probe 7</answer>'
 
+INDEXED = ActionRules(allow_image_index=True)
 PIECES = [
     '<think>', '</think>', '<search>', '</search>', '<answer>', '</answer>', '<bbox>', '</bbox>',
     '<bbox ', '<bbox', '<', '</', '>', 'think>', 'search>', 'bbox', '<sea', 'rch>', '</ans', 'wer>',
@@ -26,7 +28,7 @@ PIECES = [
 def is_over(text: bytes) -> bool:
     """Whether a turn holds a closed action: nothing that follows changes its parse."""
     turn = text.decode(errors='replace')
-    return parse_action(turn, True) == parse_action(turn + PROBE, True)
+    return parse_action(turn, rules=INDEXED) == parse_action(turn + PROBE, rules=INDEXED)
 
 
 def first_accepted(table: StopTable, tokens: list[int]) -> int | None:

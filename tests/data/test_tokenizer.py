@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
+from vrag_jax.actions.grammar import tag_tokens
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.tokenizer import (
-    ACTION_TOKENS,
     LETTERS,
     SPECIAL_TOKENS,
     ids_without_text,
@@ -27,7 +27,7 @@ def pieces(tokenizer, text):
 
 def test_has_the_size_asked_for_and_ends_with_specials_and_tags(tiny_tokenizer):
     assert len(tiny_tokenizer) == 400
-    ids = tiny_tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS, *ACTION_TOKENS])
+    ids = tiny_tokenizer.convert_tokens_to_ids([*SPECIAL_TOKENS, *tag_tokens()])
     assert ids == list(range(400 - 22, 400))
     assert tiny_tokenizer.eos_token == '<|im_end|>'
     assert tiny_tokenizer.pad_token == '<|endoftext|>'

@@ -4,7 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vrag_jax.actions.grammar import Action, parse_action
+from vrag_jax.actions.action import Action
+from vrag_jax.actions.grammar import parse_action
 from vrag_jax.rewards.pattern import pattern
 
 KINDS = {'s': 'search', 'b': 'bbox', 'a': 'answer', 'i': 'invalid'}

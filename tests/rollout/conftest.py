@@ -93,9 +93,10 @@ def make_world(pageworld, store, tokenizer, model_config):
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
         temporal_patch_size=vision.temporal_patch_size)
 
-    def make(engine=None, **rules):
+    def make(engine=None, disabled=(), **rules):
         environment = Environment(
-            store, engine or WordSearch(pageworld.layouts), dataclasses.replace(RULES, **rules))
+            store, engine or WordSearch(pageworld.layouts), dataclasses.replace(RULES, **rules),
+            disabled=disabled)
         return World(environment, ChatFormat(tokenizer),
                      ImagePreprocessor(processor, vision), model_config)
 

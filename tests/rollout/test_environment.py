@@ -6,9 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from vrag_jax.actions.observation import Messages
 from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.remote import RemoteSearchConfig
-from vrag_jax.rollout.environment import Environment, EnvironmentConfig, Messages
+from vrag_jax.rollout.environment import Environment, EnvironmentConfig
 from vrag_jax.serving.config import ServiceLimits
 
 SEARCH = '<think>x</think><search>{}</search>'
@@ -36,7 +37,7 @@ def play(world, question, texts, max_length=10_000, stop=''):
     episode = world.start(question)
     for text in texts:
         episode.append_text(world.chat.encode(text), sampled=True)
-        world.advance([episode], [text], [stop], max_length)
+        world.advance(world.read([episode], [text], [stop]), max_length)
     return episode
 
 
@@ -82,7 +83,8 @@ def test_a_page_is_shown_whole_at_the_encoders_size(searching, question):
 def test_searches_of_all_episodes_go_out_together(make_world, questions, found):
     world = make_world(found, search_results=7)
     episodes = [world.start(q) for q in questions[:3]]
-    world.advance(episodes, [SEARCH.format('a'), ANSWER, SEARCH.format('b')], [''] * 3, 10_000)
+    texts = [SEARCH.format('a'), ANSWER, SEARCH.format('b')]
+    world.advance(world.read(episodes, texts, [''] * 3), 10_000)
     assert found.calls == [(['a', 'b'], 7)]
     assert [e.done for e in episodes] == [False, True, False]
     assert [len(e.images) for e in episodes] == [1, 0, 1]
@@ -99,7 +101,7 @@ def test_a_query_that_is_too_long_is_not_searched_for(make_world, questions, fou
     world = make_world(found, search_chars=8)
     episodes = [world.start(q) for q in questions[:3]]
     texts = [SEARCH.format('a' * 9), SEARCH.format('a' * 8), SEARCH.format('b')]
-    world.advance(episodes, texts, [''] * 3, 10_000)
+    world.advance(world.read(episodes, texts, [''] * 3), 10_000)
     assert [queries for queries, _ in found.calls] == [['a' * 8, 'b']]
     assert_invalid(episodes[0].turns[0], 'the query has 9 characters; 8 are allowed')
     assert [len(e.images) for e in episodes] == [0, 1, 1] and not episodes[0].done
@@ -160,8 +162,10 @@ def test_the_request_for_the_answer_follows_other_texts(make_world, question):
 def test_turns_without_an_action_are_invalid_with_a_reason(searching, question):
     turn, = play(searching, question, ['I do not know.']).turns
     assert turn.action.kind == 'invalid' and turn.action.reason
-    assert turn.observation == searching.environment.messages.invalid.format(
-        reason=turn.action.reason)
+    assert turn.observation == (
+        f'That was not a valid action ({turn.action.reason}). Think inside <think> and </think>, '
+        'then do exactly one thing: search with <search> query </search>, zoom into the last '
+        'image with <bbox>[x1, y1, x2, y2]</bbox>, or answer with <answer> answer </answer>.')
 
 
 def assert_invalid(turn, reason):
@@ -209,10 +213,12 @@ def test_boxes_that_cannot_be_cut_are_invalid(searching, question, corners, reas
     assert len(episode.images) == 1 and not episode.done
 
 
-def test_without_the_crop_action_boxes_are_invalid(make_world, question, found):
-    world = make_world(found, allow_crop=False)
+def test_a_disabled_action_is_invalid_and_not_offered(make_world, question, found):
+    world = make_world(found, disabled=('bbox',))
     episode = play(world, question, [SEARCH.format('a'), box(10, 20, 60, 70)])
-    assert_invalid(episode.turns[1], 'zooming is not available')
+    assert_invalid(episode.turns[1], '<bbox> is not available')
+    assert episode.turns[1].observation.endswith(
+        'thing: search with <search> query </search> or answer with <answer> answer </answer>.')
 
 
 def test_a_page_that_many_ask_for_is_opened_once(searching, store, found):
@@ -251,8 +257,8 @@ def test_a_page_that_could_not_be_opened_is_tried_again(searching, store, found)
 
 
 def test_rules_may_be_changed_over_the_same_pages(searching):
-    changed = searching.environment.with_config(allow_crop=False)
-    assert not changed.config.allow_crop and searching.environment.config.allow_crop
+    changed = searching.environment.with_config(padding=7)
+    assert (changed.config.padding, searching.environment.config.padding) == (7, 0)
     assert changed.config.max_turns == searching.environment.config.max_turns
 
 
@@ -318,7 +324,8 @@ def test_a_turn_that_ends_otherwise_still_gets_the_end_of_turn_token(searching, 
         episode = searching.start(question)
         episode.append_text([*chat.encode(text), *sampled], sampled=True)
         length = len(episode)
-        searching.advance([episode], [text], ['end_of_turn' if sampled else 'action'], 10_000)
+        stop = 'end_of_turn' if sampled else 'action'
+        searching.advance(searching.read([episode], [text], [stop]), 10_000)
         start = length - len(sampled)
         assert episode.tail(start)[0][: len(context)].tolist() == context
         assert episode.tail(start)[0][len(context)] != end

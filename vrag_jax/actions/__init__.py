@@ -1,1 +1,1 @@
-"""What the policy may do in a turn: the grammar of its actions, and where a turn stops."""
+"""What the policy may do in a turn: a file for each action, their grammar, where a turn stops."""

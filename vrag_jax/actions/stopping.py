@@ -10,7 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vrag_jax.actions.grammar import ACTION_TAGS, THINK
+from vrag_jax.actions.action import THINK, ActionType
+from vrag_jax.actions.registry import get_actions
 
 OUTSIDE = 0  # the state outside any tag with nothing of a tag read
 
@@ -30,18 +31,23 @@ class StopTable:
     accepting: np.ndarray
 
 
-def build_stop_table(token_bytes: Sequence[bytes]) -> StopTable:
+def build_stop_table(token_bytes: Sequence[bytes], actions: Sequence[ActionType] | None = None
+                     ) -> StopTable:
     """Builds the automaton for a vocabulary.
 
     Args:
       token_bytes: bytes that each token id stands for; b'' for ids that add no
         text (special tokens that are skipped in decoding, unused ids).
+      actions: of the grammar; None takes `registry.DEFAULT_ACTIONS`.
 
     Returns:
       The table; stepping it over the tokens of a turn accepts at the first token
       with which the text holds a closed action outside `<think>`.
+
+    Raises:
+      ValueError: if the tags are too many or too long for 256 states.
     """
-    by_byte, accepted = _byte_automaton()
+    by_byte, accepted = _byte_automaton(get_actions() if actions is None else actions)
     states = len(by_byte)
     lengths = np.array([len(token) for token in token_bytes], np.int64)
     starts = np.cumsum(lengths) - lengths
@@ -55,19 +61,22 @@ def build_stop_table(token_bytes: Sequence[bytes]) -> StopTable:
     return StopTable(transitions, OUTSIDE, np.arange(states) == accepted)
 
 
-def _byte_automaton() -> tuple[np.ndarray, int]:
+def _byte_automaton(actions: Sequence[ActionType]) -> tuple[np.ndarray, int]:
     """Returns next states `[S, 256]` uint8 by byte, and the accepting state.
 
     A state is what has been read of a tag: of an opening tag outside, or of the
     one closing tag that matters inside. '<' occurs only at the start of a tag,
     so after a mismatch a tag can only begin anew at that byte.
     """
-    tags = (THINK, *ACTION_TAGS)
+    tags = (THINK, *(action.tag for action in actions))
     outside = sorted({f'<{tag}'[:n] for tag in tags for n in range(len(tag) + 2)})
     inside = [(tag, f'</{tag}'[:n]) for tag in tags for n in range(len(tag) + 3)]
     number = {('', read): i for i, read in enumerate(outside)}
     number |= {state: len(outside) + i for i, state in enumerate(inside)}
     accepted = len(number)
+    if accepted > 255:
+        raise ValueError(f'the tags {tags} take {accepted + 1} states, but there are 256: take '
+                         'fewer actions or shorter tags')
 
     table = np.zeros((accepted + 1, 256), np.uint8)
     for (tag, _), state in number.items():
@@ -80,6 +89,8 @@ def _byte_automaton() -> tuple[np.ndarray, int]:
         table[number['', f'<{tag}'], ord('>')] = number[tag, '']
         table[number[tag, f'</{tag}'], ord('>')] = (
             number['', ''] if tag == THINK else accepted)
-    table[number['', '<bbox'], ord(' ')] = number['bbox', '']
+    for action in actions:
+        if action.attributes:
+            table[number['', f'<{action.tag}'], ord(' ')] = number[action.tag, '']
     table[accepted] = accepted
     return table, accepted

@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePath
 from typing import Any
 
+from vrag_jax.actions.observation import IMAGE_MARK
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.reference_pages import ReferencePages
-
-IMAGE_MARK = '<image>'
 
 _LOG = logging.getLogger(__name__)
 

@@ -12,14 +12,14 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.models.qwen2.tokenization_qwen2 import PRETOKENIZE_REGEX
 
+from vrag_jax.actions.grammar import tag_tokens
+from vrag_jax.actions.registry import DEFAULT_ACTIONS
+
 # Qwen2.5-VL's special tokens, in the order of their ids.
 SPECIAL_TOKENS = (
     '<|endoftext|>', '<|im_start|>', '<|im_end|>', '<|object_ref_start|>', '<|object_ref_end|>',
     '<|box_start|>', '<|box_end|>', '<|quad_start|>', '<|quad_end|>', '<|vision_start|>',
     '<|vision_end|>', '<|vision_pad|>', '<|image_pad|>', '<|video_pad|>')
-# One token each, so that sequences are short; not special, so that they are decoded.
-ACTION_TOKENS = ('<think>', '</think>', '<search>', '</search>', '<bbox>', '</bbox>', '<answer>',
-                 '</answer>')
 # A pair of tokens that is rarer than one in so many texts is not merged: whole names of
 # documents would become tokens, and names of other documents would be written otherwise.
 _TEXTS_A_MERGE = 225
@@ -78,7 +78,7 @@ def as_chat_tokenizer(
 
 def train_tiny_tokenizer(
     texts: Iterable[str], vocab_size: int, out_dir: str | os.PathLike,
-    phrases: Sequence[str] = (),
+    phrases: Sequence[str] = (), tags: Sequence[str] = DEFAULT_ACTIONS,
 ) -> PreTrainedTokenizerBase:
     """Trains a small tokenizer with Qwen2's rules and saves it as a HF directory.
 
@@ -91,6 +91,7 @@ def train_tiny_tokenizer(
       out_dir: folder to write; `load_tokenizer` and `AutoTokenizer` read it.
       phrases: what becomes one token although it is several words, such as the
         names of places on a page; with a space before it, it is another token.
+      tags: of the actions; they and `<think>` become one token each.
 
     Returns:
       The tokenizer, as read back from the folder.
@@ -99,7 +100,8 @@ def train_tiny_tokenizer(
       ValueError: if `vocab_size` has no room for bytes, tags and letters.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    ordinary = [*ACTION_TOKENS, *phrases, *(f' {phrase}' for phrase in phrases)]
+    # Tags make sequences short as one token each; they are not special, so that they are decoded.
+    ordinary = [*tag_tokens(tags), *phrases, *(f' {phrase}' for phrase in phrases)]
     added = len(SPECIAL_TOKENS) + len(ordinary)
     if vocab_size < len(alphabet) + added + len(LETTERS):
         raise ValueError(f'vocab_size must be at least {len(alphabet) + added + len(LETTERS)}, '

@@ -11,7 +11,6 @@ from vrag_jax.perception.image_files import load_image
 
 PAPER, INK, SOFT, LINE = '#ffffff', '#1b1c1e', '#62656b', '#d9d9d4'
 CHOSEN, EVIDENCE, RIGHT, WRONG = '#d9480f', '#0b7285', '#2b7a3d', '#c0342b'
-STEPS = {'search': 'Search', 'bbox': 'Zoom', 'answer': 'Answer', 'invalid': 'Invalid action'}
 BORDER = 5  # pixels
 ENLARGE_BELOW = 300  # pixels; smaller images are enlarged without smoothing
 
@@ -65,7 +64,7 @@ def draw_trajectory(
         draw.text((style.margin, style.margin + i * round(1.3 * line)), text, INK, large)
     for i, turn in enumerate(record.turns):
         x = style.margin + i * step
-        draw.text((x, top), f'{i + 1}  {STEPS[turn.kind]}', SOFT, font)
+        draw.text((x, top), f'{i + 1}  {turn.label}', SOFT, font)
         lines, thought_lines = texts[i]
         for j, text in enumerate(lines):
             draw.text((x, top + line * (j + 1)), text, SOFT if j < thought_lines else INK, font)
@@ -94,7 +93,7 @@ def _draw_answer(draw: ImageDraw.ImageDraw, at: tuple[int, int], record: Traject
 def _texts(turn: TurnRecord, font, width: int) -> tuple[list[str], int]:
     """Returns the wrapped lines of a turn, and how many of them are its thought."""
     action = turn.text
-    if turn.kind == 'bbox' and turn.box is not None:
+    if turn.kind != 'invalid' and turn.box is not None:
         action = '[' + ', '.join(f'{v:g}' for v in turn.box) + ']'
     thought = _wrap(turn.thought, font, width)
     # The answer is written large beneath.

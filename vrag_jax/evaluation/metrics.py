@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from vrag_jax.actions.action import ActionType
+from vrag_jax.actions.registry import get_actions
 from vrag_jax.rewards.answer import anls, exact_match, token_f1
 from vrag_jax.rewards.retrieval import ndcg, recall
 from vrag_jax.rollout.trajectory import Trajectory
@@ -90,17 +92,20 @@ def score_of(values: Iterable[float]) -> Estimate:
     return mean(scores)
 
 
-def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
+def summarize(trajectories: Sequence[Trajectory], actions: Sequence[ActionType] | None = None
+              ) -> dict[str, Any]:
     """Works out all figures of a method on a set of questions.
 
     Args:
       trajectories: one a question, finished or not, scored.
+      actions: of the run; None takes the default ones.
 
     Returns:
       A JSON-able dict: 'n', 'judge_failures' (answers on which a judge model gave no verdict),
       then {'value', 'low', 'high', 'n'} each for 'accuracy' (the judge's score), 'exact_match',
       'anls', 'f1', 'ndcg', 'recall' (of the relevant pages), 'invalid' (share of turns),
-      'finished', 'zoomed' (share of trajectories that select a region), 'turns' and 'reward';
+      'finished', 'turns', 'reward', and for each action with a name for it (`ActionType.used`,
+      such as 'zoomed') the share of trajectories that take it;
       and the accuracies 'by_source_type' and 'by_query_type' (single-hop, multi-hop).
 
     Raises:
@@ -118,7 +123,8 @@ def summarize(trajectories: Sequence[Trajectory]) -> dict[str, Any]:
         'recall': mean(recall(t.retrieved, t.question.page_ids) for t in trajectories),
         'invalid': share(kind == 'invalid' for turns in kinds for kind in turns),
         'finished': share(t.finished for t in trajectories),
-        'zoomed': share('bbox' in turns for turns in kinds),
+        **{action.used: share(action.tag in turns for turns in kinds)
+           for action in (get_actions() if actions is None else actions) if action.used},
         'turns': mean(float(len(turns)) for turns in kinds),
         'reward': mean(t.rewards['total'] for t in trajectories),
     }

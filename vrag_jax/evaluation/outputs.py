@@ -42,7 +42,8 @@ def write_results(
         return
     drawn = with_images(
         select(trajectories, config.evaluation.report_trajectories), space.corpus.store)
-    figures = {name: summarize(trajectories) for name, trajectories in methods.items()}
+    figures = {name: summarize(trajectories, space.actions)
+               for name, trajectories in methods.items()}
     save_results(
         space.workdir / 'results.json',
         figures,

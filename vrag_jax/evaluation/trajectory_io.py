@@ -10,6 +10,7 @@ from typing import Any
 
 from PIL import Image
 
+from vrag_jax.actions.registry import label
 from vrag_jax.evaluation.metrics import is_correct
 from vrag_jax.perception.frames import Box, Frame
 from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
@@ -43,9 +44,10 @@ class TurnRecord:
     """One turn.
 
     Attributes:
-      kind: 'search', 'bbox', 'answer' or 'invalid'.
+      kind: tag of the action, or 'invalid'.
       thought: what was thought.
-      text: the query, the answer, or the raw text of an invalid turn.
+      text: the query, the answer, what else stands inside the tag, or the raw text of an
+        invalid turn.
       box: the chosen box, in pixels of the image it is on.
       box_image: index of the image that the box is on.
       reason: why the action is invalid.
@@ -63,6 +65,11 @@ class TurnRecord:
     observation: str
     image: int | None
     retrieved: tuple[str, ...]
+
+    @property
+    def label(self) -> str:
+        """Heading of the turn."""
+        return label(self.kind)
 
 
 @dataclasses.dataclass(frozen=True)

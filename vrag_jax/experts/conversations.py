@@ -8,9 +8,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from vrag_jax.actions.observation import IMAGE_MARK
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.mapped import MappedSequence
-from vrag_jax.data.records import IMAGE_MARK, Conversation, Message, Question, split_system
+from vrag_jax.data.records import Conversation, Message, Question, split_system
 from vrag_jax.data.sequences import ImagePreprocessor, TokenSequence
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.perception.image_files import load_image

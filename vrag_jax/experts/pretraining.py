@@ -119,7 +119,7 @@ class PretrainingExercises:
         starts = np.flatnonzero(np.diff(trajectory.loss_mask.astype(np.int8), prepend=0) == 1)
         for start, turn in zip(starts, trajectory.turns, strict=True):
             if turn.action.kind == 'bbox':
-                thought = turn.text[:turn.text.index('<bbox>')]
+                thought = turn.text[:turn.action.start]
                 chat = self._world.chat
                 mask[start + len(chat.encode(thought)):start + len(chat.reply_ids(turn.text))] = 0
         return dataclasses.replace(sequence, loss_mask=mask)

@@ -9,7 +9,7 @@ from concurrent.futures import CancelledError
 from vrag_jax.data.records import Question
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.rollout.episode import Episode
-from vrag_jax.rollout.observer import Observer
+from vrag_jax.rollout.executor import ActionExecutor
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
 from vrag_jax.sampling.distribution import SamplingConfig
@@ -41,7 +41,7 @@ def run_expert(
         texts = [act(episode.question, episode) for episode in running]
         for episode, text in zip(running, texts, strict=True):
             episode.append_text(world.chat.reply_ids(text), sampled=True)
-        world.advance(running, texts, ['end_of_turn'] * len(running), max_length)
+        world.advance(world.read(running, texts, ['end_of_turn'] * len(running)), max_length)
         running = [episode for episode in running if not episode.done]
     return [episode.finish() for episode in episodes]
 
@@ -113,7 +113,7 @@ def run_policy(
             texts = [template.format(question=e.question.query) for e in begun]
             for episode, text in zip(begun, texts, strict=True):
                 episode.append_text(world.chat.encode(text))
-            world.advance(begun, texts, [''] * len(begun), max_length)
+            world.advance(world.read(begun, texts, [''] * len(begun)), max_length)
         for episode in chosen:
             if episode.done:
                 over(episode)
@@ -123,18 +123,18 @@ def run_policy(
             scheduler.add(group, [seeds[place_of[id(episode)]] for episode in group])
 
     begin()
-    with Observer(world, max_length) as observer:
-        while unopened or not scheduler.idle or observer.busy:
+    with ActionExecutor(world, max_length) as executor:
+        while unopened or not scheduler.idle or executor.busy:
             if cancelled():
                 raise CancelledError('the rollout was given up')
-            for episode in observer.collect(wait=scheduler.idle):
+            for episode in executor.collect(wait=scheduler.idle):
                 if episode.done:
                     scheduler.finish(episode)
                     over(episode)
                 else:
                     scheduler.resume(episode)
             begin()
-            observer.submit(scheduler.step())
+            executor.submit(scheduler.step())
     return [played[place] for place in range(len(running))]
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vrag_jax.actions.grammar import Action
+from vrag_jax.actions.action import Action
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.models.common.mrope import image_positions, text_positions

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 from PIL import Image
 
-from vrag_jax.actions.grammar import Action
+from vrag_jax.actions.action import Action
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ProcessedImage, TokenSequence
 from vrag_jax.perception.frames import Frame

@@ -2,13 +2,18 @@
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from vrag_jax.actions.grammar import Action, parse_action
+from PIL import Image
+
+from vrag_jax.actions.action import Action
+from vrag_jax.actions.observation import Observation
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.records import Question
-from vrag_jax.data.sequences import ImagePreprocessor
+from vrag_jax.data.sequences import ImagePreprocessor, ProcessedImage
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.rollout.environment import Environment, Hits, Observation
+from vrag_jax.perception.frames import Frame
+from vrag_jax.rollout.environment import Environment
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.rollout.trajectory import Turn
 
@@ -36,6 +41,22 @@ class ObservingConfig:
         if self.patch_cache_bytes < 0:
             raise ValueError(
                 f'patch_cache_bytes must not be negative, got {self.patch_cache_bytes}')
+
+
+class WrittenTurn(NamedTuple):
+    """A turn that has been written and not yet carried out.
+
+    Attributes:
+      episode: to which its tokens have just been appended.
+      text: what was written.
+      stop: why it ended, of `sampler.STOP_REASONS`; '' if it was not sampled.
+      action: what was parsed from the text.
+    """
+
+    episode: Episode
+    text: str
+    stop: str
+    action: Action
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,65 +97,50 @@ class World:
             self.model_config.vision.spatial_merge_size,
         )
 
-    def search(self, texts: Sequence[str]) -> list[Hits | None]:
-        """Searches for what turns ask, as one batch.
+    def read(self, episodes: Sequence[Episode], texts: Sequence[str], stops: Sequence[str]
+             ) -> list[WrittenTurn]:
+        """Returns the turns that episodes have just written; each is parsed here, and only here.
 
         Args:
-          texts: of the turns.
-
-        Returns:
-          The hits of each; None for a turn that is no search.
+          episodes, texts, stops: of the turns, as in `WrittenTurn`.
         """
-        return self.environment.search(self._actions(texts))
+        return [WrittenTurn(episode, text, stop, self.environment.parse(text))
+                for episode, text, stop in zip(episodes, texts, stops, strict=True)]
 
-    def _actions(self, texts: Sequence[str]) -> list[Action]:
-        rules = self.environment.config
-        return [parse_action(text, rules.allow_image_index, rules.search_chars)
-                for text in texts]
+    def prepare(self, turns: Sequence[WrittenTurn]) -> list[Any]:
+        """Does what is done for all turns at once, see `Environment.prepare`."""
+        return self.environment.prepare([turn.action for turn in turns])
 
-    def advance(
-        self,
-        episodes: Sequence[Episode],
-        texts: Sequence[str],
-        stops: Sequence[str],
-        max_length: int,
-        hits: Sequence[Hits | None] | None = None,
-    ) -> None:
-        """Parses each episode's new turn, carries it out, appends what is observed.
+    def advance(self, turns: Sequence[WrittenTurn], max_length: int,
+                prepared: Sequence[Any] | None = None) -> None:
+        """Carries out each episode's new turn and appends what is observed.
 
         Args:
-          episodes: episodes whose sampled tokens have just been appended.
-          texts: their texts.
-          stops: why they ended, of `sampler.STOP_REASONS`; '' if they were not sampled.
+          turns: one an episode.
           max_length: most tokens of an episode; one whose observation does not
             leave room for an answer is truncated.
-          hits: what `search` has found for the texts; None if it is still to be asked.
+          prepared: what `prepare` has given for the turns; None if that is still to be done.
         """
-        actions = self._actions(texts)
-        if hits is None:
-            hits = self.environment.search(actions)
-        observations = [
-            self.environment.observe(episode, action, found)
-            for episode, action, found in zip(episodes, actions, hits, strict=True)]
-        views = [o.view for o in observations if o.view is not None]
+        if prepared is None:
+            prepared = self.prepare(turns)
+        observed = [self.environment.observe(turn.episode, turn.action, results)
+                    for turn, results in zip(turns, prepared, strict=True)]
+        views = [o.view for _, o in observed if o.view is not None]
         processed = iter(self.preprocess([image for image, _ in views]))
-        for episode, text, stop, observation in zip(
-            episodes, texts, stops, observations, strict=True
-        ):
+        for turn, (action, observation) in zip(turns, observed, strict=True):
             shown = None
             if observation.view is not None:
                 shown = (*observation.view, next(processed))
-            self._record(episode, text, stop, observation, shown, max_length)
+            self._record(turn._replace(action=action), observation, shown, max_length)
 
     def _record(
         self,
-        episode: Episode,
-        text: str,
-        stop: str,
+        turn: WrittenTurn,
         observation: Observation,
-        shown,
+        shown: tuple[Image.Image, Frame, ProcessedImage] | None,
         max_length: int,
     ) -> None:
+        episode = turn.episode
         ids: Sequence[int] = ()
         if not observation.done:
             tokens = shown[2].tokens if shown else None
@@ -146,13 +152,13 @@ class World:
                 # trajectory still ends with a token that was sampled.
                 episode.truncated = True
                 shown = None
-        elif stop == 'length' and observation.action.kind != 'answer':
+        elif turn.stop == 'length' and turn.action.kind != 'answer':
             episode.truncated = True
         over = observation.done or episode.truncated
         episode.turns.append(
             Turn(
-                text=text,
-                action=observation.action,
+                text=turn.text,
+                action=turn.action,
                 observation='' if over else ' '.join(
                     t for t in (observation.text, observation.text_after) if t),
                 image=len(episode.images) if shown and not over else None,

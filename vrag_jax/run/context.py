@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import jax
@@ -11,6 +11,8 @@ from flax import nnx
 from jax.sharding import Mesh
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from vrag_jax.actions.action import ActionType
+from vrag_jax.actions.registry import get_actions
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
@@ -95,8 +97,8 @@ class RunContext:
             # Under its name only when it is whole, should the run be killed here.
             partial = directory.with_name('tokenizer.partial')
             texts = tokenizer_texts(self.corpus, self.config.environment.limits)
-            train_tiny_tokenizer(
-                texts, policy.tokenizer_vocab, partial, position_phrases(self.corpus))
+            train_tiny_tokenizer(texts, policy.tokenizer_vocab, partial,
+                                 position_phrases(self.corpus), self.config.actions)
             partial.replace(directory)
 
     @functools.cached_property
@@ -166,12 +168,20 @@ class RunContext:
             self.image_processor, self.model_config.vision,
             self.config.observing.patch_cache_bytes)
 
-    def world(self, allow_crop: bool = True) -> World:
-        """Returns the world of the episodes, with or without the crop action."""
+    @functools.cached_property
+    def actions(self) -> tuple[ActionType, ...]:
+        """What the policy may do in a turn."""
+        return get_actions(self.config.actions)
+
+    def world(self, disabled: Collection[str] = ()) -> World:
+        """Returns the world of the episodes.
+
+        Args:
+          disabled: tags of actions that end a turn, but cannot be carried out.
+        """
         environment = Environment(
-            self.corpus.store, self.corpus.engine, self.config.environment, self.config.messages)
-        if not allow_crop:
-            environment = environment.with_config(allow_crop=False)
+            self.corpus.store, self.corpus.engine, self.config.environment, self.config.messages,
+            self.actions, disabled)
         return World(environment, self.chat, self.preprocess, self.model_config,
                      self.config.observing)
 
@@ -185,7 +195,8 @@ class RunContext:
 
     @functools.cached_property
     def sampler(self) -> Sampler:
-        table = build_stop_table(token_bytes(self.tokenizer, self.model_config.text.vocab_size))
+        table = build_stop_table(
+            token_bytes(self.tokenizer, self.model_config.text.vocab_size), self.actions)
         sizes = self.config.sampler.of_process(jax.process_count())
         return Sampler(self.graphdef, self.model_config, sizes, table, self.end_ids,
                        self.config.seed, self.sampling_mesh, self.sampler_rules)

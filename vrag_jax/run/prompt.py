@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from vrag_jax.actions.registry import get_actions, prompt_lines
 from vrag_jax.config import ConfigError
 from vrag_jax.data.prompt import (
     PROMPT_FILE,
@@ -15,8 +16,9 @@ from vrag_jax.data.prompt import (
     read_prompt,
 )
 from vrag_jax.data.records import Conversation, split_system
-from vrag_jax.run.settings import PolicyConfig, PromptConfig, RunConfig
+from vrag_jax.run.settings import PolicyConfig, RunConfig
 
+ACTIONS = '{actions}'
 _LOG = logging.getLogger(__name__)
 _BEGINNING, _SHARE = 30, 0.4  # Characters, and conversations that share them: a prompt.
 _ON_PURPOSE = 'to change it on purpose, pass --config.prompt.may_differ=True'
@@ -29,9 +31,9 @@ def choose_prompt(config: RunConfig) -> Prompt:
       ConfigError: if the policy was fine-tuned on another prompt than the config gives (both
         are named), if neither gives one and there is no fallback, or a file is faulty.
     """
-    given, own = _given(config.prompt), policy_prompt(config.policy)
+    given, own = _given(config), policy_prompt(config.policy)
     if given is None:
-        text = own.text if own else config.prompt.fallback
+        text = own.text if own else with_actions(config.prompt.fallback, config)
         if not text:
             raise ConfigError(
                 'config.prompt.file: not given, and the policy brings no prompt; pass a file with '
@@ -64,7 +66,7 @@ def conversation_prompt(
         are named.
     """
     own = None if config.prompt.may_differ else policy_prompt(config.policy)
-    given = _given(config.prompt)
+    given = _given(config)
     if given and config.prompt.may_differ:
         return given
     expected = choose_prompt(config) if own or given else None
@@ -139,15 +141,22 @@ def _holder(policy: PolicyConfig) -> str:
                  if directory and Path(directory, PROMPT_FILE).is_file()), '')
 
 
-def _given(config: PromptConfig) -> Prompt | None:
+def _given(config: RunConfig) -> Prompt | None:
     """The prompt that a config spells out."""
-    if not config.file:
-        return Prompt(config.text, config.system or None) if config.text else None
+    prompt = config.prompt
+    if not prompt.file:
+        text = with_actions(prompt.text, config)
+        return Prompt(text, prompt.system or None) if text else None
     try:
-        read = read_prompt(config.file)
+        read = read_prompt(prompt.file)
     except (OSError, ValueError) as error:
         raise ConfigError(f'config.prompt.file: {error}') from error
-    return Prompt(read.text, config.system or read.system)
+    return Prompt(with_actions(read.text, config), prompt.system or read.system)
+
+
+def with_actions(text: str, config: RunConfig) -> str:
+    """Returns the text of a prompt, with a line about each action of the run for `{actions}`."""
+    return text.replace(ACTIONS, prompt_lines(get_actions(config.actions)))
 
 
 def _opening(conversation: Conversation) -> tuple[str | None, str]:

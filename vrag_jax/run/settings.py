@@ -3,7 +3,9 @@
 import dataclasses
 import re
 
-from vrag_jax.config import ConfigError
+from vrag_jax.actions.observation import Messages
+from vrag_jax.actions.registry import DEFAULT_ACTIONS, get_actions
+from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.data.prompt import QUESTION
 from vrag_jax.indexing.settings import RetrievalConfig
@@ -18,7 +20,7 @@ from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.rewards.model_judge import JudgeConfig
 from vrag_jax.rewards.table import RewardConfig
-from vrag_jax.rollout.environment import EnvironmentConfig, Messages
+from vrag_jax.rollout.environment import EnvironmentConfig
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import VisionFeaturesConfig
@@ -122,8 +124,8 @@ class PromptConfig:
     prompt that these begin with.
 
     Attributes:
-      text: of the question's turn, with `{question}` once; '' leaves it to `file`, the policy
-        or the conversations.
+      text: of the question's turn, with `{question}` once, and `{actions}` where a line about
+        each action shall stand; '' leaves it to `file`, the policy or the conversations.
       file: a file with that text, or a `.json` with `text` and `system`.
       system: text of the system turn; '' leaves it to `file`, the policy, or the chat template.
       fallback: text for a policy that brings none; '' refuses such a policy.
@@ -222,12 +224,15 @@ class RunConfig:
     Attributes:
       task: which task runs.
       seed: seed of everything random.
+      actions: what the policy may do in a turn, by tag; a config may add its own, see
+        `actions.registry`.
       evidence_sft: whether GRPO on files is preceded by SFT on an expert that knows
         the questions' evidence boxes (it searches, zooms into them, answers).
     """
 
     task: str
     seed: int = 0
+    actions: tuple[str, ...] = DEFAULT_ACTIONS
     evidence_sft: bool = False
     distributed: DistributedConfig = DistributedConfig()
     mesh: MeshConfig = MeshConfig()
@@ -262,6 +267,8 @@ class RunConfig:
     def __post_init__(self):
         if self.task not in TASKS:
             raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
+        with naming('config.actions'):
+            get_actions(self.actions)
         for phase in ('pretrain', 'sft', 'grpo'):
             try:
                 re.compile(getattr(self, phase).learner.frozen)

@@ -28,7 +28,7 @@ def run(space: RunContext) -> None:
     config = space.config
     started = time.monotonic()
     space.judge  # noqa: B018 (says who judges)
-    world, world_without_crop = space.world(), space.world(allow_crop=False)
+    world, world_without_crop = space.world(), space.world(disabled=('bbox',))
     base = pretrain(space, space.initial_params())
     shares = config.sft.shares
     tuned = sft(space, base, 'sft', world, shares)

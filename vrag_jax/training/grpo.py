@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vrag_jax.actions.action import ActionType
+from vrag_jax.actions.registry import action_metrics
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner import steps
@@ -173,7 +175,7 @@ class Collector:
         self._space.sampler.release()
         trajectories = [t for group in everything for t in group]
         refuse_if_all_failed(trajectories, self._space.judge, FAILURES_THAT_TELL)
-        metrics = rollout_metrics(trajectories)
+        metrics = rollout_metrics(trajectories, self._world.environment.actions)
         metrics |= {'no_spread': without_spread(everything, 'total'),
                     'no_spread_answer': without_spread(everything, 'answer'),
                     'rounds': float(1 + rounds)}
@@ -343,16 +345,18 @@ def _is_masked(trajectory: Trajectory, config: GrpoConfig) -> bool:
             or (config.mask_unfinished and not trajectory.finished))
 
 
-def rollout_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Means over trajectories: rewards, turns, lengths, invalid actions."""
-    actions = [turn.action for t in trajectories for turn in t.turns]
+def rollout_metrics(
+    trajectories: Sequence[Trajectory], actions: Sequence[ActionType]
+) -> dict[str, float]:
+    """Means over trajectories: rewards, turns, lengths, actions."""
+    taken = [turn.action for t in trajectories for turn in t.turns]
     return {
         **reward_metrics([t.rewards for t in trajectories]),
         'finished': float(np.mean([t.finished for t in trajectories])),
         'turns': float(np.mean([len(t.turns) for t in trajectories])),
         'length': float(np.mean([len(t.tokens) for t in trajectories])),
         'judge_failures': float(sum(t.judge_failed for t in trajectories)),
-        'invalid': float(np.mean([a.kind == 'invalid' for a in actions])),
-        'crops': float(np.mean([a.kind == 'bbox' for a in actions])),
+        'invalid': float(np.mean([action.kind == 'invalid' for action in taken])),
+        **action_metrics(actions, taken),
         'tokens_sampled': float(sum(t.loss_mask.sum() for t in trajectories)),
     }

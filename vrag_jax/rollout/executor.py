@@ -4,27 +4,17 @@ import concurrent.futures
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple, cast
+from typing import Any, cast
 
-from vrag_jax.rollout.environment import Hits
 from vrag_jax.rollout.episode import Episode
-from vrag_jax.rollout.world import World
+from vrag_jax.rollout.world import World, WrittenTurn
 from vrag_jax.sampling.scheduler import SampledTurn, Stream
 
-
-class _Ended(NamedTuple):
-    """A turn that has been sampled: whose, its text, why it stopped."""
-
-    episode: Episode
-    text: str
-    stop: str
-
-
-Job = tuple[list[_Ended], Future]
+Job = tuple[list[WrittenTurn], Future]
 """Turns that a thread carries out one after the other, and when they are done."""
 
 
-class Observer:
+class ActionExecutor:
     """Turns sampled turns into observations; a context manager.
 
     Args:
@@ -41,7 +31,7 @@ class Observer:
         # Jobs of each call to decode, oldest first.
         self._calls: deque[list[Job]] = deque()
 
-    def __enter__(self) -> 'Observer':
+    def __enter__(self) -> 'ActionExecutor':
         return self
 
     def __exit__(self, *_) -> None:
@@ -52,51 +42,50 @@ class Observer:
         """Whether there are episodes that have not been collected."""
         return any(self._calls)
 
-    def submit(self, turns: Sequence[tuple[Stream, SampledTurn]]) -> None:
+    def submit(self, sampled: Sequence[tuple[Stream, SampledTurn]]) -> None:
         """Starts to carry out the turns that a call to decode has ended.
 
-        Searches go out as one batch; everything else is shared by the threads, and so is
-        what the searches have found.
+        What is prepared for many, such as searches, goes out as one batch; everything else
+        is shared by the threads, and so is what the batch has brought.
         """
         decode = self._world.chat.decode
-        ended = [_Ended(cast(Episode, episode), decode(turn.tokens.tolist()), turn.stop)
-                 for episode, turn in turns]
-        searches = self._parts([turn for turn in ended if '<search>' in turn.text])
-        others = self._parts([turn for turn in ended if '<search>' not in turn.text])
-        jobs: list[Job] = [(part, Future()) for part in searches]
+        turns = self._world.read(
+            [cast(Episode, episode) for episode, _ in sampled],
+            [decode(turn.tokens.tolist()) for _, turn in sampled],
+            [turn.stop for _, turn in sampled])
+        is_prepared = self._world.environment.is_prepared
+        batched = self._parts([turn for turn in turns if is_prepared(turn.action)])
+        others = self._parts([turn for turn in turns if not is_prepared(turn.action)])
+        jobs: list[Job] = [(part, Future()) for part in batched]
         if jobs:
-            self._pool.submit(self._search, list(jobs))
-        jobs += [(part, self._pool.submit(self._advance, part)) for part in others]
+            self._pool.submit(self._prepare, list(jobs))
+        jobs += [(part, self._pool.submit(self._world.advance, part, self._max_length))
+                 for part in others]
         self._calls.append(jobs)
 
-    def _parts(self, turns: Sequence[_Ended]) -> list[list[_Ended]]:
+    def _parts(self, turns: Sequence[WrittenTurn]) -> list[list[WrittenTurn]]:
         """Splits turns into as many parts as there are threads."""
         size = max(1, -(-len(turns) // self._config.threads))
         return [list(turns[i : i + size]) for i in range(0, len(turns), size)]
 
-    def _advance(self, part: Sequence[_Ended], hits: Sequence[Hits | None] | None = None
-                 ) -> None:
-        self._world.advance([turn.episode for turn in part], [turn.text for turn in part],
-                            [turn.stop for turn in part], self._max_length, hits)
-
-    def _search(self, jobs: Sequence[Job]) -> None:
-        """Asks for all at once; then each part goes on in a thread."""
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        """Prepares all at once; then each part goes on in a thread."""
         waiting = deque(jobs)
         try:
-            found = iter(self._world.search([turn.text for part, _ in jobs for turn in part]))
+            prepared = iter(self._world.prepare([turn for part, _ in jobs for turn in part]))
             while waiting:
                 part, future = waiting[0]
                 self._pool.submit(
-                    self._carry_on, part, [next(found) for _ in part], future)
+                    self._carry_on, part, [next(prepared) for _ in part], future)
                 waiting.popleft()
         except BaseException as error:  # Also that no more threads are to be had.
             for _, future in waiting:
                 future.set_exception(error)
 
-    def _carry_on(self, part: Sequence[_Ended], hits: Sequence[Hits | None], future: Future
+    def _carry_on(self, part: Sequence[WrittenTurn], prepared: Sequence[Any], future: Future
                   ) -> None:
         try:
-            self._advance(part, hits)
+            self._world.advance(part, self._max_length, prepared)
         except BaseException as error:
             future.set_exception(error)
         else:

@@ -6,7 +6,7 @@ import threading
 import numpy as np
 import pytest
 
-from vrag_jax.rollout.observer import Observer
+from vrag_jax.rollout.executor import ActionExecutor
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.scheduler import SampledTurn
 
@@ -39,14 +39,14 @@ def gate():
     return Gate()
 
 
-def observer(make_world, gate, **config):
+def executor(make_world, gate, **config):
     world = make_world(gate)
     world = dataclasses.replace(world, observing=ObservingConfig(**config))
-    return world, Observer(world, 320)
+    return world, ActionExecutor(world, 320)
 
 
 def test_in_order_the_last_call_may_take_as_long_as_the_next(make_world, gate, questions):
-    world, watcher = observer(make_world, gate)
+    world, watcher = executor(make_world, gate)
     with watcher:
         searching = ended(world, questions[0], SEARCH.format('a'))
         cropping = ended(world, questions[1], '<think>x</think><bbox>[1, 2, 30, 40]</bbox>')
@@ -61,7 +61,7 @@ def test_in_order_the_last_call_may_take_as_long_as_the_next(make_world, gate, q
 
 
 def test_without_order_a_slow_search_holds_up_none(make_world, gate, questions):
-    world, watcher = observer(make_world, gate, in_order=False)
+    world, watcher = executor(make_world, gate, in_order=False)
     with watcher:
         searching = ended(world, questions[0], SEARCH.format('a'))
         cropping = ended(world, questions[1], '<think>x</think><bbox>[1, 2, 30, 40]</bbox>')
@@ -75,7 +75,7 @@ def test_without_order_a_slow_search_holds_up_none(make_world, gate, questions):
 
 def test_searches_of_a_call_go_out_together(make_world, gate, questions):
     gate.open.set()
-    world, watcher = observer(make_world, gate, threads=2)
+    world, watcher = executor(make_world, gate, threads=2)
     turns = [ended(world, q, SEARCH.format(n)) for n, q in enumerate(questions[:5])]
     turns.insert(2, ended(world, questions[5], '<think>x</think><answer>1</answer>'))
     with watcher:
@@ -97,11 +97,11 @@ def test_what_searches_have_found_is_shared_by_the_threads(make_world, questions
     slow = dataclasses.replace(
         world, preprocess=preprocess, observing=ObservingConfig(threads=2))
     turns = [ended(world, q, SEARCH.format(q.query)) for q in questions[:4]]
-    with Observer(slow, 320) as watcher:
+    with ActionExecutor(slow, 320) as watcher:
         watcher.submit(turns)
         assert len(watcher.collect(wait=True)) == 4
     alone = [ended(world, q, SEARCH.format(q.query)) for q in questions[:4]]
-    with Observer(world, 320) as watcher:
+    with ActionExecutor(world, 320) as watcher:
         watcher.submit(alone)
         watcher.collect(wait=True)
     for (one, _), (other, _) in zip(turns, alone, strict=True):
@@ -114,7 +114,7 @@ def test_what_goes_wrong_after_a_search_is_raised(make_world, questions):
         raise MemoryError('too large') if images else AssertionError
 
     world = dataclasses.replace(make_world(), preprocess=broken)
-    with Observer(world, 320) as watcher, pytest.raises(MemoryError, match='too large'):
+    with ActionExecutor(world, 320) as watcher, pytest.raises(MemoryError, match='too large'):
         watcher.submit([ended(world, q, SEARCH.format(q.query)) for q in questions[:6]])
         watcher.collect(wait=True)
 
@@ -125,7 +125,7 @@ def test_what_goes_wrong_in_a_thread_is_raised(make_world, questions):
             raise ConnectionError('the index is gone')
 
     for in_order in (True, False):
-        world, watcher = observer(make_world, Broken(), in_order=in_order)
+        world, watcher = executor(make_world, Broken(), in_order=in_order)
         with watcher, pytest.raises(ConnectionError, match='the index is gone'):
             watcher.submit([ended(world, questions[0], SEARCH.format('a'))])
             watcher.collect(wait=True)
