@@ -12,7 +12,7 @@ from PIL import Image
 
 from vrag_jax.actions.registry import label
 from vrag_jax.evaluation.metrics import is_correct
-from vrag_jax.perception.frames import Box, Frame
+from vrag_jax.perception.frames import Box
 from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
 
 FILE = 'trajectories.jsonl'
@@ -234,7 +234,7 @@ def _save_image(folder: Path, view: ImageView, trajectory: Trajectory) -> ImageR
     evidence = tuple(view.frame.from_page(item.bbox) for item in trajectory.question.evidence
                      if item.page_id == view.frame.page_id)
     frame = view.frame
-    return ImageRecord(file, frame.page_id, frame.box_size, _whole_page(frame), evidence)
+    return ImageRecord(file, frame.page_id, frame.box_size, frame.shows_whole_page, evidence)
 
 
 def _write_image(image: Image.Image, path: Path) -> None:
@@ -244,10 +244,6 @@ def _write_image(image: Image.Image, path: Path) -> None:
     else:
         image.save(part, format='JPEG', quality=85)
     os.replace(part, path)
-
-
-def _whole_page(frame: Frame) -> bool:
-    return tuple(frame.region) == (0, 0, *frame.page_size)
 
 
 def _from_json(folder: Path, data: dict[str, Any]) -> TrajectoryRecord:

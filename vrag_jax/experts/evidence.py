@@ -27,7 +27,7 @@ class EvidenceExpert:
         if not state.shown:
             return f'<think> search.</think><search>{question.query}</search>'
         frame = state.shown[-1]
-        if tuple(frame.region) != (0, 0, *frame.page_size):
+        if not frame.shows_whole_page:
             return f'<think>{question.answer}.</think><answer>{question.answer}</answer>'
         for evidence in question.evidence:
             if evidence.page_id == frame.page_id:

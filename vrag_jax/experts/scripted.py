@@ -137,7 +137,7 @@ class ScriptedExpert:
             if done and number + 1 < len(hops):
                 number, done = number + 1, False
             if frame.page_id == hops[number][0].page_id:
-                done = not (self._style.zooms and _is_whole_page(frame))
+                done = not (self._style.zooms and frame.shows_whole_page)
         return number, done and self._style.zooms
 
 
@@ -152,7 +152,3 @@ def _query(page: PageSpec) -> str:
 
 def _turn(thought: str, tag: str, content: str) -> str:
     return f'<think>{thought}</think><{tag}>{content}</{tag}>'
-
-
-def _is_whole_page(frame: Frame) -> bool:
-    return tuple(frame.region) == (0, 0, *frame.page_size)

@@ -1,4 +1,4 @@
-"""Images as the encoder sees them: a page shown whole, a region cropped and zoomed."""
+"""Images as the encoder sees them: a page shown whole, a region cropped and zoomed, or turned."""
 
 import dataclasses
 import functools
@@ -8,7 +8,8 @@ import operator
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
 
-from vrag_jax.perception.frames import Box, Frame, box_fault
+from vrag_jax.perception.affine import IDENTITY, Affine, Box, shift
+from vrag_jax.perception.frames import Frame, box_fault
 
 # smart_resize refuses images whose sides differ by more than this factor.
 MAX_ASPECT = 200
@@ -169,9 +170,6 @@ def crop_and_zoom(
       RegionError: if `check_box` finds the box unusable.
       ValueError: if `page_image` is not of `frame.page_size`.
     """
-    if page_image.size != frame.page_size:
-        raise ValueError(f'page {frame.page_id!r} is {page_image.size}, '
-                         f'but its frame says {frame.page_size}')
     cut = crop_frame(frame, box, limits, padding)
     return render(page_image, cut), cut
 
@@ -180,9 +178,9 @@ def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) 
     """Returns the frame of a crop: what is really cut, and how large it is shown.
 
     The box is clamped to the image it was given on, then padded (padding may
-    reach beyond that image, up to the page's edge), mapped to the page, rounded
-    outwards to whole page pixels, and widened if it is a strip too narrow for
-    the encoder.
+    reach beyond that image, up to the edge of the page as it is turned), mapped to the
+    canvas, rounded outwards to whole page pixels, and widened if it is a strip too narrow
+    for the encoder.
 
     Args:
       frame: the image the box was given on, a page or any crop of it.
@@ -193,15 +191,58 @@ def crop_frame(frame: Frame, box: Box, limits: PixelLimits, padding: float = 0) 
     Raises:
       RegionError: if `check_box` finds the box unusable.
     """
-    columns, rows = _page_pixels(frame, box, padding)
-    width, height = frame.page_size
+    columns, rows = _canvas_pixels(frame, box, padding)
+    width, height = frame.canvas_size
     longest = max(columns[1] - columns[0], rows[1] - rows[0])
     shortest = math.ceil(longest / limits.max_aspect)
     left, right = _widen(columns, shortest, width)
     top, bottom = _widen(rows, shortest, height)
-    return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
-                 encoder_size(right - left, bottom - top, limits),
-                 box_size(right - left, bottom - top, limits))
+    return _with_region(frame, (left, top, right, bottom), limits)
+
+
+def _with_region(frame: Frame, region: tuple[int, int, int, int], limits: PixelLimits) -> Frame:
+    left, top, right, bottom = region
+    return dataclasses.replace(
+        frame, region=region, encoder_size=encoder_size(right - left, bottom - top, limits),
+        box_size=box_size(right - left, bottom - top, limits))
+
+
+def turn(page_image: Image.Image, frame: Frame, linear: Affine, limits: PixelLimits
+         ) -> tuple[Image.Image, Frame]:
+    """Rotates, flips or straightens an image; what it shows is cut anew out of the page.
+
+    Args:
+      page_image: the page, of `frame.page_size`.
+      frame, linear, limits: as in `turned_frame`.
+
+    Returns:
+      The RGB image at the size the encoder sees, and its frame.
+    """
+    turned = turned_frame(frame, linear, limits)
+    return render(page_image, turned), turned
+
+
+def turned_frame(frame: Frame, linear: Affine, limits: PixelLimits) -> Frame:
+    """Returns the frame of an image after it was rotated, flipped or straightened.
+
+    It shows what the image showed; where the turn is no quarter turn, the upright box around
+    that.
+
+    Args:
+      frame: of the image, whose page may have been turned before.
+      linear: e.g. `affine.rotation(90)`; its shift is of no account.
+      limits: bounds of the area as the encoder sees it.
+    """
+    from_page = linear.after(frame.canvas.inverse())
+    left, top, right, bottom = from_page.hull((0, 0, *frame.page_size))
+    to_origin = shift(-left, -top)
+    size = (math.ceil(right - left - _ROUNDING_SLACK), math.ceil(bottom - top - _ROUNDING_SLACK))
+    x1, y1, x2, y2 = to_origin.after(linear).hull(frame.region)
+    (x1, x2), (y1, y2) = _whole_pixels(x1, x2, size[0]), _whole_pixels(y1, y2, size[1])
+    # On the old canvas the region would not be inside: both change at once.
+    turned = Frame(frame.page_id, frame.page_size, (x1, y1, x2, y2), frame.encoder_size,
+                   canvas=to_origin.after(from_page).inverse(), canvas_size=size)
+    return _with_region(turned, (x1, y1, x2, y2), limits)
 
 
 def crop_at_page_size(frame: Frame, box: Box) -> Frame:
@@ -216,22 +257,22 @@ def crop_at_page_size(frame: Frame, box: Box) -> Frame:
     Raises:
       RegionError: if `check_box` finds the box unusable.
     """
-    (left, right), (top, bottom) = _page_pixels(frame, box, 0)
-    return Frame(frame.page_id, frame.page_size, (left, top, right, bottom),
-                 (right - left, bottom - top))
+    (left, right), (top, bottom) = _canvas_pixels(frame, box, 0)
+    return dataclasses.replace(frame, region=(left, top, right, bottom),
+                               encoder_size=(right - left, bottom - top), box_size=(0, 0))
 
 
-def _page_pixels(frame: Frame, box: Box, padding: float
-                 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Returns the whole columns and rows of the page that a box covers."""
+def _canvas_pixels(frame: Frame, box: Box, padding: float
+                   ) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Returns the whole columns and rows of the canvas that a box covers."""
     reason = check_box(box, frame)
     if reason is not None:
         raise RegionError(reason)
     x1, y1 = box[:2]
     x2, y2 = map(min, box[2:], frame.box_size)
-    left, top, right, bottom = frame.to_page(
+    left, top, right, bottom = frame.to_canvas(
         (x1 - padding, y1 - padding, x2 + padding, y2 + padding))
-    width, height = frame.page_size
+    width, height = frame.canvas_size
     return _whole_pixels(left, right, width), _whole_pixels(top, bottom, height)
 
 
@@ -280,14 +321,46 @@ def render(page_image: Image.Image, frame: Frame) -> Image.Image:
     Args:
       page_image: the page, of `frame.page_size`.
       frame: what is shown of it.
+
+    Raises:
+      ValueError: if `page_image` is not of `frame.page_size`.
     """
+    if page_image.size != frame.page_size:
+        raise ValueError(f'page {frame.page_id!r} is {page_image.size}, '
+                         f'but its frame says {frame.page_size}')
     left, top, right, bottom = map(int, frame.region)
-    # A page of 16 megapixels is not copied where it is taken whole and as it is.
-    cut = page_image
-    if (left, top, right, bottom) != (0, 0, *page_image.size):
-        cut = cut.crop((left, top, right, bottom))
-    if cut.mode != 'RGB':
-        cut = cut.convert('RGB')
+    if frame.canvas != IDENTITY:
+        cut = _cut_turned(page_image, frame.canvas.after(shift(left, top)),
+                          (right - left, bottom - top))
+    else:
+        cut = _cut(page_image, (left, top, right, bottom))
     if frame.box_size != frame.encoder_size:
         cut = cut.resize(frame.box_size, Image.Resampling.BICUBIC)
     return cut.resize(frame.encoder_size, Image.Resampling.BICUBIC)
+
+
+def _cut(page_image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """Returns a part of a page, RGB; one of 16 megapixels is not copied where it is all of it."""
+    if box != (0, 0, *page_image.size):
+        page_image = page_image.crop(box)
+    return page_image if page_image.mode == 'RGB' else page_image.convert('RGB')
+
+
+def _cut_turned(page_image: Image.Image, to_page: Affine, size: tuple[int, int]) -> Image.Image:
+    """Returns a part of a turned page, RGB, white where it reaches beyond the page.
+
+    Args:
+      page_image: the page as it is.
+      to_page: maps pixels of the part to pixels of the page.
+      size: width and height of the part.
+    """
+    x1, y1, x2, y2 = to_page.hull((0, 0, *size))
+    width, height = page_image.size
+    # With the pixels around it that cubic interpolation looks at.
+    left, top = max(0, math.floor(x1) - 2), max(0, math.floor(y1) - 2)
+    right, bottom = min(width, math.ceil(x2) + 2), min(height, math.ceil(y2) + 2)
+    around = _cut(page_image, (left, top, max(right, left + 1), max(bottom, top + 1)))
+    matrix = shift(-left, -top).after(to_page)
+    how = Image.Resampling.NEAREST if matrix.keeps_pixels else Image.Resampling.BICUBIC
+    return around.transform(
+        size, Image.Transform.AFFINE, tuple(matrix), how, fillcolor='white')
