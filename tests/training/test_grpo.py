@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from vrag_jax.actions.grammar import parse_action
+from vrag_jax.actions.registry import get_actions
 from vrag_jax.data.records import Question
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.rewards.table import RewardConfig
@@ -62,7 +63,8 @@ def space(monkeypatch):
             config=types.SimpleNamespace(
                 seed=0, grpo=GrpoConfig(group_size=SIZE, prompts=4, mini_batches=1, **config)),
             sampler=types.SimpleNamespace(release=lambda: None), judge=None, features=None,
-            for_sampling=lambda params: params, clear_features=lambda: None)
+            actions=get_actions(), for_sampling=lambda params: params,
+            clear_features=lambda: None)
         collector = grpo.Collector(
             run, 'grpo', None, RewardConfig(), QUESTIONS, keep_features=True)
         return collector, calls

@@ -175,7 +175,7 @@ class Collector:
         self._space.sampler.release()
         trajectories = [t for group in everything for t in group]
         refuse_if_all_failed(trajectories, self._space.judge, FAILURES_THAT_TELL)
-        metrics = rollout_metrics(trajectories, self._world.environment.actions)
+        metrics = rollout_metrics(trajectories, self._space.actions)
         metrics |= {'no_spread': without_spread(everything, 'total'),
                     'no_spread_answer': without_spread(everything, 'answer'),
                     'rounds': float(1 + rounds)}
