@@ -118,9 +118,7 @@ def test_request_is_openai_compatible_and_carries_the_key(server, make_judge, mo
     ('The answer is not correct.', 0.0)])
 def test_verdicts(server, make_judge, content, expected):
     server.reply = lambda prompt, attempt: (200, completion(content))
-    judge = make_judge()
-    assert score(judge, [WRONG]) == [expected]
-    assert judge.counts.judged == 1 and judge.counts.failures == 0
+    assert make_judge().judge([WRONG]) == [(expected, False)]
 
 
 def test_batch_keeps_its_order_and_missing_answers_cost_nothing(server, make_judge):
@@ -136,7 +134,6 @@ def test_equal_requests_are_sent_once(server, make_judge):
     assert score(judge, [RIGHT, WRONG, RIGHT]) == [1.0, 1.0, 1.0]
     assert score(judge, [WRONG]) == [1.0]
     assert len(server.received) == 2
-    assert (judge.counts.judged, judge.counts.cached) == (2, 2)
 
 
 def test_requests_run_beside_each_other_within_the_bound(server, make_judge):
@@ -154,17 +151,15 @@ def test_requests_run_beside_each_other_within_the_bound(server, make_judge):
     (200, completion(None)), (200, completion('Maybe?'))])
 def test_a_passing_fault_is_retried(server, make_judge, bad):
     server.reply = lambda prompt, attempt: bad if attempt < 2 else (200, completion('INCORRECT'))
-    judge = make_judge()
-    assert score(judge, [RIGHT]) == [0.0]
-    assert (judge.counts.judged, judge.counts.retries, judge.counts.failures) == (1, 2, 0)
+    assert make_judge().judge([RIGHT]) == [(0.0, False)]
+    assert len(server.received) == 3
 
 
-def test_a_lasting_fault_ends_in_the_rule_is_counted_and_not_kept(server, make_judge, caplog):
+def test_a_lasting_fault_ends_in_the_rule_and_is_not_kept(server, make_judge, caplog):
     server.reply = lambda prompt, attempt: (503, 'down')
     judge = make_judge()
-    assert score(judge, [RIGHT, WRONG]) == [1.0, 0.0]
+    assert judge.judge([RIGHT, WRONG]) == [(1.0, True), (0.0, True)]
     assert len(server.received) == 6
-    assert (judge.counts.judged, judge.counts.retries, judge.counts.failures) == (0, 4, 2)
     assert 'falling back to rule: exact' in caplog.text and '503' in caplog.text
     server.reply = lambda prompt, attempt: (200, completion('INCORRECT'))
     assert score(judge, [RIGHT]) == [0.0]
@@ -177,14 +172,13 @@ def test_a_slow_server_times_out(server, make_judge):
 
     server.reply = slow
     judge = make_judge(timeout_s=0.05, attempts=2)
-    assert score(judge, [RIGHT]) == [1.0]
-    assert (judge.counts.retries, judge.counts.failures) == (1, 1)
+    assert judge.judge([RIGHT]) == [(1.0, True)]
+    assert len(server.received) == 2
 
 
 def test_no_server_at_all(make_judge):
     judge = make_judge(base_url='http://127.0.0.1:1', attempts=2)
-    assert score(judge, [RIGHT]) == [1.0]
-    assert judge.counts.failures == 1
+    assert judge.judge([RIGHT]) == [(1.0, True)]
 
 
 def test_delays_double_up_to_the_greatest(server, make_judge, monkeypatch):
@@ -198,8 +192,8 @@ def test_delays_double_up_to_the_greatest(server, make_judge, monkeypatch):
 def test_a_refused_answer_is_not_sent_again(server, make_judge):
     server.reply = lambda prompt, attempt: (400, 'content filter')
     judge = make_judge()
-    assert score(judge, [WRONG]) == [0.0]
-    assert len(server.received) == 1 and judge.counts.failures == 1
+    assert judge.judge([WRONG]) == [(0.0, True)]
+    assert len(server.received) == 1
 
 
 @pytest.mark.parametrize('status', [401, 403, 404])

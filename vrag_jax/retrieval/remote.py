@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import threading
 import time
 from collections.abc import Container, Iterator, Sequence
 from typing import Any
@@ -90,11 +89,9 @@ class RemoteSearch:
         check_url(url)
         self.config = config
         self.url = url.rstrip('/')
-        self.retries = 0
         self._known = known
         self._most = {'queries': config.batch, 'hits': config.hits,
                       'body_bytes': config.body_bytes}
-        self._lock = threading.Lock()
         self._client = httpx.Client(
             timeout=httpx.Timeout(config.timeout_s, connect=config.connect_timeout_s),
             limits=httpx.Limits(max_connections=config.connections,
@@ -179,8 +176,6 @@ class RemoteSearch:
         reason = ''
         for attempt in range(self.config.attempts):
             if attempt:
-                with self._lock:
-                    self.retries += 1
                 time.sleep(min(self.config.backoff_s * 2.0 ** (attempt - 1),
                                self.config.max_backoff_s))
             try:

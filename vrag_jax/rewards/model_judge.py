@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 import os
-import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -106,29 +105,12 @@ def open_judge(config: JudgeConfig) -> AnswerJudge:
     return judge
 
 
-@dataclasses.dataclass
-class JudgeCounts:
-    """What happened so far.
-
-    Attributes:
-      judged: answers that the model gave a verdict on.
-      cached: answers whose verdict was known already.
-      retries: attempts after a first one.
-      failures: answers without a verdict after all attempts, scored by rule.
-    """
-
-    judged: int = 0
-    cached: int = 0
-    retries: int = 0
-    failures: int = 0
-
-
 class OpenAIJudge:
     """Asks a model behind an OpenAI-compatible `/v1/chat/completions`.
 
     A verdict is kept, so that equal answers of a group cost one request. An
     answer that gets no verdict within the allowed attempts is scored by the rule,
-    not kept, counted in `counts.failures` and logged: training goes on.
+    not kept, marked and logged: training goes on.
 
     Args:
       config: where and how.
@@ -146,13 +128,11 @@ class OpenAIJudge:
                                  f'{config.api_key_env} is not set')
             headers['Authorization'] = f'Bearer {key}'
         self.config = config
-        self.counts = JudgeCounts()
         self._prompt = config.read_prompt()
         self._pattern = VerdictPattern(config.correct, config.incorrect)
         self._client = httpx.Client(headers=headers, timeout=config.timeout_s)
         self._pool = ThreadPoolExecutor(config.concurrency, thread_name_prefix='judge')
         self._verdicts: dict[JudgeRequest, float] = {}
-        self._lock = threading.Lock()
         self._last_failure = ''
         self._fallback = RuleJudge(config.rule)
 
@@ -188,9 +168,8 @@ class OpenAIJudge:
         Raises:
           JudgeError: if the server refuses the key, the path or the model.
         """
-        given = [request for request in requests if request.answer is not None]
-        new = [request for request in dict.fromkeys(given) if request not in self._verdicts]
-        self._count(cached=len(given) - len(new))
+        new = [request for request in dict.fromkeys(requests)
+               if request.answer is not None and request not in self._verdicts]
         found = dict(zip(new, self._pool.map(self._judge, new), strict=True))
         self._verdicts |= {r: verdict for r, verdict in found.items() if verdict is not None}
         failed = [request for request, verdict in found.items() if verdict is None]
@@ -207,22 +186,17 @@ class OpenAIJudge:
         reason = ''
         for attempt in range(self.config.attempts):
             if attempt:
-                self._count(retries=1)
                 delay = self.config.backoff_s * 2.0 ** (attempt - 1)
                 time.sleep(min(delay, self.config.max_backoff_s))
             try:
-                verdict = self._ask(request)
+                return self._ask(request)
             except (httpx.RequestError, _NoVerdict) as error:
                 reason = f'{type(error).__name__.lstrip("_")}: {error}'
                 if isinstance(error, _Refused):
                     break
-            else:
-                self._count(judged=1)
-                return verdict
-        self._count(failures=1)
         self._last_failure = reason
-        _LOG.warning('judge %s gave no verdict, falling back to %s (%d so far): %s',
-                     self.config.model, self._fallback.name, self.counts.failures, reason)
+        _LOG.warning('judge %s gave no verdict, falling back to %s: %s',
+                     self.config.model, self._fallback.name, reason)
         return None
 
     def _ask(self, request: JudgeRequest) -> float:
@@ -241,11 +215,6 @@ class OpenAIJudge:
             transient = status in _TRANSIENT_STATUS or status >= 500
             raise (_NoVerdict if transient else _Refused)(f'status {status}')
         return _parse_verdict(response, self._pattern)
-
-    def _count(self, **changes: int) -> None:
-        with self._lock:
-            for name, change in changes.items():
-                setattr(self.counts, name, getattr(self.counts, name) + change)
 
 
 class _NoVerdict(Exception):
