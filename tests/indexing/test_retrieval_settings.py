@@ -1,5 +1,7 @@
 """What searches where a config does not say it, and the line that says it."""
 
+import dataclasses
+
 import pytest
 from ml_collections import ConfigDict
 
@@ -28,6 +30,21 @@ def test_without_embedders_the_words_alone_search():
 def test_a_text_embedder_is_fused_with_the_words_by_measured_weights():
     config = RetrievalConfig(embedders={'minilm': TEXT})
     assert config.retrievers == ('ngram', 'minilm') and config.hybrid == MEASURED
+
+
+def test_a_text_embedder_beside_the_words_is_one_flag():
+    config = parse(RetrievalConfig, {'text_embedder': 'checkpoints/e5-small'})
+    assert config.retrievers == ('ngram', 'e5-small') and config.hybrid == MEASURED
+    assert config.embedders == {'e5-small': EmbedderConfig(path='checkpoints/e5-small')}
+    assert config.embedder_field('e5-small') == 'text_embedder'
+    again = dataclasses.replace(config, index_dir='elsewhere')
+    assert (again.retrievers, again.hybrid) == (config.retrievers, config.hybrid)
+    # The same index as that of the config that says it at length.
+    long = RetrievalConfig(embedders={'minilm': TEXT})
+    assert RetrievalConfig(text_embedder='minilm') == dataclasses.replace(
+        long, text_embedder='minilm')
+    with pytest.raises(ConfigError, match='text_embedder: is fused with ngram, but'):
+        parse(RetrievalConfig, {'text_embedder': 'minilm', 'retrievers': ('bm25',)})
 
 
 def test_two_text_embedders_share_their_weight():

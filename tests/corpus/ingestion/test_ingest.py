@@ -340,7 +340,7 @@ def test_pages_without_text_are_read_by_ocr_when_it_is_wanted(make_pdf, tmp_path
     image.save(tmp_path / 'in' / 'scan.pdf', resolution=144)
     first = ingest([tmp_path / 'in'], out, plain, progress=False)
     assert first.unread == (('scan.pdf, page 1', 'has no text layer'),)
-    assert "ocr='auto'" in str(first) and 'not read: scan.pdf, page 1: has no' in str(first)
+    assert "ocr='auto'" in str(first) and 'not read by OCR: scan.pdf, page 1: has no' in str(first)
     assert pages_of(out)['scan_1'].text == '' and page_words(pages_of(out), 'scan_1') is None
     auto = dataclasses.replace(plain, ocr='auto')
     report = ingest([tmp_path / 'in'], out, auto, progress=False)

@@ -128,8 +128,8 @@ def test_a_file_of_ones_own_names_the_source_where_it_has_to(tmp_path):
     assert metadata.fields(0, 'scan', 'scan/1.png', 1) == {'n': 5}
     assert metadata.fields(1, 'scan', 'scan/1.png', 1) == {}
     assert metadata.fields(0, '', '1.png', 1) == {'n': 4}
-    assert metadata.unknown(labels) == [
-        'beta/c.pdf', 'scan, which is of several sources: it must be acme/scan or beta/scan']
+    assert metadata.unknown(labels) == ['beta/c.pdf']
+    assert metadata.ambiguous == ('scan, which must be acme/scan or beta/scan',)
 
 
 def test_names_compare_in_one_form_of_unicode(tmp_path):

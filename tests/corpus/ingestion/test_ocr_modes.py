@@ -74,7 +74,7 @@ def test_a_scan_under_a_little_text_is_not_taken_as_read(tmp_path, name):
     never = ingest([file], tmp_path / 'never', NEVER, progress=False)
     [(where, reason)] = never.unread
     assert where == 'a.pdf, page 1' and reason == MORE and never.ocr_pages == 0
-    assert f'not read: a.pdf, page 1: {MORE}' in str(never)
+    assert f'not read by OCR: a.pdf, page 1: {MORE}' in str(never)
     if name in ('bates', 'page_number'):  # Read as a header is.
         return
     report = ingest([file], tmp_path / 'auto', AUTO, progress=False)

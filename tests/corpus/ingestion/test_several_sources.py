@@ -63,7 +63,7 @@ def test_messages_say_of_which_source_a_file_is(two, tmp_path):
     assert [file for file, _ in report.failed] == ['acme/annual.pdf', 'alone.pdf',
                                                    'beta/annual.pdf']
     assert report.not_read == (('.docx', 2),)
-    assert 'not read: 2 files (.docx 2)' in str(report)
+    assert 'passed over: 2 files (.docx 2)' in str(report)
 
 
 def test_a_file_of_two_sources_has_the_fields_of_both(make_pdf, tmp_path):

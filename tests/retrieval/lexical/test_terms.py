@@ -37,7 +37,7 @@ def test_punctuation_gives_nothing():
     ('हिन्दी में लिखा', ['हिन्दी', 'में', 'लिखा']),
     ('தமிழ் மொழி', ['தமிழ்', 'மொழி']),
     ('cafe\u0301 CAFÉ', ['café', 'café']),
-    ('Straße STRASSE ΟΔΟΣ οδός', ['strasse', 'strasse', 'οδοσ', 'οδόσ']),
+    ('Straße STRASSE ΟΔΟΣ οδός', ['strasse', 'strasse', 'οδοσ', 'οδοσ']),
     ('in\u00adfor\u00adma\u00adtion', ['information']),
     ('\u200fשָׁלוֹם\u200e שלום', ['שלום', 'שלום']),
     ('snake_case ❤️ x²', ['snake', 'case', 'x2']),
@@ -58,6 +58,13 @@ def test_a_hyphenated_word_is_its_parts_and_one():
     assert '<information>'[-5:] in split_terms('infor\ufffemation').pieces
 
 
+def test_letters_with_dots_are_an_abbreviation():
+    assert split_terms('the U.S.A. and U.K, e.g. Ph.D. 2.5').words == [
+        'usa', 'uk', 'e', 'g', 'ph', 'd', '2', '5']
+    assert split_terms('at the U.S. border.') == split_terms('at the US border')
+    assert split_terms('C++ c# A+ x#1').words == ['c++', 'c#', 'x#', '1']
+
+
 def test_capitals_tell_abbreviations_from_stop_words():
     assert query_terms('US').singles == ['US', 'us']
     assert query_terms('us').singles == ['us']
@@ -75,7 +82,8 @@ PAGES = {
     'us': 'GDP of the US grew', 'who': 'Guidelines of the WHO for nurses',
     'us pronoun': 'Contact us or those who know', 'compound': 'A long-term plan',
     'joined': 'The longterm outlook', 'full width': 'ＲＥＶＥＮＵＥ ２０２４',
-    'ligature': 'ﬁnancial oﬃce',
+    'ligature': 'ﬁnancial oﬃce', 'dotted': 'Exports of the U.S.', 'greek': 'Ρολόι της Αθήνας',
+    'c': 'Programs in C', 'c++': 'Programs in C++17, and no others', 'c#': 'Programs in C#.',
 }
 CASES = [
     ('中', {'han'}), ('々', {'repeat'}), ('〇', {'zero'}), ('佐々木', {'repeat'}),
@@ -83,7 +91,10 @@ CASES = [
     ('हिन्दी', {'hindi'}), ('ประจำปี', {'thai'}), ('السلام', {'arabic'}), ('السَّلام', {'arabic'}),
     ('istanbul', {'turkish'}), ('İstanbul', {'turkish'}), ('ISTANBUL', {'turkish'}),
     ('I\u0307stanbul', {'turkish'}), ('ıstanbul', {'turkish'}),
-    ('US', {'us'}), ('WHO', {'who'}), ('US GDP', {'us'}), ('longterm', {'compound', 'joined'}),
+    ('US', {'us', 'dotted'}), ('U.S.', {'us', 'dotted'}), ('U.S. exports', {'us', 'dotted'}),
+    ('C', {'c'}), ('C++', {'c++'}), ('c++', {'c++'}), ('C#', {'c#'}), ('Ｃ＋＋', {'c++'}),
+    ('ΑΘΗΝΑΣ', {'greek'}), ('ΡΟΛΟΪ', {'greek'}), ('Αθήνας', {'greek'}),
+    ('WHO', {'who'}), ('US GDP', {'us', 'dotted'}), ('longterm', {'compound', 'joined'}),
     ('long-term', {'compound', 'joined'}), ('long term', {'compound'}),
     ('long\u2010term', {'compound'}),
     ('long\u00adterm', {'compound', 'joined'}), ('revenue 2024', {'full width'}),
@@ -96,7 +107,7 @@ def retriever(request):
     ids, texts = list(PAGES), list(PAGES.values())
     if request.param == 'vectors':
         return NgramVectorsRetriever.fit(NgramEncoder(), ids, texts)
-    return {'lists': NgramListsRetriever, 'bm25': Bm25Retriever}[request.param].build(ids, texts)
+    return {'lists': NgramListsRetriever, 'bm25': Bm25Retriever}[request.param].of_texts(ids, texts)
 
 
 @pytest.mark.parametrize('query, pages', CASES, ids=[ascii(query) for query, _ in CASES])

@@ -303,6 +303,7 @@ class _Run:
             failed=tuple(failures), pages=len(pages), pages_read=self._pages_read,
             ocr_pages=ocr, unread=tuple(unread), ocr_missing=self._missing,
             unknown_metadata=tuple(metadata.unknown(labels)),
+            ambiguous_metadata=metadata.ambiguous,
             not_read=tuple(sorted(self._found.not_read.items(), key=lambda n: (-n[1], n[0]))),
             seconds=time.monotonic() - started))
 

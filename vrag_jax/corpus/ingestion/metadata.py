@@ -26,15 +26,18 @@ class Metadata:
 
     Args:
       rows: source, file, page and fields.
-      lost: what is said of rows that are of no file.
+      lost: files of rows that no source has.
+      ambiguous: files of rows that several sources have, with what they must be.
       prefixes: what messages put before the files of each source.
     """
 
     def __init__(self, rows: Iterable[tuple[int, str, int | None, Mapping[str, Value]]] = (),
-                 lost: Iterable[str] = (), prefixes: Sequence[str] = ()):
+                 lost: Iterable[str] = (), ambiguous: Iterable[str] = (),
+                 prefixes: Sequence[str] = ()):
         self._fields: dict[_Key, dict[str, Value]] = {}
         self._used: set[_Key] = set()
         self._lost = tuple(lost)
+        self.ambiguous = tuple(sorted(set(ambiguous)))
         self._prefixes = prefixes
         for source, name, page, fields in rows:
             self._fields.setdefault((source, name, page), {}).update(fields)
@@ -101,19 +104,19 @@ def read_metadata(file: str, sources: Sequence[Path], labels: Sequence[Collectio
     own = existing(Path(file))
     if not own.is_file():
         raise FileNotFoundError(f'metadata {file}: no such file')
-    rows, lost = [], []
+    rows, lost, ambiguous = [], [], []
     folders = [nfc((path if path.is_dir() else path.parent).resolve().as_posix())
                for path in paths]
     for name, page, fields in _read(own):
         places = _places(name, folders, labels)
         if len({(folders[source], label) for source, label in places}) > 1:
             told = ' or '.join(f'{names[source]}/{label}'.rstrip('/') for source, label in places)
-            lost.append(f'{name or "."}, which is of several sources: it must be {told}')
+            ambiguous.append(f'{name or "."}, which must be {told}')
         elif places:
             rows += [(source, label, page, fields) for source, label in places]
         else:
             lost.append(name or '.')
-    return Metadata(rows, lost, prefixes)
+    return Metadata(rows, lost, ambiguous, prefixes)
 
 
 def _places(name: str, folders: Sequence[str], labels: Sequence[Collection[str]]

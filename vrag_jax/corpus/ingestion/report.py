@@ -17,6 +17,8 @@ class IngestReport:
       failed: (file, reason) of files and pages that could not be read.
       same_content: names of documents that are copies of each other.
       unknown_metadata: files, and pages of files, that metadata names and that are not there.
+      ambiguous_metadata: files that metadata names and that lie in several sources, with the names
+        that tell them apart.
       not_read: endings of files in the sources that are neither PDFs nor images, and how many
         there are of each.
       pages: all that the index now has.
@@ -35,6 +37,7 @@ class IngestReport:
     failed: tuple[tuple[str, str], ...] = ()
     same_content: tuple[tuple[str, ...], ...] = ()
     unknown_metadata: tuple[str, ...] = ()
+    ambiguous_metadata: tuple[str, ...] = ()
     not_read: tuple[tuple[str, int], ...] = ()
     pages: int = 0
     pages_read: int = 0
@@ -64,16 +67,18 @@ class IngestReport:
         if self.not_read:
             kinds = ', '.join(f'{ending or "without ending"} {count}'
                               for ending, count in self.not_read)
-            lines.append(f'not read: {sum(count for _, count in self.not_read)} files ({kinds})')
+            lines.append(f'passed over: {sum(count for _, count in self.not_read)} files ({kinds})')
         if self.unread:
             lines.append(f'{len(self.unread)} pages have no text layer, or one that is not '
                          'believed or lacks what they show, and no search for words finds that: '
                          f'{self.ocr_missing or _AUTO}')
-        lines += _listed([f'not read: {page}: {reason}' for page, reason in self.unread])
+        lines += _listed([f'not read by OCR: {page}: {reason}' for page, reason in self.unread])
         lines += _listed([f'cannot be read: {file}: {reason}' for file, reason in self.failed])
         lines += _listed([f'same content: {", ".join(names)}' for names in self.same_content])
-        lines += _listed([f'metadata of what is not there: {name}'
+        lines += _listed([f'metadata names what is not there: {name}'
                           for name in self.unknown_metadata])
+        lines += _listed([f'metadata names what lies in several sources: {name}'
+                          for name in self.ambiguous_metadata])
         return '\n'.join(lines)
 
 

@@ -1,8 +1,9 @@
 """Splits texts of any script into the terms that search by words compares.
 
 Pages and queries are normalised alike: NFKC (which is NFC and makes full-width forms narrow), case
-folded, dotless and dotted i alike, without vowel points of Arabic and Hebrew, which are seldom
-written, and without characters that are not seen (soft hyphens, joiners, direction marks).
+folded, dotless and dotted i alike, without the accents of Greek, which capitals go without, and
+vowel points of Arabic and Hebrew, which are seldom written, and without characters that are not
+seen (soft hyphens, joiners, direction marks). U.S. is US; C, C++ and C# are three words.
 """
 
 import dataclasses
@@ -13,7 +14,7 @@ from collections.abc import Sequence
 
 import regex
 
-VERSION = 2
+VERSION = 3
 """Of the vocabulary: terms of another one cannot be compared with these."""
 
 # Scripts written without spaces between words, or with few; 々 and 〇 are Han. Hangul has
@@ -26,9 +27,9 @@ _CLUSTER = f'[[\\p{{L}}\\p{{N}}]&&{_SPACELESS}]\\p{{M}}*+'
 _WORD = f'(?:[A-Za-z0-9]++|{_LETTER})(?:[A-Za-z0-9]++|{_INNER}++)*+'
 # A hyphen may stand at the end of a line; what PDFium has in its place is U+FFFE or U+0002.
 _HYPHEN = '[-\u2010\ufffe\x02](?:[ \\t\\r]*+\\n[ \\t]*+)?+'
-# The first alternative and the look ahead only save time, of ASCII.
+# The second alternative and the look ahead only save time, of ASCII.
 _TOKENS = regex.compile(
-    '(?V1)[A-Za-z0-9]++(?![-\x02\x80-\U0010ffff])|(?=[^\\x00-/:-@\\[-`{-\x7f])'
+    '(?V1)[A-Za-z](?:\\+\\+|#)|[A-Za-z0-9]++(?![-\x02\x80-\U0010ffff])|(?=[^\\x00-/:-@\\[-`{-\x7f])'
     f'(?:{_WORD}(?:{_HYPHEN}{_WORD})*+|(?:{_CLUSTER})++)')
 _WORDS = regex.compile(f'(?V1){_WORD}')
 _CLUSTERS = regex.compile(f'(?V1){_CLUSTER}')
@@ -37,6 +38,10 @@ _LETTERS = regex.compile(r'\p{L}')
 _UNSEEN = regex.compile(r'\p{Default_Ignorable_Code_Point}+')
 _POINTS = re.compile('[\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7'
                      '\u0640\u064b-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed]')
+
+_GREEK = regex.compile(r'(?V1)[\p{Script=Greek}]')
+_ACCENTS = re.compile('[\u0300-\u036f]')
+_DOTTED = re.compile(r'(?<![\w.])[A-Z](?:\.[A-Z])+(?!\w)\.?')
 
 _JOINED_PARTS, _JOINED_LETTERS = 4, 40  # At most, of a hyphenated word that is one, too.
 
@@ -99,7 +104,7 @@ def query_terms(text: str) -> Terms:
             run = _CLUSTERS.findall(token)
             singles += [fold(run[0])] if len(run) == 1 else []
             continue
-        parts = [fold(part) for part in _WORDS.findall(token)]
+        parts = [fold(part) for part in _parts(token)]
         if len(parts) == 1 and parts[0] not in STOP_WORDS:
             singles.append(parts[0])
         elif _whole(token, parts):
@@ -118,7 +123,7 @@ def tokens_of(text: str) -> list[str]:
     """Returns words, hyphenated ones whole, and runs of scripts without spaces, in order."""
     if not text.isascii():
         text = unicodedata.normalize('NFKC', _UNSEEN.sub('', text.replace('\u200b', ' ')))
-    return _TOKENS.findall(text)
+    return _TOKENS.findall(_DOTTED.sub(lambda found: found[0].replace('.', ''), text))
 
 
 def token_terms(token: str) -> Terms:
@@ -130,7 +135,7 @@ def token_terms(token: str) -> Terms:
 
 
 def _word_terms(token: str) -> Terms:
-    parts = [token] if token.isalnum() else _WORDS.findall(token)
+    parts = _parts(token)
     folded = [fold(part) for part in parts]
     stops = [word in STOP_WORDS for word in folded]
     words = [word for word, stop in zip(folded, stops, strict=True) if not stop]
@@ -147,6 +152,11 @@ def _word_terms(token: str) -> Terms:
         singles.append(whole)
     return Terms(words, phrases, spelled, singles,
                  '' if stops[0] else folded[0], '' if stops[-1] else folded[-1])
+
+
+def _parts(token: str) -> list[str]:
+    """Returns the words of a token that is not of a script without spaces."""
+    return [token] if token.isalnum() or token.endswith(('+', '#')) else _WORDS.findall(token)
 
 
 def _whole(token: str, parts: Sequence[str]) -> str:
@@ -168,6 +178,9 @@ def fold(word: str) -> str:
     if word.isascii():
         return word.lower()
     folded = unicodedata.normalize('NFC', word.casefold())
+    if _GREEK.search(folded):
+        folded = unicodedata.normalize(
+            'NFC', _ACCENTS.sub('', unicodedata.normalize('NFD', folded)))
     # A capital I with a dot is folded to i and a combining dot; dotless i is a letter.
     return _POINTS.sub('', folded.replace('i\u0307', 'i').replace('\u0131', 'i')) or folded
 
