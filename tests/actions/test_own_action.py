@@ -157,3 +157,8 @@ def test_a_list_that_cannot_work_is_refused(actions, message):
 
 def test_a_config_that_says_nothing_has_the_default_actions():
     assert RunConfig('loop').actions == DEFAULT_ACTIONS == ('search', 'bbox', 'answer')
+
+
+def test_the_field_of_before_is_refused_with_what_to_set_instead():
+    with pytest.raises(ConfigError, match=r'^config\.environment\.allow_crop: .*config\.actions'):
+        parse(RunConfig, {'task': 'grpo', 'environment': {'allow_crop': False}})
