@@ -3,10 +3,10 @@
 from vrag_jax.actions.action import Action, ActionType, InvalidAction
 from vrag_jax.actions.observation import Observation
 from vrag_jax.actions.registry import ACTIONS
-from vrag_jax.perception.affine import FLIP_LEFT_RIGHT, FLIP_TOP_BOTTOM
+from vrag_jax.perception.affine import Affine
 from vrag_jax.perception.image_ops import turn
 
-SIDES = {'left-right': FLIP_LEFT_RIGHT, 'top-bottom': FLIP_TOP_BOTTOM}
+SIDES = {'left-right': Affine(a=-1.0), 'top-bottom': Affine(e=-1.0)}
 
 
 def _parse(content, rules):

@@ -7,14 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrag_jax.perception.affine import (
-    FLIP_LEFT_RIGHT,
-    FLIP_TOP_BOTTOM,
     IDENTITY,
     Affine,
     rotation,
     shift,
 )
 
+FLIP_LEFT_RIGHT, FLIP_TOP_BOTTOM = Affine(a=-1.0), Affine(e=-1.0)
 NUMBERS = st.floats(-1e4, 1e4)
 MAPS = st.one_of(
     st.floats(-720, 720).map(rotation), st.sampled_from([FLIP_LEFT_RIGHT, FLIP_TOP_BOTTOM]),

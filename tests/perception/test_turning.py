@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from vrag_jax.perception.affine import FLIP_LEFT_RIGHT, FLIP_TOP_BOTTOM, IDENTITY, rotation
+from vrag_jax.perception.affine import IDENTITY, Affine, rotation
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import (
     PixelLimits,
@@ -19,6 +19,7 @@ from vrag_jax.perception.image_ops import (
     turned_frame,
 )
 
+FLIP_LEFT_RIGHT, FLIP_TOP_BOTTOM = Affine(a=-1.0), Affine(e=-1.0)
 LIMITS = PixelLimits(28 * 28, 64 * 28 * 28)
 TURNS = {'90': rotation(90), '180': rotation(180), '270': rotation(270),
          'left-right': FLIP_LEFT_RIGHT, 'top-bottom': FLIP_TOP_BOTTOM}

@@ -104,7 +104,8 @@ class ActionType:
       metrics: figures of rollouts, by name: the mean of `Action -> float` over all turns,
         also those of other actions.
       used: name of the share of trajectories that take it, in results; '' leaves it out.
-      prepare: `(context, actions) -> results`, one each: what is done for all episodes at once.
+      prepare: `(context, actions) -> results`, one each: a batched step for the actions of all
+        episodes, such as searching.
       attributes: whether a space may follow the tag's name, and attributes that.
     """
 

@@ -45,8 +45,6 @@ class Affine(NamedTuple):
 
 
 IDENTITY = Affine()
-FLIP_LEFT_RIGHT = Affine(a=-1.0)
-FLIP_TOP_BOTTOM = Affine(e=-1.0)
 
 
 def shift(right: float, down: float) -> Affine:

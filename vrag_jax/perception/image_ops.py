@@ -230,7 +230,7 @@ def turned_frame(frame: Frame, linear: Affine, limits: PixelLimits) -> Frame:
 
     Args:
       frame: of the image, whose page may have been turned before.
-      linear: e.g. `affine.rotation(90)`; its shift is of no account.
+      linear: e.g. `affine.rotation(90)`; any shift in it is ignored.
       limits: bounds of the area as the encoder sees it.
     """
     from_page = linear.after(frame.canvas.inverse())

@@ -67,15 +67,15 @@ def run_policy(
       sampler: it is emptied first.
       features: encodes images, each once.
       params: the policy's parameters.
-      questions: one episode each; a question that is repeated is a group, whose prompt
-        is taken in once.
+      questions: one episode each; equal questions in a row form a group, whose prompt is
+        prefilled once.
       sampling: how tokens are drawn.
       seeds: seed of each episode.
       opening: texts of turns that are given to the policy instead of sampled, with
         `{question}`; they are not trained on.
       cancelled: asked between calls to the sampler whether to give up.
-      keep: what is kept of a trajectory, from the moment when it is over. Images are made when
-        an episode's turn comes, so that those alive are bounded by the sampler's cache.
+      keep: reduces a trajectory to what is kept of it, as soon as it is over. An episode has
+        no images before it starts, so the sampler's cache bounds how many are alive.
 
     Returns:
       Trajectories in the order of the questions.
@@ -97,14 +97,14 @@ def run_policy(
     played: dict[int, Trajectory] = {}
     same_prompt = lambda e: (e.question.uid, e.tail(0)[0].tobytes())  # noqa: E731
     unopened = deque(list(group) for _, group in itertools.groupby(episodes, key=same_prompt))
-    del episodes  # What is over is let go.
+    del episodes  # So that finished ones are freed.
 
     def over(episode: Episode) -> None:
         place = place_of.pop(id(episode))
         played[place], running[place] = keep(episode.finish()), None
 
     def begin() -> None:
-        """Opens episodes until more wait than can be let in at a time."""
+        """Starts episodes until more are waiting than the sampler has slots."""
         chosen: list[Episode] = []
         while unopened and scheduler.waiting + len(chosen) <= sampler.config.slots:
             chosen += unopened.popleft()

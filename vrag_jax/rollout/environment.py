@@ -83,15 +83,15 @@ class Environment:
         return parse_action(text, self.actions, self.config)
 
     def is_prepared(self, action: Action) -> bool:
-        """Whether an action takes something that is done for all episodes at once."""
+        """Whether an action has a batched step, `ActionType.prepare`."""
         kind = self._enabled.get(action.kind)
         return kind is not None and kind.prepare is not None
 
     def prepare(self, actions: Sequence[Action]) -> list[Any]:
-        """Does what can be done for many actions at once, such as searching, kind by kind.
+        """Runs the batched steps of actions, such as searching: one call for each type.
 
         Returns:
-          What there is for each action, None for one that takes nothing of the kind.
+          The result for each action, None for one without a batched step.
         """
         results: list[Any] = [None] * len(actions)
         for tag, kind in self._enabled.items():
@@ -109,7 +109,7 @@ class Environment:
         Args:
           episode: before the turn of this action is recorded.
           action: what to do.
-          prepared: what `prepare` has given for it.
+          prepared: its result of `prepare`.
 
         Returns:
           The action, invalid with a reason if it could not be carried out, and its observation.
@@ -139,7 +139,7 @@ class Environment:
         return kind.run(self, episode, action, *results)
 
     def invalid_text(self, reason: str) -> str:
-        """Returns what is said after an action that is invalid for some reason."""
+        """Returns the message after an action that is invalid for some reason."""
         can_be_done = hints(tuple(self._enabled.values()))
         return self.messages.invalid.replace('{actions}', can_be_done).replace('{reason}', reason)
 

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-from vrag_jax.actions.action import Action
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.models.common.mrope import image_positions, text_positions
@@ -146,10 +145,6 @@ class Episode:
     def last_token(self) -> int | None:
         """Id of the token that was appended last."""
         return int(self._tokens[-1][-1]) if self._tokens else None
-
-    def last_action(self) -> Action | None:
-        """Returns the last turn's action."""
-        return self.turns[-1].action if self.turns else None
 
     def finish(self) -> Trajectory:
         """Returns the trajectory of this episode."""

@@ -11,7 +11,7 @@ from vrag_jax.rollout.world import World, WrittenTurn
 from vrag_jax.sampling.scheduler import SampledTurn, Stream
 
 Job = tuple[list[WrittenTurn], Future]
-"""Turns that a thread carries out one after the other, and when they are done."""
+"""Turns that one thread carries out in order, and the future that is set when they are done."""
 
 
 class ActionExecutor:
@@ -95,10 +95,10 @@ class ActionExecutor:
         """Returns episodes whose observations are appended, or that are over.
 
         Args:
-          wait: whether nothing can go on without one of them.
+          wait: whether to wait until there is at least one.
         """
         if self._config.in_order:
-            # Those of the last call may take as long as the next call takes.
+            # The observations of the last call have until the next call to be ready.
             ready: list[Episode] = []
             while len(self._calls) > 1 or (wait and self._calls and not ready):
                 for part, future in self._calls.popleft():

@@ -17,8 +17,8 @@ class ImageView:
 
     Attributes:
       key: hash of its pixels.
-      image: RGB image exactly as the encoder sees it; None where only what was said is kept:
-        the frame tells how to make it again.
+      image: RGB image exactly as the encoder sees it; None where it was dropped: the frame
+        says how to render it again.
       frame: where on which page it lies.
       token_start: index in the trajectory's tokens of its first image token.
     """
@@ -93,7 +93,7 @@ class Trajectory:
     judge_failed: bool = False
 
     def without_tensors(self) -> 'Trajectory':
-        """Returns what people look at: all but tokens, what belongs to them, and pixels.
+        """Returns what people look at: no tokens, nothing that belongs to tokens, no pixels.
 
         Frames, texts and rewards stay, so that an evaluation of thousands of questions fits
         into memory.

@@ -108,7 +108,7 @@ class World:
                 for episode, text, stop in zip(episodes, texts, stops, strict=True)]
 
     def prepare(self, turns: Sequence[WrittenTurn]) -> list[Any]:
-        """Does what is done for all turns at once, see `Environment.prepare`."""
+        """Runs the batched steps of the turns' actions, see `Environment.prepare`."""
         return self.environment.prepare([turn.action for turn in turns])
 
     def advance(self, turns: Sequence[WrittenTurn], max_length: int,
@@ -119,7 +119,7 @@ class World:
           turns: one an episode.
           max_length: most tokens of an episode; one whose observation does not
             leave room for an answer is truncated.
-          prepared: what `prepare` has given for the turns; None if that is still to be done.
+          prepared: the results of `prepare` for the turns; None if it has not been called.
         """
         if prepared is None:
             prepared = self.prepare(turns)
