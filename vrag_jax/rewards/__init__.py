@@ -1,1 +1,1 @@
-"""What a trajectory earns: retrieval, answer and pattern rewards, and their sum."""
+"""What a trajectory earns: rewards by name, judges of answers, the weighted sum and its gate."""
