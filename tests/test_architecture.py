@@ -1,4 +1,4 @@
-"""The floors of the house: which room may import which, and that no import goes in a circle."""
+"""The floors of the house: which room may import which, in no circle; what it takes to add one."""
 
 import ast
 from collections.abc import Iterator
@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-PACKAGE = Path(__file__).resolve().parents[1] / 'vrag_jax'
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / 'vrag_jax'
 MODULES = sorted(path for path in PACKAGE.rglob('*.py') if path.name != '__init__.py')
 MOST_LINES = 400
 
@@ -123,3 +124,35 @@ def test_no_module_imports_itself_by_a_detour():
 @pytest.mark.parametrize('path', MODULES, ids=name_of)
 def test_files_are_short(path):
     assert len(path.read_text(encoding='utf-8').splitlines()) <= MOST_LINES
+
+
+# To add one, write a file like this; the test beside it adds it to runs and sees it work.
+TO_ADD = {
+    'an action': ('tests/actions/flip_action.py', 'tests/actions/test_own_action.py'),
+    'a reward': ('tests/rewards/brevity.py', 'tests/rewards/test_table.py'),
+    'a loss variant': ('tests/learner/unclipped.py', 'tests/learner/test_clip_objectives.py'),
+    'a retriever': ('tests/retrieval/headings.py', 'tests/retrieval/test_new_kind.py'),
+}
+LINES_TO_ADD_ONE = 80
+
+
+def imported(file: str) -> set[str]:
+    """Modules that a file of the tests imports, and what these import of the tests."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse((ROOT / file).read_text(encoding='utf-8'))):
+        if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('tests'):
+            for alias in node.names:
+                path = f'{node.module}.{alias.name}'.replace('.', '/') + '.py'
+                if (ROOT / path).is_file():
+                    found |= {path} | imported(path)
+    return found
+
+
+@pytest.mark.parametrize('what', TO_ADD)
+def test_one_is_added_by_one_file_from_outside_the_package(what):
+    added, test = TO_ADD[what]
+    assert added in imported(test)
+    assert len((ROOT / added).read_text(encoding='utf-8').splitlines()) <= LINES_TO_ADD_ONE
+    # Nothing else of the tests helps it, and how it is done is written down.
+    assert not imported(added)
+    assert f'## Add {what}' in (ROOT / 'docs' / 'EXTENDING.md').read_text(encoding='utf-8')
