@@ -40,9 +40,9 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 for ((attempt = 0; attempt <= ${RESTARTS:-0}; attempt++)); do
     [ "$attempt" -gt 0 ] && echo "restart $attempt of $RESTARTS" | tee -a "$workdir/log.txt"
-    # A node's one process is not bound to one of its cores. Without
-    # --kill-on-bad-exit=0 SLURM may end the others before they have said why they end.
-    srun --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=0 --label \
+    # A node's one process is not bound to one of its cores. When one has died SLURM ends the
+    # others, sooner than they would miss it.
+    srun --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 --label \
         "$python" -u -m vrag_jax.main \
         --config="$config" --workdir="$workdir" "$@" 2>&1 | tee -a "$workdir/log.txt"
     code=${PIPESTATUS[0]}

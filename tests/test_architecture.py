@@ -13,7 +13,9 @@ MOST_LINES = 400
 
 # Room -> rooms that it may import; `config` to `registry` are single modules.
 FLOORS = {
-    'config': '', 'metrics': '', 'hardware': '', 'registry': '', 'parallel': '', 'perception': '',
+    'config': '', 'metrics': '', 'hardware': '', 'registry': '', 'perception': '',
+    # On a machine with TPUs JAX looks for the other hosts, elsewhere it does not.
+    'parallel': 'hardware',
     'rewards': 'config registry',
     'corpus': 'config perception',
     'actions': 'perception',

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vrag_jax.parallel.cluster import DistributedConfig, Place, find_place
+from vrag_jax.parallel.distributed import DistributedConfig, find_place
 
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / 'launch'
@@ -214,6 +214,7 @@ def test_gpu_pods_find_each_other(monkeypatch):
     # A pod's name is JobSet-job-number-index, its domain that of the JobSet.
     [group] = filled['spec']['replicatedJobs']
     coordinator = f'{filled["metadata"]["name"]}-{group["name"]}-0-0.{filled["metadata"]["name"]}'
-    assert find_place(DistributedConfig()) == Place(
-        f'{coordinator}:8482', 4, 3, None, 'explicit settings')
+    assert find_place(DistributedConfig()) == {
+        'coordinator_address': f'{coordinator}:8482', 'num_processes': 4, 'process_id': 3,
+        'local_device_ids': None, 'cluster_detection_method': 'deactivate'}
     assert {'containerPort': 8482} in container['ports']

@@ -57,13 +57,18 @@ class Processes:
 
     def kill(self, process: int) -> None:
         """Sends SIGKILL once all have printed READY."""
+        self.send_when_ready(signal.SIGKILL, (process,))
+
+    def send_when_ready(self, number: int, processes: tuple[int, ...]) -> None:
+        """Sends a signal to some processes once all have printed READY."""
         deadline = time.monotonic() + 100
         while not all(re.search('^READY', self._file(i, 'out').read_text(), re.M)
                       for i in self._running):
             assert time.monotonic() < deadline, [
                 self._file(i, 'err').read_text() for i in self._running]
             time.sleep(0.05)
-        self._running[process].send_signal(signal.SIGKILL)
+        for process in processes:
+            self._running[process].send_signal(number)
         self._event = time.monotonic()
 
     def wait(self, timeout: float = 120.0) -> dict[int, Ended]:

@@ -1,20 +1,20 @@
 """Real runs of several processes: what they tell each other, and how they end together."""
 
 import json
-import re
+import signal
 
 import pytest
 
 from tests.parallel.processes import Processes
 from vrag_jax.parallel import distributed, processes
-from vrag_jax.parallel.cluster import DistributedConfig
+from vrag_jax.parallel.distributed import DistributedConfig
 
 pytestmark = pytest.mark.alone
 
 TALK = """
 import dataclasses, json, os, jax, numpy as np
 from vrag_jax.parallel import distributed, processes
-from vrag_jax.parallel.cluster import DistributedConfig
+from vrag_jax.parallel.distributed import DistributedConfig
 
 @dataclasses.dataclass(frozen=True)
 class Part:
@@ -28,7 +28,7 @@ def raised(call, *arguments):
     except (RuntimeError, ValueError) as error:
         return type(error).__name__, str(error)
 
-with distributed.processes(DistributedConfig(start_timeout_s=60)) as place:
+with distributed.processes(DistributedConfig(start_timeout_s=60)):
     me = jax.process_index()
     rng = np.random.default_rng(me)
     # Of unequal sizes, one of them empty.
@@ -45,7 +45,7 @@ with distributed.processes(DistributedConfig(start_timeout_s=60)) as place:
         (4,), jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x')),
         lambda index: np.arange(4.0)[index])
     print(json.dumps({
-        'place': dataclasses.astuple(place), 'main': distributed.is_main(),
+        'place': [jax.process_count(), me], 'main': distributed.is_main(),
         'devices': [jax.device_count(), jax.local_device_count()],
         'sum': float(jax.jit(lambda x: x.sum())(rows)),
         'parts': [(p.name, p.rows.shape, float(p.rows.sum()), p.sizes) for p in parts],
@@ -68,7 +68,7 @@ def talk(tmp_path_factory):
 
 def test_each_process_has_its_place_and_its_devices(talk):
     _, said = talk
-    assert [s['place'][1:3] for s in said] == [[2, 0], [2, 1]]
+    assert [s['place'] for s in said] == [[2, 0], [2, 1]]
     assert [s['main'] for s in said] == [True, False]
     assert [s['devices'] for s in said] == [[4, 2]] * 2
 
@@ -107,9 +107,9 @@ def test_what_differs_is_refused_in_all_and_named(talk):
 
 def test_processes_at_different_places_are_told_so(talk):
     _, said = talk
-    expected = ['RuntimeError',
-                "the processes are not in step: process 0: 'load'; process 1: 'save'"]
-    assert [s['out of step'] for s in said] == [expected] * 2
+    assert [s['out of step'] for s in said] == [
+        ['RuntimeError', f"the processes are not in step; this one is at '{place}'"]
+        for place in ('load', 'save')]
     assert [s['in step again'] for s in said] == [None, None]
 
 
@@ -122,11 +122,11 @@ def test_a_good_end_is_silent(talk):
 LOOP = """
 import os, sys, time, jax, numpy as np
 from vrag_jax.parallel import distributed
-from vrag_jax.parallel.cluster import DistributedConfig
+from vrag_jax.parallel.distributed import DistributedConfig
 
-work, event = os.environ['WORK'], os.environ.get('EVENT')
+work, event, victim = os.environ['WORK'], os.environ['EVENT'], int(os.environ['VICTIM'])
 config = DistributedConfig(heartbeat_s=int(os.environ['HEARTBEAT_S']), start_timeout_s=60)
-with distributed.processes(config) as place:
+with distributed.processes(config):
     mesh = jax.make_mesh((jax.device_count(),), ('x',))
     sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('x'))
     step = jax.jit(lambda x: x + 0 * x.sum(), out_shardings=sharding)
@@ -136,23 +136,24 @@ with distributed.processes(config) as place:
         x.block_until_ready()
         if i == 3:
             print('READY', flush=True)
-        if i == 10 and place.process == 1 and event == 'exception':
-            raise KeyError('no such page')
-        if i == 10 and place.process == 0 and event == 'exit':
+        if i == 10 and event == 'exit':
             sys.exit('config.seed: wrong')
+        if i == 10 and jax.process_index() == victim:
+            if event == 'exception':
+                raise KeyError('no such page')
+            if work == 'barrier':
+                time.sleep(1000)
         if i == 10 and work == 'host':
             time.sleep(1000)
         if i == 10 and work == 'barrier':
-            if place.process == int(os.environ['VICTIM']):
-                time.sleep(1000)
             distributed.barrier('the other is still away')
 print('never here')
 """
-HEARTBEAT_S = 5
+HEARTBEAT_S = 4
 KILLS = {f'{work}, process {victim}': (work, victim)
          for work in ('host', 'devices', 'barrier') for victim in (0, 1)}
-FAILURES = {f'{event}, {work}': (work, event)
-            for event in ('exception', 'exit') for work in ('host', 'devices')}
+FAILURES = {f'{work}, process {victim}': (work, victim)
+            for work in ('host', 'devices') for victim in (0, 1)}
 
 
 def start(folder, name, work, event='', count=2, victim=-1):
@@ -173,63 +174,68 @@ def killed(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def failed(tmp_path_factory):
-    """Runs of which one process ended by itself."""
+    """Runs of which one process raised an exception, side by side."""
     folder = tmp_path_factory.mktemp('failed')
-    runs = {name: start(folder, name, work, event) for name, (work, event) in FAILURES.items()}
+    runs = {name: start(folder, name, work, 'exception', victim=victim)
+            for name, (work, victim) in FAILURES.items()}
     return {name: run.wait() for name, run in runs.items()}
 
 
 @pytest.mark.parametrize('name', KILLS)
-def test_a_killed_process_ends_the_other_and_is_named(killed, name):
+def test_a_killed_process_ends_the_other(killed, name):
     _, victim = KILLS[name]
     survivor = killed[name][1 - victim]
-    assert killed[name][victim].status == -9
-    assert survivor.status == 1, survivor.stderr
-    assert survivor.after < HEARTBEAT_S + 10
-    # JAX, which hears of it at the same time, may say so in many lines before it or after it.
-    assert re.search(rf'process {victim} \([^)]*\) died: .*; process {1 - victim} \(.* ends too\n',
-                     survivor.stderr), survivor.stderr
+    assert killed[name][victim].status == -signal.SIGKILL
+    assert survivor.status != 0
+    assert survivor.after < HEARTBEAT_S + 15
+    assert 'coordination service' in survivor.stderr
     assert 'never here' not in survivor.stdout
 
 
 @pytest.mark.parametrize('name', FAILURES)
-def test_a_process_that_fails_ends_the_other_and_says_why(failed, name):
-    _, event = FAILURES[name]
-    culprit, reason = {'exception': (1, "KeyError: 'no such page'"),
-                       'exit': (0, 'config.seed: wrong')}[event]
-    at_fault, other = failed[name][culprit], failed[name][1 - culprit]
-    assert (at_fault.status, other.status) == (1, 1)
-    assert ('Traceback' in at_fault.stderr) == (event == 'exception')
-    line = other.stderr.splitlines()[-1]
-    assert line.startswith(f'process {culprit} (') and f') failed: {reason}; ' in line
-    assert at_fault.stderr.splitlines()[-1].endswith(f') failed: {reason}')
+def test_a_process_that_fails_says_why_and_ends_the_other(failed, name):
+    _, victim = FAILURES[name]
+    at_fault, other = failed[name][victim], failed[name][1 - victim]
+    assert at_fault.status != 0 and other.status != 0
+    assert "KeyError: 'no such page'" in at_fault.stderr
+    assert "KeyError: 'no such page'" not in other.stderr
+    assert 'never here' not in at_fault.stdout + other.stdout
 
 
-def test_with_three_processes_the_failed_one_is_named_not_one_that_followed(tmp_path):
-    ended = start(tmp_path, 'three', 'devices', 'exception', count=3).wait()
-    assert [e.status for e in ended.values()] == [1, 1, 1]
-    for process in (0, 2):
-        assert ') failed: KeyError: ' in ended[process].stderr
-        assert ended[process].stderr.splitlines()[-1].startswith('process 1 (')
+def test_of_three_processes_none_is_left(tmp_path):
+    ended = start(tmp_path, 'three', 'devices', 'exception', count=3, victim=1).wait()
+    assert all(e.status != 0 for e in ended.values())
+    assert ["KeyError: 'no such page'" in ended[i].stderr for i in range(3)] == [
+        False, True, False]
 
 
-@pytest.mark.parametrize('process,reason', [(0, 'not all 2 processes have come to 127.0.0.1:'),
-                                            (1, 'process 0 at 127.0.0.1:')])
-def test_a_process_that_never_comes_is_missed(tmp_path, process, reason):
+def test_what_all_find_wrong_ends_all_with_one_line(tmp_path):
+    ended = start(tmp_path, 'exit', 'host', 'exit').wait()
+    assert [(e.status, e.stderr) for e in ended.values()] == [(1, 'config.seed: wrong\n')] * 2
+
+
+def test_processes_that_are_told_to_end_do(tmp_path):
+    run = start(tmp_path, 'terminated', 'host')
+    run.send_when_ready(signal.SIGTERM, (0, 1))
+    assert [e.status for e in run.wait().values()] == [-signal.SIGTERM] * 2
+
+
+@pytest.mark.parametrize('process', [0, 1])
+def test_a_process_that_never_comes_is_missed(tmp_path, process):
     program = LOOP.replace('start_timeout_s=60', 'start_timeout_s=2')
-    ended = Processes(tmp_path, program, environment={'WORK': 'host', 'HEARTBEAT_S': '5'},
-                      started=(process,)).wait()[process]
-    assert ended.status == 1
-    expected = f'process {process} of 2 (explicit settings): after 2 s {reason}'
-    assert ended.stderr.splitlines()[-1].startswith(expected)
+    ended = Processes(
+        tmp_path, program, started=(process,), environment={
+            'WORK': 'host', 'HEARTBEAT_S': '5', 'EVENT': '', 'VICTIM': '-1'}).wait(60)[process]
+    assert ended.status != 0
+    assert 'DEADLINE_EXCEEDED' in ended.stderr
+    assert 'never here' not in ended.stdout
 
 
 def test_one_process_does_without(monkeypatch):
     for name in ('JAX_COORDINATOR_ADDRESS', 'JAX_NUM_PROCESSES', 'JAX_PROCESS_ID'):
         monkeypatch.delenv(name, raising=False)
     value = {'a': 1}
-    with distributed.processes(DistributedConfig()) as place:
-        assert place is None
+    with distributed.processes(DistributedConfig()):
         assert distributed.is_main()
         distributed.barrier('here')
         processes.agree('anything', 'a word')

@@ -1,7 +1,6 @@
 """A run of two processes, killed, resumed in one and then in two: the same as in one."""
 
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -66,10 +65,8 @@ def moved_run(finished_run) -> Path:
     both = start_two(workdir)
     until(workdir, 'sft', 3, both)
     both[1].send_signal(signal.SIGKILL)
-    assert both[0].wait(timeout=HEARTBEAT_S + 30) == 1, log_of(workdir, 0)[-3000:]
-    said = log_of(workdir, 0)
-    assert re.search(
-        r'process 1 \([^)]+\) died: .*; process 0 \(.+\) ends too\n', said), said[-3000:]
+    assert both[0].wait(timeout=HEARTBEAT_S + 30) != 0, log_of(workdir, 0)[-3000:]
+    assert 'coordination service' in log_of(workdir, 0), log_of(workdir, 0)[-3000:]
 
     alone = start(SMALL_LOOP, workdir, ROWS)
     until(workdir, 'grpo', 3, [alone])
@@ -100,6 +97,6 @@ def test_configs_that_differ_are_refused(tmp_path):
     both = start_two(tmp_path / 'run', (), ('--config.seed=1',))
     assert [process.wait(timeout=120) for process in both] == [1, 1]
     for process in range(2):
-        last = log_of(tmp_path / 'run', process).splitlines()[-1]
-        assert 'the config differs: process 0: \' "seed": 0,\'; process 1: ' in last
+        said = log_of(tmp_path / 'run', process)
+        assert 'the config differs: process 0: \' "seed": 0,\'; process 1: ' in said
     assert not (tmp_path / 'run').exists()

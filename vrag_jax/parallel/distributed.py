@@ -1,116 +1,202 @@
-"""Runs of several processes: how they start, wait for each other and end together."""
+"""Runs of several processes: how they find each other, wait for each other and end together."""
 
 import contextlib
+import dataclasses
+import importlib.util
 import itertools
-import logging
-import socket
+import os
+import re
 import sys
-import threading
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
-# The coordination service's client has no public name; Orbax takes it from here, too.
-from jax._src.distributed import global_state
+from vrag_jax import hardware
 
-from vrag_jax.parallel.cluster import DistributedConfig, Place, find_place
-from vrag_jax.parallel.liveness import WEEK_MS, Watchdog, exit_now
+CLUSTERS = ('slurm', 'ompi', 'mpi4py', 'gketpu', 'gcetpu', 'k8s')
+# Number of processes and index of this one, as launchers give them. JAX reads neither where the
+# coordinator is given, and does not know MPICH, Intel MPI and Open MPI from 5 on.
+_LAUNCHERS = (
+    ('SLURM_NTASKS', 'SLURM_PROCID'), ('OMPI_COMM_WORLD_SIZE', 'OMPI_COMM_WORLD_RANK'),
+    ('PMI_SIZE', 'PMI_RANK'), ('', 'JOB_COMPLETION_INDEX'))
+_WEEK_MS = 7 * 24 * 3600 * 1000
+_barriers = itertools.count()
 
-_NAMES = 'vrag_jax/host'
-_steps = itertools.count()
+
+@dataclasses.dataclass(frozen=True)
+class DistributedConfig:
+    """How the processes of a run find and watch each other.
+
+    What is left open here is taken from the environment variables JAX_COORDINATOR_ADDRESS,
+    JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_LOCAL_DEVICE_IDS, then from the cluster.
+
+    Attributes:
+      cluster: 'auto', 'none' (one process, whatever the environment says), or how JAX is
+        to look for the others: 'slurm', 'ompi' (Open MPI up to 4), 'mpi4py' (any MPI; not
+        part of 'auto'), 'gketpu', 'gcetpu' (TPU VMs), 'k8s' (an Indexed Job or JobSet;
+        needs the package kubernetes).
+      coordinator: 'HOST:PORT' at which all processes reach process 0; '' to find it out.
+      processes: how many there are; 0 to find it out.
+      process: index of this one; -1 to find it out.
+      local_devices: which GPUs of the host are this process'; all if it is the only one
+        there, else the one of its index on the host.
+      heartbeat_s: a process that is not heard of for so many seconds is dead, and the
+        others end. One that has failed waits as long for the others before it leaves.
+      start_timeout_s: how long the processes wait for each other at the start.
+    """
+
+    cluster: str = 'auto'
+    coordinator: str = ''
+    processes: int = 0
+    process: int = -1
+    local_devices: tuple[int, ...] = ()
+    heartbeat_s: int = 30
+    start_timeout_s: int = 300
+
+    def __post_init__(self):
+        if self.cluster not in ('auto', 'none', *CLUSTERS):
+            raise ValueError(f"cluster: must be 'auto', 'none' or one of {CLUSTERS}, "
+                             f'got {self.cluster!r}')
+        if self.coordinator:
+            _check_address('coordinator', self.coordinator)
+        for field, least in (('processes', 0), ('process', -1), ('heartbeat_s', 2),
+                             ('start_timeout_s', 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f'{field}: must be at least {least}, got {getattr(self, field)}')
+        if any(device < 0 for device in self.local_devices):
+            raise ValueError(f'local_devices: must not be negative, got {self.local_devices}')
 
 
 @contextlib.contextmanager
-def processes(config: DistributedConfig) -> Iterator[Place | None]:
+def processes(config: DistributedConfig) -> Iterator[None]:
     """Joins the processes of a run; a context manager around all that touches a device.
 
-    Where there is one process it does nothing. Otherwise, at the end, every process waits
-    for all others; an exception inside ends all of them, and so does the death of one:
-    with a line on stderr that names it, and a status that is not 0 (see `Watchdog`). In
-    that case this does not return, and nothing outside runs; nor does it if not all
-    processes have come in time.
-
-    Args:
-      config: where the others are; what it leaves open is found out.
-
-    Yields:
-      The place of this process; None where there is only one.
+    Where there is one process it does nothing. Otherwise, at a good end, every process waits
+    for all others. If one dies, or ends with an exception, which it prints, JAX's coordination
+    service ends the others: within `heartbeat_s` or little more, and with a status that is not 0.
 
     Raises:
-      SystemExit: if the settings are incomplete; names the field or variable.
-      RuntimeError: if JAX has already touched a device.
+      SystemExit: if the settings cannot work, or not all processes have come in time; names the
+        field or variable.
     """
+    joined = _join(config)
+    yield
+    if joined:
+        barrier('end')
+
+
+def _join(config: DistributedConfig) -> bool:
     try:
         place = find_place(config)
-    except ValueError as error:
-        sys.exit(f'config.distributed: {error}')
-    if place is None:
-        yield None
-        return
-    watchdog = _start(place, config)
-    try:
-        try:
-            yield place
-        except SystemExit as end:
-            if end.code:
-                raise
-        watchdog.finish()
-    except BaseException as error:
-        watchdog.fail(error)
-
-
-def _start(place: Place, config: DistributedConfig) -> Watchdog:
-    # The service would hold SIGTERM back, and a process that is told to end would go on
-    # until it is killed.
-    jax.config.update('jax_enable_preemption_service', False)
-    # Of the CPU client only: beside each other, programs of a device may take the threads
-    # on which a collective with another process waits for its own.
-    jax.config.update('jax_cpu_enable_async_dispatch', False)
-    # At its own time-out JAX aborts the process, so ours comes first.
-    missed = threading.Timer(config.start_timeout_s, _give_up, [place, config.start_timeout_s])
-    missed.start()
-    try:
+        if place is None:
+            return False
+        # The service would hold SIGTERM back, and a process that is told to end would go on
+        # until it is killed.
+        jax.config.update('jax_enable_preemption_service', False)
+        # Of the CPU client only: beside each other, programs of a device may take the threads
+        # on which a collective with another process waits for its own.
+        jax.config.update('jax_cpu_enable_async_dispatch', False)
+        # A process that fails waits for the others to shut down, too, and after the time-out
+        # they are told.
         jax.distributed.initialize(
-            place.coordinator, place.processes, place.process, place.local_devices,
-            cluster_detection_method='deactivate',
-            initialization_timeout=config.start_timeout_s + 10,
-            heartbeat_timeout_seconds=config.heartbeat_s)
-        client: Any = global_state.client
-        client.key_value_set(f'{_NAMES}/{place.process}', socket.gethostname())
-        client.wait_at_barrier(_NAMES, WEEK_MS)
-    finally:
-        missed.cancel()
-    hosts = {int(key.rpartition('/')[2]): host for key, host in client.key_value_dir_get(_NAMES)}
-    names = [f'process {p} ({hosts[p]})' for p in range(place.processes)]
-    logging.getLogger(__name__).info(
-        '%s of %d, by %s; process 0 is at %s',
-        names[place.process], place.processes, place.source, place.coordinator)
-    return Watchdog(client, place.coordinator, place.process, names, config.heartbeat_s)
+            **place, initialization_timeout=config.start_timeout_s,
+            heartbeat_timeout_seconds=config.heartbeat_s,
+            shutdown_timeout_seconds=config.heartbeat_s)
+    except (AttributeError, KeyError, OSError, RuntimeError, ValueError) as error:
+        sys.exit(f'config.distributed: {type(error).__name__}: {" ".join(str(error).split())}; '
+                 "with cluster='none' one process runs")
+    if not place['local_device_ids'] and _alone_on_host():
+        # Of SLURM and Open MPI JAX gives every process one GPU.
+        jax.config.update('jax_cuda_visible_devices', 'all')
+        jax.config.update('jax_rocm_visible_devices', 'all')
+    return True
 
 
-def _give_up(place: Place, seconds: int) -> None:
-    host, _, port = place.coordinator.rpartition(':')
-    try:
-        socket.create_connection((host.strip('[]'), int(port)), 5.0).close()
-        reason = f'not all {place.processes} processes have come to {place.coordinator}'
-    except OSError as error:
-        reason = f'process 0 at {place.coordinator} is not reached: {error}'
-    exit_now(f'process {place.process} of {place.processes} ({place.source}): after {seconds} s '
-             f'{reason}', 1)
+def find_place(config: DistributedConfig) -> dict[str, Any] | None:
+    """Finds out which process this is, as far as JAX does not; touches no device.
+
+    Returns:
+      Arguments of `jax.distributed.initialize`, None for what it is to find out; None where
+      this is the only process.
+
+    Raises:
+      ValueError: if something is missing, malformed or contradictory; names the field or the
+        environment variable.
+    """
+    if config.cluster == 'none':
+        return None
+    coordinator = config.coordinator or os.environ.get('JAX_COORDINATOR_ADDRESS') or None
+    size, rank = next((names for names in _LAUNCHERS if names[1] in os.environ), ('', ''))
+    count = config.processes or _number('JAX_NUM_PROCESSES', 1)
+    process = config.process if config.process >= 0 else _number('JAX_PROCESS_ID', 0)
+    method = None if config.cluster == 'auto' else config.cluster
+    if (count or _number(size, 1)) == 1:
+        return None
+    if coordinator:
+        _check_address('coordinator or JAX_COORDINATOR_ADDRESS', coordinator)
+        count = count or _number(size, 1)
+        process = _number(rank, 0) if process is None else process
+        method = 'deactivate'
+        if count is None:
+            raise ValueError('processes: set it or JAX_NUM_PROCESSES; how many there are is not '
+                             'known')
+        if process is None:
+            raise ValueError(f'process: set it or JAX_PROCESS_ID; which of {count} processes this '
+                             'is, is not known')
+    elif not (method or _has_launcher()):
+        if count or process is not None:
+            raise ValueError('coordinator: set it or JAX_COORDINATOR_ADDRESS to HOST:PORT of '
+                             'process 0')
+        return None
+    if process is not None and count and process >= count:
+        raise ValueError(f'process: must be below the number of processes, {count}, got {process} '
+                         '(see also JAX_PROCESS_ID and JAX_NUM_PROCESSES)')
+    return {'coordinator_address': coordinator, 'num_processes': count, 'process_id': process,
+            'local_device_ids': config.local_devices or _local_devices() or None,
+            'cluster_detection_method': method}
+
+
+def _has_launcher() -> bool:
+    """Whether a launcher by which JAX finds the others has started this process.
+
+    JAX itself refuses to run where there is none, and a pod of no Indexed Job.
+    """
+    environment = os.environ
+    if 'SLURM_STEP_NODELIST' in environment or 'OMPI_MCA_orte_hnp_uri' in environment:
+        return True
+    if 'JOB_COMPLETION_INDEX' in environment and importlib.util.find_spec('kubernetes'):
+        return True
+    return (not hardware.only_cpus(environment) and hardware.has_tpu(Path('/'))
+            and importlib.util.find_spec('libtpu') is not None)
+
+
+def _alone_on_host() -> bool:
+    """Whether all GPUs that this process sees are its own.
+
+    That is so where the launcher has already bound one GPU to each process, too: an index on
+    the host would point beyond it.
+    """
+    environment = os.environ
+    if len(environment.get('CUDA_VISIBLE_DEVICES', ',').split(',')) == 1:
+        return True
+    if 'SLURM_STEP_NUM_NODES' in environment:
+        return environment['SLURM_STEP_NUM_NODES'] == environment.get('SLURM_NTASKS')
+    return environment.get('OMPI_COMM_WORLD_LOCAL_SIZE') == '1'
 
 
 def is_main() -> bool:
-    """Whether this is process 0, which alone writes what is written once; touches no device."""
-    return global_state.process_id == 0
+    """Whether this is process 0, which alone writes what is written once."""
+    return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
     """Waits until all processes have come here, however long that takes.
 
-    It does not use the devices. All processes have to make the same calls of this module
-    in the same order, each from one thread.
+    All processes have to make the same calls of this module in the same order, each from one
+    thread.
 
     Args:
       name: of the place in the program.
@@ -118,34 +204,37 @@ def barrier(name: str) -> None:
     Raises:
       RuntimeError: in all processes, if they wait at places of different names.
     """
-    client = global_state.client
-    if client is None:
+    if jax.process_count() == 1:
         return
-    step = next(_steps)
-    client.key_value_set(_step_key(step, global_state.process_id), name)
-    # Asked for again and again: a wait of the service's own fails when a process dies, and
-    # JAX aborts on that before the watchdog can say which.
-    pause = 0.001
-    while len(found := client.key_value_dir_get(_step_key(step))) < global_state.num_processes:
-        time.sleep(pause)
-        pause = min(0.1, 1.5 * pause)
-    names = {int(key.rpartition('/')[2]): name for key, name in found}
-    if step:
-        # All have read what belongs to the step before, or they were not here.
-        client.key_value_delete(_step_key(step - 1, global_state.process_id))
-    if len(set(names.values())) > 1:
-        raise RuntimeError(f'the processes are not in step: {who_has_what(names)}')
+    from orbax.checkpoint import multihost  # Takes a second, for nothing in most runs.
+
+    # Collectives of devices give up sooner than a rollout may take.
+    multihost.get_barrier_sync_fn()(
+        key=f'vrag_jax barrier {next(_barriers)}', timeout_ms=_WEEK_MS)
+    try:
+        multihost_utils.sync_global_devices(name)
+    except AssertionError as error:
+        raise RuntimeError(f'the processes are not in step; this one is at {name!r}') from error
 
 
-def _step_key(step: int, process: int | str = '') -> str:
-    return f'vrag_jax/step/{step}/{process}'
+def _check_address(name: str, address: str) -> None:
+    match = re.fullmatch(r'(\[[^\]]+\]|[^:\s]+):(\d{1,5})', address)
+    if not match or not 0 < int(match[2]) < 65536:
+        raise ValueError(f'{name}: expected HOST:PORT, got {address!r}')
 
 
-def who_has_what(values: Mapping[int, str]) -> str:
-    """Returns e.g. "processes 0, 2: 'a'; process 1: 'b'" of what each process has."""
-    groups: dict[str, list[int]] = {}
-    for process in sorted(values):
-        groups.setdefault(values[process], []).append(process)
-    return '; '.join(
-        f'process{"es" * (len(group) > 1)} {", ".join(map(str, group))}: {value[:300]!r}'
-        for value, group in groups.items())
+def _number(name: str, least: int) -> int | None:
+    """Reads an environment variable; None where it is not set."""
+    text = os.environ.get(name, '')
+    if not text:
+        return None
+    if not text.isdecimal() or int(text) < least:
+        raise ValueError(f'{name}: expected a whole number from {least}, got {text!r}')
+    return int(text)
+
+
+def _local_devices() -> tuple[int, ...]:
+    text = os.environ.get('JAX_LOCAL_DEVICE_IDS', '')
+    if not re.fullmatch(r'(\d+(,\d+)*)?', text):
+        raise ValueError(f'JAX_LOCAL_DEVICE_IDS: expected numbers with commas, got {text!r}')
+    return tuple(map(int, text.split(','))) if text else ()

@@ -12,7 +12,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding
 
-from vrag_jax.parallel.distributed import barrier, is_main, who_has_what
+from vrag_jax.parallel.distributed import barrier, is_main
 
 SMALLEST_CHUNK = 2**20
 CHUNK_BYTES = 64 * 2**20  # Of each process at a time: it passes through device memory.
@@ -41,7 +41,7 @@ def exchange(value: T, name: str = 'exchange') -> list[T]:
     """
     if jax.process_count() == 1:
         return [value]
-    barrier(name)  # Collectives of devices give up sooner than a rollout may take.
+    barrier(name)
     data = np.frombuffer(pickle.dumps(value, pickle.HIGHEST_PROTOCOL), np.uint8)
     # In bytes, because JAX has no 64-bit integers unless asked.
     own_size = np.array([len(data)], np.int64).view(np.uint8)
@@ -76,7 +76,17 @@ def agree(value: str, what: str) -> None:
     texts = [text.splitlines() for text in exchange(value, f'agree on {what}')]
     for lines in itertools.zip_longest(*texts, fillvalue=''):
         if len(set(lines)) > 1:
-            raise ValueError(f'{what} differs: {who_has_what(dict(enumerate(lines)))}')
+            raise ValueError(f'{what} differs: {_who_has_what(lines)}')
+
+
+def _who_has_what(values: Sequence[str]) -> str:
+    """Returns e.g. "processes 0, 2: 'a'; process 1: 'b'" of what each process has."""
+    groups: dict[str, list[int]] = {}
+    for process, value in enumerate(values):
+        groups.setdefault(value, []).append(process)
+    return '; '.join(
+        f'process{"es" * (len(group) > 1)} {", ".join(map(str, group))}: {value[:300]!r}'
+        for value, group in groups.items())
 
 
 def share(items: Sequence[T], group: int = 1) -> list[int]:

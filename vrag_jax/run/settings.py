@@ -15,7 +15,7 @@ from vrag_jax.models.common.layers import REMAT
 from vrag_jax.models.common.lora import LoraConfig
 from vrag_jax.models.common.quantization import require
 from vrag_jax.models.qwen2_5_vl.config import PRESETS
-from vrag_jax.parallel.cluster import DistributedConfig
+from vrag_jax.parallel.distributed import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
 from vrag_jax.rewards.model_judge import JudgeConfig
