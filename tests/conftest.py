@@ -10,19 +10,21 @@ import pytest
 # Fixtures that tests of several rooms use.
 pytest_plugins = ('tests.corpus.documents', 'tests.corpus.page_stores')
 
-# All of this is read when jax is imported, so it is set before any test module is.
-os.environ['JAX_PLATFORMS'] = 'cpu'
-os.environ['XLA_FLAGS'] = (
-    os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8')
-# The environment, not jax.config: runs that tests start as processes share the cache.
-_COMPILED = tempfile.mkdtemp(prefix='vrag_jax_compiled_')
-os.environ['JAX_COMPILATION_CACHE_DIR'] = _COMPILED
-os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
+# All of this is read when jax is imported, so it is set before any test module is. Of several
+# processes that share the tests the first alone sets it, and the others inherit it.
+if 'PYTEST_XDIST_WORKER' not in os.environ:
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+    os.environ['XLA_FLAGS'] = (
+        os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8')
+    # The environment, not jax.config: runs that tests start as processes share the cache.
+    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vrag_jax_compiled_')
+    os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 
 
 def pytest_unconfigure() -> None:
     """Removes the compile cache of this session."""
-    shutil.rmtree(_COMPILED, ignore_errors=True)
+    if 'PYTEST_XDIST_WORKER' not in os.environ:
+        shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
 
 
 @pytest.fixture(scope='session')
