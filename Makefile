@@ -44,15 +44,14 @@ run: $(STAMP)
 	$(BIN)/python -m vrag_jax.main --config=$(CONFIG) --workdir=$(WORKDIR) $(ARGS)
 
 test: $(STAMP)-dev
-	$(BIN)/python -m pytest -m 'alone and not slow' $(ARGS) || [ $$? -eq 5 ]  # 5: none chosen.
-	$(BIN)/python -m pytest -m 'not alone and not slow' -n $(JOBS) --dist=worksteal $(ARGS)
+	$(BIN)/python -m pytest -m 'not slow' -n $(JOBS) --dist=worksteal $(ARGS)
 
 check: $(STAMP)-dev
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 test-slow: $(STAMP)-dev
-	$(BIN)/python -m pytest -m slow $(ARGS)
+	$(BIN)/python -m pytest -m slow -n $(JOBS) --dist=worksteal $(ARGS)
 
 check-transformers: $(STAMP)-dev
 	$(BIN)/python -m tests.tasks.check_transformers $(ARGS)

@@ -12,19 +12,27 @@ pytest_plugins = ('tests.corpus.documents', 'tests.corpus.page_stores')
 
 # All of this is read when jax is imported, so it is set before any test module is. Of several
 # processes that share the tests the first alone sets it, and the others inherit it.
+_OWN_CACHE = ''
 if 'PYTEST_XDIST_WORKER' not in os.environ:
     os.environ['JAX_PLATFORMS'] = 'cpu'
     os.environ['XLA_FLAGS'] = (
         os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8')
     # The environment, not jax.config: runs that tests start as processes share the cache.
-    os.environ['JAX_COMPILATION_CACHE_DIR'] = tempfile.mkdtemp(prefix='vrag_jax_compiled_')
+    if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:
+        _OWN_CACHE = tempfile.mkdtemp(prefix='vrag_jax_compiled_')
+        os.environ['JAX_COMPILATION_CACHE_DIR'] = _OWN_CACHE
     os.environ['JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS'] = '0.2'
 
 
 def pytest_unconfigure() -> None:
-    """Removes the compile cache of this session."""
-    if 'PYTEST_XDIST_WORKER' not in os.environ:
-        shutil.rmtree(os.environ['JAX_COMPILATION_CACHE_DIR'], ignore_errors=True)
+    """Removes the compile cache that this session has made."""
+    if _OWN_CACHE:
+        shutil.rmtree(_OWN_CACHE, ignore_errors=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Whole runs come first: the small tests at the end are shared out evenly."""
+    items.sort(key=lambda item: not item.nodeid.startswith('tests/tasks/'))
 
 
 @pytest.fixture(scope='session')

@@ -179,7 +179,7 @@ def test_make_does_not_install_twice(tmp_path):
 def test_make_test_leaves_the_slow_tests_out_and_lint_to_make_check(tmp_path):
     plan = make('-n', 'test', 'ACCELERATOR=cpu', f'VENV={tmp_path}/venv').stdout
     for part in ("'.[dev,ocr,quantization,serve,tpu-aot]'",
-                 "pytest -m 'alone and not slow'", "pytest -m 'not alone and not slow' -n 2"):
+                 "pytest -m 'not slow' -n 2"):
         assert part in plan
     assert 'bin/ruff' not in plan and 'bin/mypy' not in plan
 
@@ -204,4 +204,4 @@ def test_an_old_python_is_refused_with_advice(tmp_path):
 def test_continuous_integration_checks_and_tests():
     script = ROOT / '.ci' / 'run'
     assert script.stat().st_mode & 0o100
-    assert script.read_text().endswith('make check\nexec make test\n')
+    assert script.read_text().endswith('make check\nmake test\nmake test-slow\n')

@@ -111,6 +111,7 @@ def test_micro_batches_add_up_to_the_mini_batch(make_learner, sequences, referen
     assert_same(zip(metrics, weights, strict=True), zip(*reference[:2], strict=True))
 
 
+@pytest.mark.slow
 def test_no_size_of_micro_batch_compiles_after_the_warm_up(
         make_learner, sequences, reference, policy):
     learner = make_learner(rows=3, fewer_rows=(2, 1))
@@ -126,7 +127,9 @@ def test_no_size_of_micro_batch_compiles_after_the_warm_up(
     assert compilations() == before
 
 
-@pytest.mark.parametrize('shape', MESHES.values(), ids=MESHES)
+@pytest.mark.parametrize('shape', [
+    pytest.param(shape, id=name, marks=() if name == 'all' else pytest.mark.slow)
+    for name, shape in MESHES.items()])
 def test_eight_devices_compute_what_one_does(make_learner, sequences, reference, shape, capfd):
     learner = make_learner(shape)
     expected = shards(learner.state, KERNEL, shape)
@@ -218,7 +221,8 @@ def test_without_a_seed_nothing_is_dropped(
     assert adapter_updates[1][0]['grad_norm'] != pytest.approx(want, rel=1e-3)
 
 
-@pytest.mark.parametrize('shape', [MESHES['data'], MESHES['fsdp, sequence and tensor']])
+@pytest.mark.parametrize('shape', [
+    pytest.param(MESHES['data'], marks=pytest.mark.slow), MESHES['fsdp, sequence and tensor']])
 def test_eight_devices_train_adapters_as_one_does(
         make_learner, adapted, adapter_updates, sequences, shape):
     metrics, weights, _ = three_updates(make_learner(shape, policy=adapted), sequences)

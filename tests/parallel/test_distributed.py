@@ -9,8 +9,6 @@ from tests.parallel.processes import Processes
 from vrag_jax.parallel import distributed, processes
 from vrag_jax.parallel.distributed import DistributedConfig
 
-pytestmark = pytest.mark.alone
-
 TALK = """
 import dataclasses, json, os, jax, numpy as np
 from vrag_jax.parallel import distributed, processes

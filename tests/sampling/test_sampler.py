@@ -157,10 +157,13 @@ def test_a_turn_depends_on_its_seed_and_prompt_only(sampler, policy, chunks, buf
     assert_same_turns(sample(sampler, policy[1], {2: chunks[2]}, buffer, DRAWN), {2: want[2]})
 
 
-def test_pages_of_other_sizes_change_nothing(make_sampler, policy, chunks, buffer, want):
-    for size, lengths in ((1, ()), (5, (16, 32)), (64, ())):
-        other = make_sampler(page_size=size, attend_lengths=lengths)
-        assert_same_turns(sample(other, policy[1], chunks, buffer, DRAWN), want)
+@pytest.mark.parametrize('size,lengths', [
+    pytest.param(1, (), marks=pytest.mark.slow), (5, (16, 32)),
+    pytest.param(64, (), marks=pytest.mark.slow)])
+def test_pages_of_other_sizes_change_nothing(
+        make_sampler, policy, chunks, buffer, want, size, lengths):
+    other = make_sampler(page_size=size, attend_lengths=lengths)
+    assert_same_turns(sample(other, policy[1], chunks, buffer, DRAWN), want)
 
 
 def test_scanned_layers_are_unrolled_layers(make_sampler, policy, chunks, buffer, want):

@@ -107,8 +107,9 @@ def assert_same(streams, want):
 
 
 @pytest.mark.parametrize('changes', [
-    {}, {'slots': 2}, {'slots': 1}, {'slots': 3, 'fewer_slots': (1,)}, {'decode_tokens': 2},
-    {'refill': 1.0}, {'slots': 16, 'page_size': 3},
+    {}, pytest.param({'slots': 2}, marks=pytest.mark.slow),
+    pytest.param({'slots': 1}, marks=pytest.mark.slow), {'slots': 3, 'fewer_slots': (1,)},
+    {'decode_tokens': 2}, {'refill': 1.0}, {'slots': 16, 'page_size': 3},
     {'slots': 3, 'draft_tokens': 3, 'draft_ngram': 1}], ids=str)
 @pytest.mark.parametrize('away', [0, 2])
 def test_streams_get_what_they_get_alone(make_sampler, policy, want, changes, away):
@@ -157,7 +158,8 @@ def test_a_groups_prompt_is_taken_in_once(make_sampler, policy):
     assert len({tuple(stream.tokens) for stream in streams}) > 1
 
 
-@pytest.mark.parametrize('cache_tokens', [64, 80, 128])
+@pytest.mark.parametrize('cache_tokens', [
+    64, *(pytest.param(n, marks=pytest.mark.slow) for n in (80, 128))])
 def test_a_group_larger_than_the_cache_comes_in_parts(make_sampler, policy, cache_tokens):
     groups = [(prompt, 4) for prompt in prompts(count=3)]
     want, _ = play(make_sampler(slots=12), policy[1], groups)

@@ -3,10 +3,11 @@
 import os
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL_LOOP = ROOT / 'tests' / 'tasks' / 'small_loop.py'
@@ -31,8 +32,28 @@ def finish(process: subprocess.Popen, workdir: Path) -> None:
 
 
 @pytest.fixture(scope='session')
-def finished_run(tmp_path_factory) -> Path:
+def run_once(tmp_path_factory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """Returns a function that gives the folder of a run, played by whichever process asks first.
+
+    Its arguments are the name of the run, and what plays it in the folder it is given.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    if 'PYTEST_XDIST_WORKER' in os.environ:
+        folder = folder.parent
+    (folder / 'runs').mkdir(exist_ok=True)
+
+    def play_once(name: str, play: Callable[[Path], None]) -> Path:
+        workdir, played = (folder / 'runs' / f'{name}{suffix}' for suffix in ('', '.played'))
+        with FileLock(f'{workdir}.lock'):
+            if not played.exists():
+                play(workdir)
+                played.touch()
+        return workdir
+
+    return play_once
+
+
+@pytest.fixture(scope='session')
+def finished_run(run_once) -> Path:
     """Folder of a small loop that was never killed."""
-    workdir = tmp_path_factory.mktemp('runs') / 'finished'
-    finish(start(SMALL_LOOP, workdir), workdir)
-    return workdir
+    return run_once('finished', lambda workdir: finish(start(SMALL_LOOP, workdir), workdir))

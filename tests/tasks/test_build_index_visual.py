@@ -69,7 +69,6 @@ def search(workdir, embedder):
     return SearchEngine.open(workdir / 'index', store, [embedder]).search(QUERIES, 3)
 
 
-@pytest.mark.alone
 def test_two_processes_index_as_one_and_search_as_maxsim_by_hand(source, checkpoint, tmp_path):
     [printed] = build(source, checkpoint, tmp_path / 'one')
     assert 'pages: embedded 3/3 pages' in printed

@@ -22,11 +22,11 @@ def results(finished_run) -> dict:
 
 
 @pytest.fixture(scope='module')
-def evaluated(finished_run) -> dict:
+def evaluated(finished_run, run_once) -> dict:
     """Results of evaluating the policy that the run exported, in a new folder."""
-    workdir = finished_run.with_name('evaluated')
-    finish(start(SMALL_LOOP, workdir, '--config.task=evaluate',
-                 f'--config.policy.checkpoint={finished_run / "policy"}'), workdir)
+    workdir = run_once('evaluated', lambda workdir: finish(start(
+        SMALL_LOOP, workdir, '--config.task=evaluate',
+        f'--config.policy.checkpoint={finished_run / "policy"}'), workdir))
     return json.loads((workdir / 'results.json').read_text())
 
 

@@ -15,14 +15,12 @@ TARGETS = ('q_proj', 'v_proj', 'up_proj')
 
 
 @pytest.fixture(scope='module')
-def run(finished_run) -> Path:
+def run(finished_run, run_once) -> Path:
     """Folder of the run; its base is the policy of the small loop."""
     pytest.importorskip('qwix')
-    workdir = finished_run.with_name('lora')
     config = SMALL_LOOP.with_name('small_lora.py')
     checkpoint = f'--config.policy.checkpoint={finished_run / "policy"}'
-    finish(start(config, workdir, checkpoint), workdir)
-    return workdir
+    return run_once('lora', lambda workdir: finish(start(config, workdir, checkpoint), workdir))
 
 
 @pytest.fixture(scope='module')

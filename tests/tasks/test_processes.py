@@ -14,8 +14,6 @@ from tests.tasks.conftest import ROOT, SMALL_LOOP, start
 from tests.tasks.small_loop import STEPS
 from tests.tasks.test_resume import NOT_COMPARED, rows
 
-pytestmark = pytest.mark.alone
-
 # A micro-batch of two rows splits over two devices; what is averaged stays the same.
 ROWS = '--config.pretrain.learner.rows=2'
 HEARTBEAT_S = 5
@@ -59,9 +57,13 @@ def until(workdir: Path, phase: str, step: int, processes: list[subprocess.Popen
 
 
 @pytest.fixture(scope='module')
-def moved_run(finished_run) -> Path:
+def moved_run(finished_run, run_once) -> Path:
     """Folder of a run of two processes, then one, then two again."""
-    workdir = finished_run.with_name('moved')
+    return run_once('moved', move)
+
+
+def move(workdir: Path) -> None:
+    """Plays a run of two processes, one of which is killed, then of one, then of two again."""
     both = start_two(workdir)
     until(workdir, 'sft', 3, both)
     both[1].send_signal(signal.SIGKILL)
@@ -76,7 +78,6 @@ def moved_run(finished_run) -> Path:
     for process in start_two(workdir):
         code = process.wait(timeout=900)
         assert code == 0, [log_of(workdir, i)[-3000:] for i in range(2)]
-    return workdir
 
 
 def test_every_step_stands_once_and_in_order(moved_run):

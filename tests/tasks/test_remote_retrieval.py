@@ -18,7 +18,7 @@ from vrag_jax.serving.live import LiveIndex  # noqa: E402
 
 
 @pytest.fixture(scope='module')
-def runs(finished_run):
+def runs(finished_run, tmp_path_factory):
     """Folders of GRPO with the index in the process, and by a service; queries it was asked."""
     manifest, index = finished_run / 'pageworld' / 'pages.jsonl', finished_run / 'index'
 
@@ -27,7 +27,7 @@ def runs(finished_run):
         return store, SearchEngine.open(index, store)
 
     def grpo(name, *overrides):
-        workdir = finished_run.with_name(name)
+        workdir = tmp_path_factory.mktemp('runs') / name
         finish(start(SMALL_LOOP, workdir, '--config.task=grpo', '--config.grpo.steps=2',
                      f'--config.policy.checkpoint={finished_run / "policy"}', *overrides), workdir)
         return workdir

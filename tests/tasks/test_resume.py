@@ -34,16 +34,17 @@ def kill_at(workdir: Path, phase: str, step: int) -> None:
 
 
 @pytest.fixture(scope='module')
-def killed_run(finished_run) -> Path:
+def killed_run(finished_run, run_once) -> Path:
     """Folder of a run that was killed in three phases before it came to its end.
 
     It comes after the run it is compared with, which filled the compile cache.
     """
-    workdir = finished_run.with_name('killed')
-    for phase, step in KILLS:
-        kill_at(workdir, phase, step)
-    finish(start(SMALL_LOOP, workdir), workdir)
-    return workdir
+    def play(workdir: Path) -> None:
+        for phase, step in KILLS:
+            kill_at(workdir, phase, step)
+        finish(start(SMALL_LOOP, workdir), workdir)
+
+    return run_once('killed', play)
 
 
 def test_the_final_weights_are_the_same_bits(finished_run, killed_run):

@@ -13,8 +13,6 @@ from safetensors.numpy import load_file, save_file
 
 from tests.models.golden_cases import CASES, GOLDENS, weights
 
-pytestmark = pytest.mark.alone
-
 ROOT = Path(__file__).resolve().parents[3]
 CASE = CASES[1]
 
