@@ -22,7 +22,8 @@ MODULE_OF = {'pillow': 'PIL', 'scikit-learn': 'sklearn', 'absl-py': 'absl',
              'ml-collections': 'ml_collections', 'tensorflow-datasets': 'tensorflow_datasets',
              'orbax-checkpoint': 'orbax', 'prometheus-client': 'prometheus_client'}
 # Not imported by name: the engine of OCR, the compiler for TPUs, what runs or checks the project.
-NOT_IMPORTED = {'onnxruntime', 'libtpu', 'mypy', 'pytest', 'pytest-xdist', 'ruff', 'hypothesis'}
+NOT_IMPORTED = {'filelock', 'hypothesis', 'libtpu', 'mypy', 'onnxruntime', 'pytest', 'pytest-xdist',
+                'ruff'}
 
 
 def requirements(name):
