@@ -42,6 +42,7 @@ def flags(folder, config, workdir, **fields):
             *(f'--config.{name}={value}' for name, value in fields.items())]
 
 
+@pytest.mark.slow
 def test_an_index_serves_a_grpo_step_and_an_evaluation(folder, tmp_path):
     code, text = run(*flags(folder, 'build_index', tmp_path / 'index'))
     assert code == 0, text[-3000:]

@@ -83,6 +83,7 @@ def test_nothing_is_compiled_after_the_second_step_of_a_phase(finished_run):
         assert counts[1] == counts[-1], (phase, counts)
 
 
+@pytest.mark.slow
 def test_without_scann_an_evaluation_finds_the_same(finished_run, evaluated, without_scann):
     workdir = finished_run.with_name('evaluated_without_scann')
     finish(start(SMALL_LOOP, workdir, '--config.task=evaluate',

@@ -11,6 +11,8 @@ from tests.tasks.conftest import SMALL_LOOP, finish, start
 from tests.tasks.small_loop import STEPS
 from tests.tasks.test_resume import rows
 
+pytestmark = pytest.mark.slow
+
 TARGETS = ('q_proj', 'v_proj', 'up_proj')
 
 

@@ -80,11 +80,13 @@ def move(workdir: Path) -> None:
         assert code == 0, [log_of(workdir, i)[-3000:] for i in range(2)]
 
 
+@pytest.mark.slow
 def test_every_step_stands_once_and_in_order(moved_run):
     assert [(row['phase'], row['step']) for row in rows(moved_run)] == [
         (phase, step) for phase, count in STEPS.items() for step in range(1, count + 1)]
 
 
+@pytest.mark.slow
 def test_every_step_did_the_same_up_to_rounding(finished_run, moved_run):
     # Of the packing: it has rows of its own.
     packing = {'padding', 'micro_batches'}

@@ -126,6 +126,7 @@ def runs(folder, tmp_path_factory):
     return sft, grpo
 
 
+@pytest.mark.slow
 def test_sft_keeps_the_prompt_of_its_conversations_and_grpo_goes_on_with_it(folder, runs):
     for workdir in runs:
         assert read_prompt(workdir / 'policy' / PROMPT_FILE) == Prompt(FRAME)
@@ -144,6 +145,7 @@ def test_sft_keeps_the_prompt_of_its_conversations_and_grpo_goes_on_with_it(fold
         assert chat.prompt_ids(question) == tokenizer.encode(text, add_special_tokens=False)
 
 
+@pytest.mark.slow
 def test_a_step_moves_the_weights_and_both_are_measured(folder, runs):
     sft, grpo = runs
     steps = [json.loads(line) for line in (sft / 'metrics.jsonl').read_text().splitlines()]
@@ -173,6 +175,7 @@ def test_the_prompt_from_the_authors_conversations_evaluates_their_policy(folder
     assert results['methods']['policy']['n'] == 2
 
 
+@pytest.mark.slow
 def test_another_prompt_than_that_of_the_policy_is_refused(folder, runs, tmp_path):
     other = {'policy.checkpoint': runs[0] / 'policy', 'prompt.text': 'Say it: {question}'}
     code, text = run(*flags(folder, tmp_path / 'run', 'grpo', **other))

@@ -40,6 +40,7 @@ def runs(finished_run, tmp_path_factory):
     return here, there, asked
 
 
+@pytest.mark.slow
 def test_the_service_was_asked_and_nothing_was_indexed(runs):
     here, there, asked = runs
     # At least the searches of the rollouts: 2 steps of 8 episodes, 2 evaluations of 10.
@@ -47,6 +48,7 @@ def test_the_service_was_asked_and_nothing_was_indexed(runs):
     assert (here / 'index').exists() and not (there / 'index').exists()
 
 
+@pytest.mark.slow
 def test_every_step_of_grpo_is_the_same(runs):
     here, there, _ = runs
     assert len(rows(here)) == len(rows(there)) == 2
@@ -56,6 +58,7 @@ def test_every_step_of_grpo_is_the_same(runs):
         assert one['values']['reward_retrieval'] > 0  # Pages were found.
 
 
+@pytest.mark.slow
 def test_the_trajectories_and_weights_are_the_same_bits(runs):
     here, there, _ = runs
     for name in ('trajectories/grpo/trajectories.jsonl', 'policy/model.safetensors'):
