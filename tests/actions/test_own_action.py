@@ -10,7 +10,10 @@ from vrag_jax.actions.registry import DEFAULT_ACTIONS, action_metrics, get_actio
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.data.tokenizer import token_bytes
+from vrag_jax.evaluation.compare import compare
 from vrag_jax.evaluation.metrics import summarize
+from vrag_jax.evaluation.report import write_report
+from vrag_jax.evaluation.results import save_results
 from vrag_jax.evaluation.trajectory_io import load_trajectories, save_trajectories
 from vrag_jax.rollout.driver import run_expert
 from vrag_jax.run.context import RunContext
@@ -133,8 +136,12 @@ def test_it_is_measured_and_drawn(play, space, tmp_path):
         trajectory.rewards = {'answer': 0.0, 'total': 0.0}
     figures = summarize(played, space.actions)
     assert (figures['flipped']['value'], figures['rotated']['value']) == (0.5, 0.0)
-    save_trajectories(tmp_path, played)
-    first, second = load_trajectories(tmp_path)
+    save_results(tmp_path / 'results.json', {'grpo': figures}, {'judge_failures': 0})
+    assert compare([tmp_path]).splitlines()[0].endswith('| zoomed | rotated | flipped |')
+    save_trajectories(tmp_path / 'grpo', played)
+    report = write_report(tmp_path, {'SFT + GRPO': tmp_path / 'grpo'}).read_text(encoding='utf-8')
+    assert '>Flipped</th>' in report and '</span> Flip</p>' in report
+    first, second = load_trajectories(tmp_path / 'grpo')
     assert [turn.label for turn in first.turns] == ['Search', 'Flip', 'Flip', 'Answer']
     assert [turn.text for turn in first.turns[1:]] == ['left-right', 'top-bottom', '1']
     # Also where the action is not known, e.g. in a report of an older run.

@@ -10,9 +10,11 @@ that it imports, may add others before it names them:
 
 import functools
 import importlib
+import itertools
 import pkgutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,6 +60,13 @@ def get_actions(tags: Sequence[str] = DEFAULT_ACTIONS) -> tuple[ActionType, ...]
     if len(set(tags)) < len(tags) or not set(REQUIRED) <= set(tags):
         raise ValueError(f'must hold {REQUIRED} and no action twice, got {tuple(tags)}')
     return tuple(ACTIONS[tag] for tag in tags)
+
+
+def usage_figures(methods: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Returns the names of those figures of results that are an action's `used`, in order."""
+    _load()
+    used = {action.used for action in ACTIONS.values()}
+    return [name for name in dict.fromkeys(itertools.chain(*methods)) if name in used]
 
 
 def label(kind: str) -> str:

@@ -7,13 +7,14 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from vrag_jax.actions.registry import usage_figures
 from vrag_jax.evaluation.results import METHOD_LABELS, judge_of, load_results, ordered_methods
 
 # Figures of the table's columns, by heading.
 COLUMNS = {
     'accuracy': 'accuracy', 'exact match': 'exact_match', 'ANLS': 'anls', 'F1': 'f1',
-    'NDCG': 'ndcg', 'recall': 'recall',
-    'zoomed': 'zoomed', 'invalid actions': 'invalid', 'finished': 'finished', 'turns': 'turns',
+    'NDCG': 'ndcg', 'recall': 'recall', 'invalid actions': 'invalid', 'finished': 'finished',
+    'turns': 'turns',
 }
 
 
@@ -47,12 +48,14 @@ def compare(workdirs: Sequence[Path]) -> str:
         if set(methods) != set(names):
             raise ValueError(f'{folder}: holds the methods {sorted(methods)}, but '
                              f'{workdirs[0]} holds {sorted(names)}')
-    headings = [f'{name} ({judges[0]})' if name == 'accuracy' else name for name in COLUMNS]
-    lines = ['| method | ' + ' | '.join(headings) + ' |', '|---' * (len(COLUMNS) + 1) + '|']
+    used = usage_figures(figures for methods in runs for figures in methods.values())
+    columns = COLUMNS | {name: name for name in used}
+    headings = [f'{name} ({judges[0]})' if name == 'accuracy' else name for name in columns]
+    lines = ['| method | ' + ' | '.join(headings) + ' |', '|---' * (len(columns) + 1) + '|']
     for name in names:
         cells = [_cell([methods[name][figure]['value'] for methods in runs
                         if figure in methods[name]], len(runs))
-                 for figure in COLUMNS.values()]
+                 for figure in columns.values()]
         lines.append('| ' + ' | '.join([METHOD_LABELS.get(name, name), *cells]) + ' |')
     return '\n'.join(lines)
 

@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 from markupsafe import Markup
 
+from vrag_jax.actions.registry import usage_figures
 from vrag_jax.evaluation.charts import Series, interval_bar, line_chart, running_mean
 from vrag_jax.evaluation.results import METHOD_LABELS, judge_of, load_results, ordered_methods
 from vrag_jax.evaluation.text import visible
@@ -27,7 +28,6 @@ COLUMNS = (
     ('recall', 'Recall', False),
     ('invalid', 'Invalid', True),
     ('finished', 'Finished', True),
-    ('zoomed', 'Zoomed', True),
     ('turns', 'Turns', False),
 )
 MAX_COLUMNS = 5  # turns beside each other
@@ -87,7 +87,7 @@ def write_report(
         title=title,
         run=results['run'],
         judge=judge_of(results['run']),
-        columns=[heading for _, heading, _ in COLUMNS],
+        columns=[heading for _, heading, _ in _columns(results['methods'])],
         methods=_table(results['methods']),
         breakdowns=_breakdowns(results['methods']),
         charts=_charts(rows),
@@ -108,7 +108,7 @@ def _environment() -> jinja2.Environment:
     environment.globals.update(interval_bar=lambda *a: Markup(interval_bar(*a)))
     environment.filters.update(
         percent=_percent, box_style=_box_style, data_uri=data_uri, plain=_plain,
-        columns=_columns, is_tiny=_is_tiny)
+        turns_in_a_row=_turns_in_a_row, is_tiny=_is_tiny)
     return environment
 
 
@@ -117,13 +117,19 @@ def _finalize(value: Any) -> Any:
     return visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
 
+def _columns(methods: Mapping[str, Any]) -> list[tuple[str, str, bool]]:
+    """Returns `COLUMNS` and, before the turns, one for each action whose use was measured."""
+    used = usage_figures(methods.values())
+    return [*COLUMNS[:-1], *((name, name.capitalize(), True) for name in used), COLUMNS[-1]]
+
+
 def _table(methods: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Rows of the results table; a figure that a method lacks stays empty."""
-    rows = []
+    rows, columns = [], _columns(methods)
     for name in ordered_methods(methods):
         figures = methods[name]
         cells = []
-        for key, _, is_share in COLUMNS:
+        for key, _, is_share in columns:
             figure = figures.get(key)
             text = '' if figure is None else (
                 _percent(figure['value']) if is_share else f'{figure["value"]:.2f}')
@@ -198,7 +204,7 @@ def _is_tiny(size: Sequence[int]) -> bool:
     return max(size) < TINY
 
 
-def _columns(record: TrajectoryRecord) -> int:
+def _turns_in_a_row(record: TrajectoryRecord) -> int:
     """Columns for the turns of a trajectory: one row, or rows of about equal length."""
     rows = math.ceil(len(record.turns) / MAX_COLUMNS)
     least = 4 if all(_is_tiny(image.size) for image in record.images) else 3
