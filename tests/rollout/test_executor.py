@@ -6,6 +6,8 @@ import threading
 import numpy as np
 import pytest
 
+from vrag_jax.actions.grammar import parse_action
+from vrag_jax.rollout import environment
 from vrag_jax.rollout.executor import ActionExecutor
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.scheduler import SampledTurn
@@ -107,6 +109,23 @@ def test_what_searches_have_found_is_shared_by_the_threads(make_world, questions
     for (one, _), (other, _) in zip(turns, alone, strict=True):
         assert one.retrieved == other.retrieved != []
         np.testing.assert_array_equal(one.tail(0)[0], other.tail(0)[0])
+
+
+def test_a_turn_is_parsed_once(make_world, gate, questions, monkeypatch):
+    gate.open.set()
+    _, watcher = executor(make_world, gate)
+    texts = [SEARCH.format('a'), '<think>x</think><answer>1</answer>', 'nothing',
+             '<think>is it <search>a</search>?</think><bbox>[1, 2, 30, 40]</bbox>']
+    parsed = []
+    monkeypatch.setattr(environment, 'parse_action', lambda text, *rest: (
+        parsed.append(text), parse_action(text, *rest))[1])
+    with watcher:
+        watcher.submit([ended(watcher._world, q, text)
+                        for q, text in zip(questions, texts, strict=False)])
+        done = watcher.collect(wait=True)
+    assert sorted(parsed) == sorted(texts)
+    # What is said of a search in a thought is not searched for.
+    assert gate.calls == [['a']] and len(done) == 4
 
 
 def test_what_goes_wrong_after_a_search_is_raised(make_world, questions):
