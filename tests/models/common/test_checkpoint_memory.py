@@ -19,7 +19,7 @@ import json, sys
 import jax, jax.numpy as jnp
 from flax import nnx
 from benchmarks.memory import Peak
-from vrag_jax.models import hf_checkpoint
+from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig, preset
 from vrag_jax.models.common.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL

@@ -26,7 +26,7 @@ process, port, folder = int(sys.argv[1]), sys.argv[2], sys.argv[3]
 jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=2, process_id=process)
 
 from flax import nnx
-from vrag_jax.models import hf_checkpoint, hf_layout
+from vrag_jax.models.common import hf_checkpoint, hf_layout
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.models.common.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
