@@ -323,12 +323,14 @@ def test_averages_do_not_depend_on_micro_batches(
     config = GrpoLossConfig(averaging=averaging, constant_length=7, kl_coef=0.1)
 
     def learner(**settings):
-        return Learner(policy[0], params, model_config, LearnerConfig(**SETTINGS | settings),
-                       grpo(config), 10, mesh)
+        # It learns nothing to speak of, so that one may be asked again and again.
+        return Learner(policy[0], params, model_config,
+                       LearnerConfig(**SETTINGS | {'lr': 1e-12} | settings), grpo(config), 10, mesh)
 
-    whole = learner().update(sequences)
+    one = learner()
+    whole = one.update(sequences)
     parts = learner(rows=1).update(sequences)
-    alone = [(learner().update([s]), s.loss_mask[1:].sum()) for s in sequences
+    alone = [(one.update([s]), s.loss_mask[1:].sum()) for s in sequences
              if s.loss_mask[1:].sum()]
     tokens = sum(n for _, n in alone)
     weight = {'token': lambda n: n / tokens, 'sequence': lambda n: 1 / len(alone),
@@ -338,7 +340,7 @@ def test_averages_do_not_depend_on_micro_batches(
     for name in ('loss', 'kl', 'ratio', 'clip_fraction', 'entropy'):
         assert parts[name] == pytest.approx(whole[name], rel=1e-4, abs=1e-5)
     # Sequences that are left out of the loss count where the length is constant.
-    some = learner().update(sequences, left_out=3)
+    some = one.update(sequences, left_out=3)
     share = len(sequences) / (len(sequences) + 3) if averaging == 'constant' else 1.0
     assert some['loss'] == pytest.approx(whole['loss'] * share, rel=1e-4)
     # Metrics are means over tokens, whatever the loss is.

@@ -286,6 +286,7 @@ def test_few_rows_take_the_small_programs(make_sampler, policy, chunks, buffer):
     assert seen == [(2, 8), (2, 32), (2, 32), (2, 8)]
 
 
+@pytest.mark.slow
 def test_nothing_compiles_after_the_warm_up(make_sampler, policy, chunks, buffer, want):
     new = make_sampler(attend_lengths=(16, 32), fewer_slots=(2,))
     new.warm_up(policy[1], buffer, DRAWN)

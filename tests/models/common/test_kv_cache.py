@@ -200,8 +200,9 @@ def test_remat_changes_no_gradient(params, rows, features, plain_gradients, rema
     assert_close(gradients(params, rows, features, remat=remat), plain_gradients)
 
 
-@pytest.mark.parametrize('block', [8, 10])
-@pytest.mark.parametrize('recomputed', [0, 1024])
+@pytest.mark.parametrize(('block', 'recomputed'), [
+    (8, 0), (10, 1024), pytest.param(10, 0, marks=pytest.mark.slow),
+    pytest.param(8, 1024, marks=pytest.mark.slow)])
 def test_blocks_of_queries_change_no_gradient(
         params, rows, features, plain_gradients, block, recomputed, monkeypatch):
     """Whether or not the block divides the 24 tokens."""
