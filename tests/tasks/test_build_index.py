@@ -97,8 +97,9 @@ def test_an_embedder_is_loaded_and_its_vectors_are_kept(source, tmp_path, capsys
     config = config_of(source, retrievers=('mini',), embedders={
         'mini': {'kind': 'text', 'path': 'minilm', 'text': {'windows': 'mean'}}})
     build_index.run(config, work)
-    printed = capsys.readouterr().out
-    assert 'mini: embedded 3/3 pages' in printed and 'text, dense: 3 pages' in printed
+    printed = capsys.readouterr()
+    assert 'mini: embedding: 100%' in printed.err and '3/3' in printed.err
+    assert 'text, dense: 3 pages' in printed.out
     engine = open_engine(config.retrieval, PageStore.open(work / 'pages' / 'pages.jsonl'), work)
     # No word of it is on the page.
     assert engine.search(['vessels at the quay'], 1)[0][0].page_id == 'ships_1'

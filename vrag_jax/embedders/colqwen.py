@@ -12,14 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from vrag_jax.embedders.adapters import PeftAdapter, read_settings
 from vrag_jax.embedders.prompts import CHAT, COLQWEN, Prompts
 from vrag_jax.models.common import hf_checkpoint, hf_layout
 from vrag_jax.models.common.attention import choose_backend
 from vrag_jax.models.common.layers import linear
-from vrag_jax.models.common.lora import CONFIG_FILE
 from vrag_jax.models.common.packing import PatchBatch
 from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.common.peft import CONFIG_FILE, PeftAdapter, read_settings
 from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import mesh_platform

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 from jax.sharding import Mesh
+from tqdm import tqdm
 
 from vrag_jax.config import naming
 from vrag_jax.corpus.artifact import MANIFEST, ArtifactError, making
@@ -16,7 +17,7 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.text import page_texts
 from vrag_jax.embedders.interface import Embedder, PageContent
 from vrag_jax.embedders.registry import load_embedder
-from vrag_jax.indexing.embed_corpus import Progress, contents, embed_corpus
+from vrag_jax.indexing.embed_corpus import contents, embed_corpus
 from vrag_jax.indexing.page_vectors import PageVectors
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.parallel.processes import is_main
@@ -65,12 +66,13 @@ def texts_of(config: RetrievalConfig, store: PageStore, embedders: Mapping[str, 
 def embed_pages(embedders: Mapping[str, Embedder], store: PageStore, texts: Sequence[str],
                 workdir: Path) -> None:
     """Embeds what is new of the pages; every process has to call this, and does a share."""
-    def say(progress: Progress) -> None:
-        if is_main():
-            print(f'{name}: {progress}', flush=True)
-
     for name, embedder in embedders.items():
-        embed_corpus(embedder, store, texts, workdir / _VECTORS / name, progress=say)
+        with tqdm(desc=f'{name}: embedding', unit='page', disable=not is_main()) as bar:
+            def show(done: int, total: int, bar: tqdm = bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            embed_corpus(embedder, store, texts, workdir / _VECTORS / name, progress=show)
 
 
 def open_engine(config: RetrievalConfig, store: PageStore, workdir: Path,

@@ -1,11 +1,9 @@
 """Embeds a corpus: over processes, a shard of pages at a time, to be resumed at any point."""
 
-import dataclasses
 import functools
 import hashlib
 import logging
 import shutil
-import time
 import zipfile
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,28 +27,6 @@ _AHEAD = 2  # Shards at work: the pages of one are loaded while the device runs 
 _UNIT_TOLERANCE = 1e-2  # bfloat16 keeps a row's norm to about 0.4 %.
 
 
-@dataclasses.dataclass(frozen=True)
-class Progress:
-    """How far this process is.
-
-    Attributes:
-      pages, total: done, and to be done by this process.
-      tokens: read so far.
-      seconds: since the start.
-    """
-
-    pages: int
-    total: int
-    tokens: int
-    seconds: float
-
-    def __str__(self) -> str:
-        speed = self.pages / max(self.seconds, 1e-9)
-        left = (self.total - self.pages) / max(speed, 1e-9)
-        return (f'embedded {self.pages}/{self.total} pages, {speed:.1f} pages/s, '
-                f'{self.tokens / max(self.seconds, 1e-9):,.0f} tokens/s, {left:.0f} s left')
-
-
 class EmbeddingError(ValueError):
     """Vectors that cannot be right; the message names the pages."""
 
@@ -58,7 +34,7 @@ class EmbeddingError(ValueError):
 def embed_corpus(
     embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path, *,
     shard_pages: int = 64, dtype: str = '',
-    progress: Callable[[Progress], None] = lambda progress: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> PageVectors:
     """Embeds all pages of a store, except those that have been embedded before.
 
@@ -74,7 +50,8 @@ def embed_corpus(
       directory: of the vectors, and of the shards while it goes on.
       shard_pages: pages of a shard.
       dtype: of the rows on disk; '' is bfloat16 for vectors of tokens, float32 otherwise.
-      progress: is called after each shard.
+      progress: is called after each shard with the numbers of pages that this process has embedded,
+        and has to embed.
 
     Returns:
       The vectors of all pages, in the store's order, memory-mapped.
@@ -96,7 +73,7 @@ def embed_corpus(
 
 def _bring_up_to_date(
     embedder: Embedder, store: PageStore, texts: Sequence[str], directory: Path, dtype: str,
-    shard_pages: int, progress: Callable[[Progress], None],
+    shard_pages: int, progress: Callable[[int, int], None],
 ) -> None:
     """Makes the vectors in a directory those of the pages."""
     pages = contents(store, texts)
@@ -166,18 +143,17 @@ class _Vectors:
 def _embed_shards(
     embedder: Embedder, shards: Sequence[Sequence[PageContent]],
     keys: Sequence[Sequence[str]], files: Sequence[Path], dtype: str,
-    progress: Callable[[Progress], None],
+    progress: Callable[[int, int], None],
 ) -> None:
     """Embeds, checks and writes shards."""
-    total, done, start = sum(map(len, shards)), 0, time.monotonic()
-    before = embedder.tokens_read
+    total, done = sum(map(len, shards)), 0
     for shard, vectors, own, file in zip(
             shards, _run_ahead(embedder, shards), keys, files, strict=True):
         for page, rows in zip(shard, vectors, strict=True):
             check_page_vectors(embedder, page, rows)
         _write_shard(file, own, vectors, dtype)
         done += len(shard)
-        progress(Progress(done, total, embedder.tokens_read - before, time.monotonic() - start))
+        progress(done, total)
 
 
 def _run_ahead(embedder: Embedder, shards: Sequence[Sequence[PageContent]]

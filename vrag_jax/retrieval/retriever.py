@@ -10,6 +10,7 @@ import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.embedders.interface import Embedder, PageContent
+from vrag_jax.retrieval.checks import check_rows
 
 Hits = tuple[list[list[str]], list[np.ndarray]]
 """Of each query the ids of pages, best first, and their scores float32."""
@@ -77,13 +78,13 @@ class Changes:
         """
         missing = self.removed.difference(ids)
         if missing:
-            raise ValueError(f'no page {min(missing)!r} to remove ({len(missing)} of '
-                             f'{len(self.removed)} ids are unknown)')
+            raise ValueError(f'id {min(missing)!r} is not in the index ({len(missing)} of '
+                             f'{len(self.removed)} ids to remove)')
         kept = [row for row, page_id in enumerate(ids) if page_id not in self.removed]
-        after = [*(ids[row] for row in kept), *self.ids]
-        if len(set(after)) != len(after) or not after:
-            raise ValueError(f'there would be {len(after)} pages of {len(set(after))} different '
-                             'ids')
+        after = (*(ids[row] for row in kept), *self.ids)
+        check_rows(None, after)
+        if not after:
+            raise ValueError('nothing would be left in the index')
         return np.array(kept, np.int64)
 
 

@@ -69,10 +69,6 @@ class PageRecord:
         """Whether it was given to the OCR."""
         return self.by_ocr or bool(self.ocr_error)
 
-    def as_read(self) -> 'PageRecord':
-        """Returns the record as it was before `finish`, for another folder of the document."""
-        return dataclasses.replace(self, text=self.broken or self.text, broken='')
-
 
 def content_key(sha256: str, rendering: Mapping[str, Any]) -> str:
     """Returns the name of the folder of a document: of its content and how it is rendered."""
@@ -90,6 +86,34 @@ def write_page(folder: Path, record: PageRecord, words: Sequence[Word]) -> None:
     """Writes the record of a page whose image is complete."""
     content = {**dataclasses.asdict(record), 'words': [[w.text, *w.box] for w in words]}
     _write(folder / _record_name(record.index), json.dumps(content, ensure_ascii=False))
+
+
+def take_page(source: Path, known: PageRecord, words: Sequence[Word], target: Path,
+              **place: Any) -> None:
+    """Puts a page of a finished folder into one that is being filled, as if it had been read.
+
+    May be killed at any point, as reading may. The image is the same file in both, where the file
+    system has links: images of pages are replaced, never changed in place.
+
+    Args:
+      source: the finished folder.
+      known: page of it.
+      words: of the page.
+      target: the folder that is being filled; is made if needed.
+      **place: fields of the record that are others there, such as `page`, `index` and `file`.
+    """
+    target.mkdir(exist_ok=True)
+    record = dataclasses.replace(
+        known, text=known.broken or known.text, broken='', **place)  # As it was before `finish`.
+    image = target / record.file
+    partial = image.with_name(f'{image.name}.partial')
+    partial.unlink(missing_ok=True)
+    try:
+        os.link(source / known.file, partial)
+    except OSError:
+        shutil.copyfile(source / known.file, partial)
+    os.replace(partial, image)
+    write_page(target, record, words)
 
 
 def missing_pages(folder: Path, count: int) -> list[int]:

@@ -4,10 +4,7 @@ A folder of images is one document, and with one image more it is another: what 
 others before, OCR included, is taken over by the content of the image file.
 """
 
-import dataclasses
 import functools
-import os
-import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -33,9 +30,7 @@ class KnownPages:
 
     def take(self, target: Path, document: Document, digests: Sequence[str],
              stays: Callable[[PageRecord, str], bool]) -> None:
-        """Puts the known pages of a document into its folder, as if they had been read.
-
-        May be killed at any point, as reading may.
+        """Puts the known pages of a document into its folder, see `folders.take_page`.
 
         Args:
           target: the folder, which ends in `.partial`.
@@ -46,12 +41,10 @@ class KnownPages:
         for index in folders.missing_pages(target, len(digests)):
             for name, page in self._pages.get(digests[index], ()):
                 if stays(page, name):
-                    target.mkdir(exist_ok=True)
-                    record = dataclasses.replace(
-                        page.as_read(), page=document.numbers[index], index=index,
+                    folders.take_page(
+                        self._directory / name, page, self._words(name).get(page.page, []), target,
+                        page=document.numbers[index], index=index,
                         file=f'{index + 1:04}{Path(page.file).suffix}')
-                    _link(self._directory / name / page.file, target / record.file)
-                    folders.write_page(target, record, self._words(name).get(page.page, []))
                     break
 
     @functools.cached_property
@@ -69,17 +62,3 @@ class KnownPages:
     @functools.lru_cache(maxsize=8)  # noqa: B019 (it lives as long as an ingestion)
     def _words(self, name: str) -> dict[int, list[Word]]:
         return read_words(self._directory / name / WORDS)
-
-
-def _link(source: Path, target: Path) -> None:
-    """Makes a file known under another name; copies it where the file system has no links.
-
-    Images of pages are never changed in place.
-    """
-    partial = target.with_name(f'{target.name}.partial')
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(source, partial)
-    except OSError:
-        shutil.copyfile(source, partial)
-    os.replace(partial, target)

@@ -5,7 +5,6 @@ The folder of a document has a suffix by what was read in it: '' nothing, `OCR` 
 layers are all believed 'auto' is as 'never', of one without any it is as 'always'.
 """
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -38,7 +37,7 @@ def is_as_asked(pages: Sequence[PageRecord], suffix: str, mode: str) -> bool:
 
 
 def take_over(directory: Path, key: str, mode: str) -> None:
-    """Copies the pages that stay as they are from a document's folder of another mode.
+    """Takes the pages that stay as they are from a document's folder of another mode.
 
     Args:
       directory: of the folders of documents.
@@ -55,13 +54,10 @@ def take_over(directory: Path, key: str, mode: str) -> None:
         if not staying:
             continue
         missing = set(folders.missing_pages(target, len(pages or ())))
-        target.mkdir(exist_ok=True)
         words = read_words(source / WORDS)
         for page in staying:
             if page.index in missing:
-                # Not a link: an image that is written anew would change in both.
-                shutil.copyfile(source / page.file, target / page.file)
-                folders.write_page(target, page.as_read(), words.get(page.page, []))
+                folders.take_page(source, page, words.get(page.page, []), target)
 
 
 def stays(page: PageRecord, suffix: str, mode: str) -> bool:

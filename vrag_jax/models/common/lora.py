@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 
 from vrag_jax.models.common.layers import Linear
 from vrag_jax.models.common.parameters import Params, merge
+from vrag_jax.models.common.peft import CONFIG_FILE, WEIGHTS_FILE, PeftAdapter
 from vrag_jax.models.common.quantization import dequantized
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.distributed import is_main
@@ -29,11 +29,9 @@ from vrag_jax.parallel.processes import to_host
 TARGETS = ('q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj')
 ADAPTER = re.compile(r'/lora_[ab]$')
 
-WEIGHTS_FILE = 'adapter_model.safetensors'
-CONFIG_FILE = 'adapter_config.json'
 _PEFT_PREFIX = 'base_model.model.'
-# What PEFT computes otherwise where these are set.
-_OTHER_KINDS = ('use_dora', 'use_rslora', 'rank_pattern', 'alpha_pattern', 'modules_to_save')
+# Settings under which layers have another rank or scale than `LoraConfig` says.
+_OTHER_SCALES = ('use_rslora', 'rank_pattern')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,21 +170,15 @@ def load_adapters(
       ValueError: if they were trained otherwise, or a tensor is missing, of another shape or
         unknown; names the file and the tensor.
     """
-    weights, settings = require_weights(directory), directory / CONFIG_FILE
-    if not settings.is_file():
-        raise FileNotFoundError(f'{settings}: no such file')
-    stored = json.loads(settings.read_text())
-    found = (stored.get('r'), stored.get('lora_alpha'))
+    adapter = PeftAdapter(directory)
+    weights, settings, tensors = adapter.file, directory / CONFIG_FILE, dict(adapter.tensors)
+    found = (adapter.settings.get('r'), adapter.settings['lora_alpha'])
     if found != (config.rank, config.alpha):
         raise ValueError(f'{settings}: rank and alpha are {found}, but the config says '
                          f'{(config.rank, config.alpha)}')
-    others = [name for name in _OTHER_KINDS if stored.get(name)]
+    others = [name for name in _OTHER_SCALES if adapter.settings.get(name)]
     if others:
         raise ValueError(f'{settings}: {", ".join(others)}: not supported')
-    try:
-        tensors = load_file(weights)
-    except SafetensorError as error:
-        raise ValueError(f'{weights}: truncated or not safetensors: {error}') from error
     out = {}
     for path, leaf in shapes.items():
         if not is_adapter(path):
@@ -205,23 +197,6 @@ def load_adapters(
         raise ValueError(f'{weights}: {len(tensors)} tensors do not belong to this policy: '
                          f'{", ".join(sorted(tensors)[:4])}')
     return out
-
-
-def require_weights(directory: Path) -> Path:
-    """Returns the file of an adapter's tensors.
-
-    Raises:
-      FileNotFoundError: if it is missing; says what to do where there are pickled ones.
-    """
-    file, pickled = directory / WEIGHTS_FILE, directory / 'adapter_model.bin'
-    if file.is_file():
-        return file
-    if not pickled.is_file():
-        raise FileNotFoundError(f'{file}: no such file')
-    raise FileNotFoundError(
-        f'{file}: no such file, but {pickled.name}, which is not read; convert it where torch is: '
-        'python -c "import torch, safetensors.torch as st; st.save_file(torch.load('
-        f"{str(pickled)!r}, map_location='cpu', weights_only=True), {str(file)!r})\"")
 
 
 def _peft_name(path: str, layer: int) -> str:

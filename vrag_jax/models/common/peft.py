@@ -1,4 +1,4 @@
-"""LoRA adapters in PEFT's format, merged into a model's parameters while they are read."""
+"""LoRA adapters in PEFT's format: their files, and merging them into a model's parameters."""
 
 import json
 import math
@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from vrag_jax.models.common import hf_layout
-from vrag_jax.models.common.lora import CONFIG_FILE, require_weights
+
+WEIGHTS_FILE = 'adapter_model.safetensors'
+CONFIG_FILE = 'adapter_config.json'
 
 # Settings under which a layer would compute something else than W + scale B A.
 _REFUSED = ('use_dora', 'fan_in_fan_out', 'modules_to_save', 'alpha_pattern', 'lora_bias')
@@ -23,32 +25,37 @@ _CHANGED_BASES = ('pissa', 'olora', 'loftq', 'corda', 'lora_ga')
 
 
 class PeftAdapter:
-    """The adapter of a directory, to be merged into kernels.
-
-    Whatever layers it has tensors for are adapted; a stacked kernel's other layers stay as
-    they are.
+    """The adapter of a directory.
 
     Args:
       directory: with `adapter_config.json` and `adapter_model.safetensors`.
       published_name: name in the file -> name of the tensor in the base's checkpoint.
+
+    Attributes:
+      file: of the tensors.
+      settings: of `adapter_config.json`.
+      tensors: by their published names.
 
     Raises:
       FileNotFoundError: if a file is missing.
       ValueError: if a file cannot be read, or the settings are not supported.
     """
 
-    def __init__(self, directory: Path, published_name: Callable[[str], str]):
+    def __init__(self, directory: Path, published_name: Callable[[str], str] = str):
+        self.file = _require_weights(directory)
         self.settings = read_settings(directory)
-        self.file = require_weights(directory)
         try:
             tensors = load_file(self.file)
         except SafetensorError as error:
             raise ValueError(f'{self.file}: truncated or not safetensors: {error}') from error
-        self._tensors = {published_name(name): value for name, value in tensors.items()}
+        self.tensors = {published_name(name): value for name, value in tensors.items()}
         self._used: set[str] = set()
 
     def merge(self, path: str, kernel: jax.Array) -> jax.Array:
         """Returns a parameter with its adapter merged, if it has one; in its dtype and place.
+
+        Whatever layers there are tensors for are adapted; a stacked kernel's other layers stay as
+        they are.
 
         Raises:
           ValueError: if an adapter's shape does not fit.
@@ -66,7 +73,7 @@ class PeftAdapter:
 
     def expect_all_used(self) -> None:
         """Raises a `ValueError` if a tensor of the adapter belongs to no kernel merged so far."""
-        unknown = sorted(self._tensors.keys() - self._used)
+        unknown = sorted(self.tensors.keys() - self._used)
         if unknown:
             raise ValueError(f'{self.file}: {len(unknown)} tensors do not belong to this model: '
                              f'{", ".join(unknown[:4])}')
@@ -74,7 +81,7 @@ class PeftAdapter:
     def _change(self, layer: str, shape: tuple[int, ...]) -> np.ndarray | None:
         """What is added to a layer's kernel, `[inputs, outputs]`; None without an adapter."""
         names = f'{layer}.lora_A.weight', f'{layer}.lora_B.weight'
-        a, b = (self._tensors.get(name) for name in names)
+        a, b = (self.tensors.get(name) for name in names)
         if a is None or b is None:
             return None
         if (a.shape[1], b.shape[0]) != shape or a.shape[0] != b.shape[1]:
@@ -113,6 +120,23 @@ def read_settings(directory: Path) -> Mapping[str, Any]:
     if settings.get('bias', 'none') != 'none':
         raise ValueError(f"{file}: bias must be 'none', got {settings['bias']!r}")
     return settings
+
+
+def _require_weights(directory: Path) -> Path:
+    """Returns the file of an adapter's tensors.
+
+    Raises:
+      FileNotFoundError: if it is missing; says what to do where there are pickled ones.
+    """
+    file, pickled = directory / WEIGHTS_FILE, directory / 'adapter_model.bin'
+    if file.is_file():
+        return file
+    if not pickled.is_file():
+        raise FileNotFoundError(f'{file}: no such file')
+    raise FileNotFoundError(
+        f'{file}: no such file, but {pickled.name}, which is not read; convert it where torch is: '
+        'python -c "import torch, safetensors.torch as st; st.save_file(torch.load('
+        f"{str(pickled)!r}, map_location='cpu', weights_only=True), {str(file)!r})\"")
 
 
 @jax.jit
