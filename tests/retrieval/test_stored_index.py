@@ -1,5 +1,6 @@
 """An index knows its pages by their content, and looks at files again only where it has to."""
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -139,3 +140,34 @@ def test_text_that_ocr_has_read_is_that_of_the_image_that_is_there(tmp_path):
         engine = open_engine(config, PageStore.open(tmp_path / 'pages.jsonl'), tmp_path / 'work')
         found = [[hit.page_id for hit in hits] for hits in engine.search([word, other], 1)]
         assert found == [['a'], []]
+
+
+def test_an_index_of_the_release_before_is_opened_and_updated(make_store, tmp_path):
+    """It noted of images that nobody reads the file's name and sizes; its fields were the same."""
+    store, config = make_store(['red one', 'red two', 'red three']), RetrievalConfig()
+    open_engine(config, store, tmp_path)
+    manifest = json.loads((tmp_path / 'index' / 'manifest.json').read_text())
+    assert manifest['version'] == 1 and manifest['fields']['kind'] == 'dense'
+    file = tmp_path / 'index' / manifest['data'] / 'page_keys.json'
+    keys = {page_id: [text, '0123456789abcdef' * 2, None]
+            for page_id, (text, *_) in json.loads(file.read_text()).items()}
+    file.write_text(json.dumps(keys))
+    manifest['files']['page_keys.json'] = hashlib.sha256(file.read_bytes()).hexdigest()
+    manifest['sizes']['page_keys.json'] = file.stat().st_size
+    (tmp_path / 'index' / 'manifest.json').write_text(json.dumps(manifest))
+    open_engine(config, store, tmp_path)
+    assert json.loads(file.read_text()) == keys  # It was opened, not built.
+    pages = [dataclasses.replace(page, text='blue') if page.page_id == 'p2' else page
+             for page in store]
+    engine = open_engine(config, PageStore(store.folder, pages), tmp_path)
+    assert engine.search(['blue'], 1)[0][0].page_id == 'p2'
+
+
+def test_a_page_has_changed_for_those_who_read_what_has():
+    before = {i: identity.PageIdentity(f'text {i}', f'image {i}') for i in 'abc'}
+    now = {'d': identity.PageIdentity('new', 'new'), 'c': before['c'],
+           'a': before['a']._replace(text='other')}
+    found = identity.page_changes(before, now, ['text'])
+    assert found == (['c'], ['d', 'a'], {'a', 'b'})
+    assert identity.page_changes(before, now, ['image']) == (['c', 'a'], ['d'], {'b'})
+    assert identity.page_changes(before, now, ['image', 'text']) == found
