@@ -35,9 +35,12 @@ def retriever_of(embedder):
                             Bm25Retriever.of_texts(ids, TEXTS)])
 
 
-def test_no_size_of_queries_is_compiled_afterwards(embedder):
+def test_no_size_of_queries_is_compiled_afterwards(embedder, capsys):
     retriever = retriever_of(embedder)
     assert warm_up(retriever, 3, WarmUpConfig(tokens=64, queries=32)).startswith('warmed up in ')
+    # Of a hybrid, too, it is said while it goes on.
+    assert capsys.readouterr().out.startswith(
+        'warming up: text is compiled for up to 32 queries of up to 64 tokens, in at most 300 s')
     warmed = embedder._run._cache_size()
     assert warmed >= 5
     for count in range(1, 33):

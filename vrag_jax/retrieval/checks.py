@@ -17,14 +17,12 @@ class SharedVectors:
     not look at its input, or looks at the same one again and again, makes many.
 
     Args:
-      total: pages that will be added; at most so many are different.
-      most: fraction of the different pages that may have the vectors of another one before
-        them; more is an error.
+      total: pages that will be added; at most so many are different. More than half of them with
+        the vectors of another one before them are an error.
     """
 
-    def __init__(self, total: int, most: float = 0.5):
+    def __init__(self, total: int):
         self._total = total  # Of different pages, as far as is known.
-        self._most = most
         self._first: dict[str, tuple[str, Callable[[], str]]] = {}
         # By their vectors, ids of the pages that share them, by what was embedded of these.
         self._groups: dict[str, dict[str, str]] = {}
@@ -64,7 +62,7 @@ class SharedVectors:
                 if len(self._groups.get(vectors, ())) > 1]
 
     def _check(self) -> None:
-        if self._count > self._most * self._total:
+        if 2 * self._count > self._total:
             one, other, *_ = next(
                 group for group in self._groups.values() if len(group) > 1).values()
             raise ValueError(f'{self._count} or more of {self._total} pages of different content '
@@ -88,50 +86,24 @@ def tell_groups(groups: Sequence[Sequence[str]]) -> str:
     return '; '.join(told)
 
 
-def check_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[str], dims: int,
-                  offsets: np.ndarray | None = None, most_shared: float = 0.5
-                  ) -> list[tuple[str, ...]]:
-    """Refuses vectors that cannot be right, and finds pages that no search can tell apart.
+def shared_vectors(vectors: np.ndarray, ids: Sequence[str], contents: Sequence[str]
+                   ) -> list[tuple[str, ...]]:
+    """Returns the groups of pages that no search can tell apart, one page of each content.
 
     Args:
-      vectors: [R, dims] float, may be memory-mapped: one a page or, with `offsets`, several.
-      ids: of the N pages.
-      contents: of each page, what its vectors were made from, or a digest of it: a text, an
-        image. Pages of the same content rightly have the same vectors.
-      dims: what the second dimension has to be.
-      offsets: [N + 1] int, the rows of page i are `vectors[offsets[i]:offsets[i + 1]]`.
-      most_shared: fraction of the different contents that may have the vectors of another one
-        before them; more is an error: an embedder that gives every page the same.
-
-    Returns:
-      Ids of pages that have the same vectors though their contents differ, a group a vector,
-      in order; one page of each content.
+      vectors: [N, D] float, one a page.
+      ids: of the pages.
+      contents: of each page, what its vector was made from. Pages of the same content rightly have
+        the same vector.
 
     Raises:
-      ValueError: for a wrong shape, a page without a vector, a number that is not finite, or
-        too many of the same vectors; the message names a page.
+      ValueError: if more than half of the contents have the vector of another one.
     """
-    if vectors.ndim != 2 or vectors.shape[1] != dims:
-        raise ValueError(f'vectors: expected [N, {dims}], got {vectors.shape}')
-    if len(ids) != len(contents):
-        raise ValueError(f'{len(ids)} ids for {len(contents)} contents')
-    if offsets is None:
-        offsets = np.arange(len(ids) + 1)
-    if len(offsets) != len(ids) + 1 or offsets[0] != 0 or offsets[-1] != len(vectors):
-        raise ValueError(f'vectors: {len(vectors)} rows are not those of {len(ids)} pages')
     first: dict[str, str] = {}  # The first page of each content.
-    for page_id, content in zip(ids, contents, strict=True):
-        first.setdefault(content, page_id)
-    shared = SharedVectors(len(first), most_shared)
-    for page_id, content, start, stop in zip(ids, contents, offsets[:-1], offsets[1:],
-                                             strict=True):
-        rows = np.asarray(vectors[start:stop], np.float32)
-        if not len(rows):
-            raise ValueError(f'page {page_id!r} has no vector')
-        if not np.isfinite(rows).all():
-            raise ValueError(f'the vectors of page {page_id!r} are not finite')
-        if first[content] == page_id:
-            shared.add(page_id, digest_of(rows), functools.partial(str, content))
+    shared = SharedVectors(len(set(contents)))
+    for page_id, content, row in zip(ids, contents, vectors, strict=True):
+        if first.setdefault(content, page_id) == page_id:
+            shared.add(page_id, digest_of(row[None]), functools.partial(str, content))
     return shared.groups()
 
 

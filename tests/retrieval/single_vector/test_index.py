@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.corpus.page_stores import needs_scann
+from tests.retrieval.single_vector.stored import load, save
 from vrag_jax.corpus.artifact import ArtifactError, read_artifact, write_artifact
 from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
 
@@ -93,9 +94,9 @@ def test_no_queries_give_no_hits():
 @pytest.mark.parametrize('config', [EXACT, QUANTISED, TREE], ids=['exact', 'quantised', 'tree'])
 def test_a_moved_index_finds_the_same(config, tmp_path):
     index = ScannIndex.build(clustered(300, 16), names(300), 'some encoder', config)
-    index.save(tmp_path / 'here')
+    save(index, tmp_path / 'here')
     shutil.move(tmp_path / 'here', tmp_path / 'there')
-    read = ScannIndex.load(tmp_path / 'there')
+    read = load(tmp_path / 'there')
     assert (read.ids, read.dims, read.encoder, read.config, read.exact) == (
         index.ids, 16, 'some encoder', config, index.exact)
     queries = clustered(20, 16, seed=1)
@@ -109,11 +110,11 @@ def test_a_moved_index_finds_the_same(config, tmp_path):
 
 @pytest.mark.parametrize('config', [EXACT, TREE], ids=['exact', 'tree'])
 def test_a_corrupt_file_is_named(config, tmp_path):
-    ScannIndex.build(clustered(150, 8), names(150), config=config).save(tmp_path)
+    save(ScannIndex.build(clustered(150, 8), names(150), config=config), tmp_path)
     file = max(tmp_path.glob('data-*/**/*.npy'), key=lambda p: p.stat().st_size)
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(ArtifactError, match=f'{file.name}: has a wrong SHA-256'):
-        ScannIndex.load(tmp_path)
+        load(tmp_path)
 
 
 @needs_scann
@@ -121,7 +122,7 @@ def test_a_corrupt_file_is_named(config, tmp_path):
     (EXACT, r'vectors\.npy: expected \(149, 8\), got \(150, 8\)'),
     (TREE, 'holds 150 vectors for 149 ids')], ids=['exact', 'tree'])
 def test_ids_that_do_not_fit_are_refused(config, message, tmp_path):
-    ScannIndex.build(clustered(150, 8), names(150), config=config).save(tmp_path)
+    save(ScannIndex.build(clustered(150, 8), names(150), config=config), tmp_path)
     folder, fields = read_artifact(tmp_path, 'scann_index')
     with pytest.raises(ArtifactError, match=message):
         ScannIndex.from_files(folder, {**fields, 'ids': fields['ids'][1:]})
@@ -140,7 +141,7 @@ def test_a_pickle_is_never_loaded(tmp_path):
 
     write_artifact(tmp_path, 'scann_index', with_pickle)
     with pytest.raises(ArtifactError, match='holds a pickle'):
-        ScannIndex.load(tmp_path)
+        load(tmp_path)
 
 
 def broken(row, value):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tests.corpus.page_stores import needs_scann
+from tests.retrieval.single_vector.stored import load, save
 from vrag_jax.retrieval.single_vector.index import IndexConfig, ScannIndex
 
 EXACT = IndexConfig()
@@ -80,8 +81,8 @@ def test_a_replaced_vector_is_found_where_it_is_now(config):
 def test_an_updated_index_is_read_back_as_it_was(config, tmp_path):
     index = ScannIndex.build(clustered(400), names(0, 400), 'e', config).updated(
         clustered(30, seed=3), names(400, 430), names(5, 25))
-    index.save(tmp_path)
-    read = ScannIndex.load(tmp_path)
+    save(index, tmp_path)
+    read = load(tmp_path)
     assert (read.ids, read.recall) == (index.ids, index.recall)
     allowed = np.random.default_rng(0).random(410) < 0.4
     for mask in (None, allowed):
@@ -178,8 +179,8 @@ def test_recall_is_measured_against_exact_search():
 def test_vectors_for_scoring_again_may_be_short_or_missing(dtype, tmp_path):
     config = dataclasses.replace(QUANTISED, reorder_dtype=dtype)
     vectors = clustered(2000)
-    ScannIndex.build(vectors, names(0, 2000), config=config, keep_vectors=False).save(tmp_path)
-    index = ScannIndex.load(tmp_path)
+    save(ScannIndex.build(vectors, names(0, 2000), config=config, keep_vectors=False), tmp_path)
+    index = load(tmp_path)
     # Scores of quantised vectors alone order the best ones badly, but hold them.
     found, scores = index.search_batched(QUERIES, 10 if dtype else 150)
     assert recall(found, best(vectors, names(0, 2000))) >= 0.9

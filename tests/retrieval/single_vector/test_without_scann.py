@@ -13,6 +13,7 @@ import pytest
 
 from tests.corpus.page_stores import needs_scann
 from tests.retrieval.late_interaction.test_retriever import PLAIN, build
+from tests.retrieval.single_vector.stored import load, save
 from tests.retrieval.single_vector.test_index import QUANTISED, TREE, clustered, names
 from vrag_jax.retrieval.single_vector.exact_search import ExactSearcher
 from vrag_jax.retrieval.single_vector.index import ScannIndex
@@ -25,6 +26,7 @@ import json, logging, sys
 from pathlib import Path
 import numpy as np
 from tests.retrieval.single_vector.test_index import EXACT, QUANTISED, TREE, clustered, names
+from tests.retrieval.single_vector.stored import load, save
 from vrag_jax.retrieval.single_vector.index import ScannIndex
 
 logging.basicConfig(level=logging.INFO, format='%(message)s')
@@ -33,12 +35,12 @@ folder = Path(sys.argv[2])
 vectors, queries = clustered(700, 24), clustered(90, 24, seed=1)
 vectors[300:350] = vectors[:50]  # Equal hits.
 index = ScannIndex.build(vectors, names(700), config=config, keep_vectors=False)
-index.save(folder)
+save(index, folder)
 deleted = ['page 699', 'page 3']
 changed = index.updated(clustered(40, 24, seed=2), [f'new {i}' for i in range(40)], deleted)
 hits = [i.search_batched(queries, k, allowed) for i, k, allowed in (
     (index, 10, None), (index, 700, None), (index, 10, np.arange(700) % 3 == 0),
-    (changed, 10, None), (ScannIndex.load(folder), 10, None))]
+    (changed, 10, None), (load(folder), 10, None))]
 print(json.dumps([[ids, [row.tolist() for row in scores]] for ids, scores in hits]))
 """
 
@@ -46,10 +48,10 @@ LOAD = """
 import json, sys
 from pathlib import Path
 from tests.retrieval.single_vector.test_index import clustered
+from tests.retrieval.single_vector.stored import load
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.single_vector.index import ScannIndex
 try:
-    index = ScannIndex.load(Path(sys.argv[1]))
+    index = load(Path(sys.argv[1]))
     hits, _ = index.search_batched(clustered(30, 24, seed=1), 10)
     print(json.dumps([index.exact, index.ids, hits]))
 except ArtifactError as error:
@@ -91,7 +93,7 @@ def test_a_stored_quantised_index_is_searched_exactly_if_it_kept_its_vectors(
     index = ScannIndex.build(vectors, names(600), config=TREE)
     index = index.updated(clustered(20, 24, seed=5), [f'new {i}' for i in range(20)],
                           ['page 7', 'page 599'])
-    index.save(tmp_path)
+    save(index, tmp_path)
     assert not index.exact
     kept = np.delete(vectors, [7, 599], axis=0)
     whole = ScannIndex.build(np.concatenate([kept, clustered(20, 24, seed=5)]), index.ids)
@@ -102,8 +104,8 @@ def test_a_stored_quantised_index_is_searched_exactly_if_it_kept_its_vectors(
 
 @needs_scann
 def test_one_that_did_not_is_refused_by_name(without_scann, tmp_path):
-    ScannIndex.build(clustered(600, 24), names(600), config=QUANTISED,
-                     keep_vectors=False).save(tmp_path)
+    save(ScannIndex.build(clustered(600, 24), names(600), config=QUANTISED,
+                          keep_vectors=False), tmp_path)
     message, _ = printed(LOAD, tmp_path, env=without_scann)
     for part in ('scann: made without keeping the vectors', REASON, 'build the index anew'):
         assert part in message
@@ -111,7 +113,7 @@ def test_one_that_did_not_is_refused_by_name(without_scann, tmp_path):
 
 def test_an_index_made_without_scann_stays_exact_where_there_is_one(without_scann, tmp_path):
     there, _ = printed(SEARCH, 'quantised', tmp_path, env=without_scann)
-    read = ScannIndex.load(tmp_path)
+    read = load(tmp_path)
     assert read.exact and read.config == QUANTISED
     assert read.search_batched(clustered(90, 24, seed=1), 10)[0] == there[0][0]
 

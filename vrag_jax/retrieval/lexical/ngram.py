@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.checks import check_vectors, tell_groups
+from vrag_jax.retrieval.checks import shared_vectors, tell_groups
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.lexical.retriever import ListsRetriever
@@ -83,7 +83,7 @@ class NgramVectorsRetriever(RetrieverKind):
         """
         encoder.fit(texts)
         vectors = encoder.encode_pages(texts)
-        _warn_of(check_vectors(vectors, ids, texts, vectors.shape[1]))
+        _warn_of(shared_vectors(vectors, ids, texts))
         given = recall_vectors(encoder.encode_queries, queries, config, len(ids))
         return cls(encoder, ScannIndex.build(vectors, ids, encoder.fingerprint, config,
                                              queries=given))

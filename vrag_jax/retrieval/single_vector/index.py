@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vrag_jax.corpus.artifact import ArtifactError, open_artifact, write_artifact
+from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.retrieval.checks import check_rows
 from vrag_jax.retrieval.single_vector import scann_searcher
 from vrag_jax.retrieval.single_vector.exact_search import (
@@ -22,7 +22,6 @@ from vrag_jax.retrieval.single_vector.scann_searcher import IndexConfig, is_exac
 __all__ = ['IndexConfig', 'ScannIndex']
 
 _LOG = logging.getLogger(__name__)
-_KIND = 'scann_index'
 _VECTORS, _ADDED, _BASE_ROWS = 'vectors.npy', 'added.npy', 'base_rows.npy'
 _SCANN = 'scann'
 _SPARE = 6  # Hits searched beyond those wanted, among which equal scores may lie.
@@ -35,7 +34,7 @@ Found = list[tuple[np.ndarray, np.ndarray]]
 class ScannIndex:
     """Finds the vectors of the largest inner product with a query.
 
-    Made by `build`, `updated`, `load` or `from_files`; immutable, safe to search from many
+    Made by `build`, `updated` or `from_files`; immutable, safe to search from many
     threads. An exact index compares all vectors with a query; all are exact where ScaNN is
     missing. A quantised index is a ScaNN searcher over the vectors it was built on (of
     which `updated` strikes some out) and the vectors added since, which are searched by
@@ -333,24 +332,6 @@ class ScannIndex:
                              f'{config} for {self.config}')
         return ScannIndex(self._searcher, self._vectors, self.ids, self.dims, self.encoder,
                           config, self.exact, self._base_rows, self._added)
-
-    def save(self, directory: Path) -> None:
-        """Writes the index to a directory, replacing one that is there atomically."""
-        write_artifact(directory, _KIND, self.write_files)
-
-    @classmethod
-    def load(cls, directory: Path, verify: bool = False) -> 'ScannIndex':
-        """Reads what `save` wrote.
-
-        Args:
-          directory: of `save`.
-          verify: compute the checksums of large files, too.
-
-        Raises:
-          FileNotFoundError: if there is no index.
-          ArtifactError: if it is corrupt or something else; says what differs.
-        """
-        return open_artifact(directory, _KIND, cls.from_files, verify)
 
     def write_files(self, folder: Path) -> dict[str, Any]:
         """Writes the index's files into a folder; returns the fields to read it by."""
