@@ -5,14 +5,17 @@ import dataclasses
 import httpx
 import pytest
 
+from tests.embedders.fake import WordEmbedder
 from tests.retrieval import headings
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.corpus.pages import PageStore
+from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.indexing.build import is_of, open_engine
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.retrieval import kinds
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 
 TEXTS = ['Revenue by region: travel and hotels', 'Hotels in Asia: growth of revenue',
          'Network of data centres', 'Travel figures of the year']
@@ -88,6 +91,29 @@ def test_it_is_fused_with_another_and_served(store, tmp_path):
     with serving.running(live) as (url, _):
         answer = httpx.post(f'{url}/search', json={'queries': ['hotels asia'], 'k': 1}, timeout=20)
     assert answer.json()['results'][0][0]['page_id'] == 'p2'
+
+
+def test_an_embedder_can_name_what_searches_its_vectors(store, tmp_path, monkeypatch):
+    class Doubled(DenseRetriever):
+        """Single vectors, whose scores are doubled."""
+
+        name = kind = 'doubled'
+
+        def search(self, queries, k, allowed=None):
+            ids, scores = super().search(queries, k, allowed)
+            return ids, [2 * values for values in scores]
+
+    monkeypatch.setitem(kinds._KINDS, ('doubled', 'doubled'), Doubled)
+    embedders = {'words': WordEmbedder(False)}
+    plain, doubled = (RetrievalConfig(retrievers=('words',), embedders={
+        'words': EmbedderConfig(retriever=name)}) for name in ('', 'doubled'))
+    [expected] = open_engine(plain, store, tmp_path, embedders).search(['travel'], 4)
+    [hits] = open_engine(doubled, store, tmp_path, embedders).search(['travel'], 4)
+    assert hits == [(page_id, pytest.approx(2 * score)) for page_id, score in expected]
+    opened = open_engine(doubled, store, tmp_path, embedders).retriever
+    assert isinstance(opened, Doubled) and not is_of(opened, plain, embedders)
+    with pytest.raises(ValueError, match="'doubled' searches vectors of several a page"):
+        open_engine(doubled, store, tmp_path / 'other', {'words': WordEmbedder()})
 
 
 def test_a_name_that_is_taken_is_refused():

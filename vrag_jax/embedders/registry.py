@@ -32,6 +32,8 @@ class EmbedderConfig:
         'minilm', all-MiniLM-L6-v2 from the package that ships it.
       dtype: of computation and parameters; pooling and unit vectors are float32.
       batch_tokens: tokens of a batch, padding included.
+      retriever: kind of retriever that searches its vectors; '' is 'single_vector' of one vector
+        a page, 'late_interaction' of several.
       text: of kind 'text'.
       visual: of the other kinds.
     """
@@ -40,6 +42,7 @@ class EmbedderConfig:
     path: str = MINILM
     dtype: str = 'float32'
     batch_tokens: int = 16_384
+    retriever: str = ''
     text: TextConfig = TextConfig()
     visual: VisualConfig = VisualConfig()
 

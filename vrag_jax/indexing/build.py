@@ -160,7 +160,7 @@ def _build(config: RetrievalConfig, store: PageStore, texts: Sequence[str],
                 parts.append(old.updated(changes))
                 continue
         everything = Changes(pages, frozenset(), lambda: pages, store.ids, embed, scratch, queries)
-        parts.append(kind_of(name, embedder).build(everything, config, embedder))
+        parts.append(kind_of(config.kind_name(name), embedder).build(everything, config, embedder))
     return parts[0] if len(parts) == 1 else HybridRetriever(parts, config.hybrid)
 
 
@@ -187,6 +187,7 @@ def is_of(retriever: Retriever, config: RetrievalConfig, embedders: Mapping[str,
     if isinstance(retriever, HybridRetriever) and retriever.config != config.hybrid:
         return False
     return len(retriever.parts) == len(config.retrievers) and all(
-        isinstance(part, RetrieverKind) and part.name == kind_of(name, embedders.get(name)).name
+        isinstance(part, RetrieverKind)
+        and part.name == kind_of(config.kind_name(name), embedders.get(name)).name
         and part.matches(config, embedders.get(name))
         for part, name in zip(retriever.parts, config.retrievers, strict=True))

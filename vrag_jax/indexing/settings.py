@@ -101,7 +101,8 @@ class RetrievalConfig:
         unused = sorted(set(self.embedders) - set(self.retrievers))
         if unused:
             raise ValueError(f'embedders.{unused[0]}: is not one of retrievers {self.retrievers}')
-        object.__setattr__(self, 'kinds', kind_settings(self.kinds, self.retrievers))
+        object.__setattr__(self, 'kinds', kind_settings(
+            self.kinds, [self.kind_name(name) for name in self.retrievers]))
         weights = len(self.hybrid.weights)
         if weights and weights != len(self.retrievers):
             raise ValueError(f'hybrid.weights: {weights} weights for {len(self.retrievers)} '
@@ -163,6 +164,10 @@ class RetrievalConfig:
                              "well; to fuse others make it one of embedders, of kind 'text'")
         object.__setattr__(self, 'embedders', chosen)
         object.__setattr__(self, 'retrievers', ())  # `_choose` takes both, with their weights.
+
+    def kind_name(self, name: str) -> str:
+        """Returns the kind of one of the retrievers; '' is that of its embedder's vectors."""
+        return self.embedders[name].retriever if name in self.embedders else name
 
     def embedder_field(self, name: str) -> str:
         """Returns the field that gives an embedder's directory, for messages."""

@@ -69,20 +69,23 @@ def kind_settings(values: Mapping[str, Any], retrievers: Collection[str]) -> dic
 
 
 def kind_of(name: str, embedder: Embedder | None) -> type[RetrieverKind]:
-    """Returns the kind that a config names, or that searches what an embedder makes.
+    """Returns the kind of a name, of those that search what an embedder makes.
 
     Args:
-      name: in `config.retrieval.retrievers`.
-      embedder: of that name; None if there is none.
+      name: of the kind; '' takes the first that searches vectors as the embedder makes them.
+      embedder: None for a kind that needs none.
 
     Raises:
-      KeyError: if there is no such kind.
+      ValueError: if there is no such kind.
     """
     vectors = '' if embedder is None else 'several' if embedder.multi_vector else 'one'
-    for kind in _KINDS.values():
-        if kind.vectors == vectors and (vectors or kind.name == name):
+    kinds = [kind for kind in _KINDS.values() if kind.vectors == vectors]
+    for kind in kinds:
+        if name in ('', kind.name):
             return kind
-    raise KeyError(f'no kind of retriever {name!r}; there are {kind_names()}')
+    made = f'{vectors} a page of an embedder' if vectors else 'no embedder'
+    raise ValueError(f'no kind of retriever {name!r} searches vectors of {made}; there are '
+                     f'{[kind.name for kind in kinds]}')
 
 
 def read_retriever(kind: str, folder: Path, fields: dict[str, Any],

@@ -150,7 +150,8 @@ class RetrieverKind(Retriever):
 
     Attributes:
       name: in configs.
-      vectors: what it searches of an embedder: one vector a page or several; '' if it needs none.
+      vectors: what it searches of an embedder, whose `retriever` is its name: one vector a page or
+        several; '' if it needs none.
       settings: dataclass of `config.retrieval.kinds[name]`, where its settings are no fields of
         `config.retrieval`.
     """

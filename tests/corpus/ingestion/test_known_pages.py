@@ -7,7 +7,7 @@ import shutil
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
-from vrag_jax.corpus.ingestion import known_pages
+from vrag_jax.corpus.ingestion import folders
 from vrag_jax.corpus.ingestion.ingest import ingest
 from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.pages import PageStore
@@ -95,7 +95,7 @@ def test_killed_while_pages_are_taken_over_it_goes_on(scan, tmp_path, tree, monk
             raise OSError(1, 'not permitted')
         link(source, target)
 
-    monkeypatch.setattr(known_pages.os, 'link', killed)
+    monkeypatch.setattr(folders.os, 'link', killed)
     with pytest.raises(KeyboardInterrupt):
         ingest([tmp_path / 'in'], out, CONFIG, progress=False)
     assert len(list(out.glob('documents/*.partial/*.json'))) == 2

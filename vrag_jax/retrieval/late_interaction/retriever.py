@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -88,7 +88,7 @@ class LateInteractionRetriever(RetrieverKind):
         self._candidates = candidates
 
     @classmethod
-    def build(cls, pages: Changes, config: Any, embedder: Embedder) -> 'LateInteractionRetriever':
+    def build(cls, pages: Changes, config: Any, embedder: Embedder) -> Self:
         settings = config.late_interaction
         return cls.of_pages(embedder, pages.ids, pages.vectors(embedder), settings,
                             _grids(embedder, settings, pages), pages.scratch, pages.queries)
@@ -97,7 +97,7 @@ class LateInteractionRetriever(RetrieverKind):
     def of_pages(cls, embedder: Embedder, ids: Sequence[str], pages: Sequence[np.ndarray],
                  config: LateInteractionConfig = LateInteractionConfig(),  # noqa: B008 (immutable)
                  grids: Sequence[Grid] | None = None, scratch: Path | None = None,
-                 queries: Sequence[str] = ()) -> 'LateInteractionRetriever':
+                 queries: Sequence[str] = ()) -> Self:
         """Indexes what an embedder made of pages.
 
         Args:
@@ -127,7 +127,7 @@ class LateInteractionRetriever(RetrieverKind):
     @classmethod
     def _indexed(cls, embedder: Embedder, ids: tuple[str, ...], store: TokenStore,
                  config: LateInteractionConfig, queries: Sequence[str] = ()
-                 ) -> 'LateInteractionRetriever':
+                 ) -> Self:
         if len(ids) < config.exact_below:
             return cls(embedder, ids, store, config, None)
         sample = sample_tokens(StorePages(store), _SAMPLE, config.seed)
@@ -233,7 +233,7 @@ class LateInteractionRetriever(RetrieverKind):
         return {'recall': float(np.mean(shares)), 'k': k, 'queries': len(queries),
                 'candidates': self.config.candidates, 'source': source}
 
-    def updated(self, changes: Changes) -> 'LateInteractionRetriever':
+    def updated(self, changes: Changes) -> Self:
         """See `Retriever`: tokens, encodings and centroids of pages that stay are not touched.
 
         Centroids, and what encodings were learnt from, stay those of the corpus at first, until
@@ -268,9 +268,8 @@ class LateInteractionRetriever(RetrieverKind):
             _encodings(parts.encoder, fresh), changes.ids, changes.removed,
             lambda: _encodings(parts.encoder, StorePages(store)))
         table = parts.centroids and parts.centroids.kept(kept).with_pages(fresh)
-        return LateInteractionRetriever(self.embedder, new_ids, store, self.config,
-                                        _Candidates(parts.encoder, index, table, since),
-                                        self.recall)
+        return type(self)(self.embedder, new_ids, store, self.config,
+                          _Candidates(parts.encoder, index, table, since), self.recall)
 
     def matches(self, config: Any, embedder: Embedder) -> bool:
         return (self.fingerprint == embedder.fingerprint
@@ -297,7 +296,7 @@ class LateInteractionRetriever(RetrieverKind):
 
     @classmethod
     def load(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder] = ()
-             ) -> 'LateInteractionRetriever':
+             ) -> Self:
         try:
             ids, config = tuple(fields['ids']), LateInteractionConfig.from_fields(fields['config'])
             embedder = find_embedder(fields['embedder'], fields['kind'], embedders)

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -45,14 +45,14 @@ class DenseRetriever(RetrieverKind):
         self.reads = frozenset({embedder.reads})
 
     @classmethod
-    def build(cls, pages: Changes, config: Any, embedder: Embedder) -> 'DenseRetriever':
+    def build(cls, pages: Changes, config: Any, embedder: Embedder) -> Self:
         return cls.of_vectors(embedder, pages.ids, np.concatenate(pages.vectors(embedder)),
                               config.index, pages.queries)
 
     @classmethod
     def of_vectors(cls, embedder: Embedder, ids: Sequence[str], vectors: np.ndarray,
                    config: IndexConfig = IndexConfig(),  # noqa: B008 (immutable)
-                   queries: Sequence[str] = ()) -> 'DenseRetriever':
+                   queries: Sequence[str] = ()) -> Self:
         """Indexes what an embedder made of pages.
 
         Args:
@@ -76,7 +76,7 @@ class DenseRetriever(RetrieverKind):
         return search_vectors(
             self.index, np.concatenate(self.embedder.embed_queries(queries)), k, allowed)
 
-    def updated(self, changes: Changes) -> 'DenseRetriever':
+    def updated(self, changes: Changes) -> Self:
         if not changes:
             return self
         vectors = np.zeros((0, self.index.dims), np.float32)
@@ -86,7 +86,7 @@ class DenseRetriever(RetrieverKind):
             vectors, changes.ids, changes.removed, queries=lambda count: recall_vectors(
                 lambda q: np.concatenate(self.embedder.embed_queries(q)), changes.queries,
                 self.index.config, count))
-        return DenseRetriever(self.embedder, index.in_order(changes.order or index.ids))
+        return type(self)(self.embedder, index.in_order(changes.order or index.ids))
 
     def matches(self, config: Any, embedder: Embedder) -> bool:
         return self.fingerprint == embedder.fingerprint and self.index.config == config.index
@@ -106,7 +106,7 @@ class DenseRetriever(RetrieverKind):
 
     @classmethod
     def load(cls, folder: Path, fields: dict[str, Any], embedders: Sequence[Embedder] = ()
-             ) -> 'DenseRetriever':
+             ) -> Self:
         try:
             encoder, index = fields['encoder'], fields['index']
             kind, fingerprint = encoder['kind'], encoder['embedder']
