@@ -154,6 +154,7 @@ def small():
     return config
 
 
+@pytest.mark.slow
 def test_for_a_real_tpu(small, tmp_path, capsys):
     compilation.run(parse(RunConfig, small), tmp_path)
     written = json.loads((tmp_path / 'compile.json').read_text())

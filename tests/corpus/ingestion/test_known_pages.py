@@ -126,6 +126,7 @@ def write(file, text):
     image.save(file)
 
 
+@pytest.mark.slow
 def test_what_the_ocr_has_read_is_taken_over(tmp_path, tree):
     pytest.importorskip('rapidocr', reason="needs the extra 'ocr'")
     source, out = tmp_path / 'in', tmp_path / 'out'
