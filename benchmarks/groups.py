@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 
 from benchmarks.setting import grouped_questions
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.variants import ADVANTAGES
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory

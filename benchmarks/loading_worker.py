@@ -19,11 +19,11 @@ from flax import nnx
 from benchmarks import paired
 from benchmarks.memory import Peak
 from vrag_jax.models.common import hf_checkpoint
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl.config import preset
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, preset
+from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 
 DIGESTED_BYTES = 64 * 2**20  # Of an array at a time.
 
@@ -41,9 +41,9 @@ class Loading:
         self.config = preset(preset_name)
         self.dtype = jnp.dtype(dtype)
         self.max_shard_bytes = max_shard_bytes
-        _, self.shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(
+        _, self.shapes = flat_params(nnx.eval_shape(lambda: family_of(self.config).model(
             self.config, rngs=nnx.Rngs(0), param_dtype=self.dtype)))
-        self.model: Qwen2_5_VL | None = None
+        self.model: PolicyModel | None = None
 
     def write(self, path: str, seed: int) -> tuple[float, Any]:
         """Writes random parameters, each made when it is its turn; time of making not counted."""
@@ -65,9 +65,9 @@ class Loading:
 
     def read(self, path: str) -> tuple[float, Any]:
         """Loads a checkpoint over an fsdp mesh of all devices."""
-        shardings = tree_shardings(self.shapes, make_mesh({'fsdp': -1}))
+        shardings = parameter_shardings(self.shapes, make_mesh({'fsdp': -1}))
         with Peak() as peak:
-            def load() -> Qwen2_5_VL:
+            def load() -> PolicyModel:
                 model = hf_checkpoint.load(path, param_dtype=self.dtype, shardings=shardings)
                 jax.block_until_ready(flat_params(model)[1])
                 return model

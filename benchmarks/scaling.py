@@ -27,8 +27,8 @@ from benchmarks.setting import CONFIG, WORKDIR, grouped_questions, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.evaluation.charts import Series, line_chart
 from vrag_jax.learner.steps import grpo
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.run.context import RunContext
 from vrag_jax.sampling.distribution import SamplingConfig

@@ -20,11 +20,10 @@ from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.learner.steps import grpo
 from vrag_jax.models.common import hf_checkpoint
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl.config import preset
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, preset
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.sampling.scheduler import Scheduler
@@ -95,11 +94,11 @@ def export(folder: Path, graphdef, params, tokens, old, ref, advantages) -> None
 
 def main(folder: str) -> None:
     config = model_config()
-    create = lambda: flat_params(Qwen2_5_VL(config, rngs=nnx.Rngs(0)))  # noqa: E731
+    create = lambda: flat_params(family_of(config).model(config, rngs=nnx.Rngs(0)))  # noqa: E731
     graphdef, _ = nnx.eval_shape(create)
     mesh = make_mesh({}, devices=jax.devices()[:1])
     params = jax.jit(lambda: create()[1])()
-    params = jax.device_put(params, tree_shardings(params, mesh))
+    params = jax.device_put(params, parameter_shardings(params, mesh))
 
     rng = np.random.default_rng(0)
     tokens = rng.integers(1, VOCAB - 1, (BATCH, LENGTH)).astype(np.int32)

@@ -42,8 +42,6 @@ FLOORS = {
 }
 # Imports that go upstairs, to be mended.
 UPSTAIRS: set[tuple[str, str]] = {
-    ('embedders.prompts', 'data.sequences'),
-    ('embedders.visual', 'data.sequences'),
     ('embedders.visual', 'data.tokenizer'),
     ('evaluation.evaluate', 'run.context'),
     ('evaluation.outputs', 'run.context'),

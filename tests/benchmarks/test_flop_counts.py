@@ -9,7 +9,7 @@ from flax import nnx
 from benchmarks import flops
 from benchmarks.flop_counts import Curve, Recorder, count, shapes, total
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 MATMUL = 2 * 8 * 16 * 16

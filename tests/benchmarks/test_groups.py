@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from benchmarks import groups
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.models.common.images import ProcessedImage
 
 PAGE = ProcessedImage('page', np.arange(12, dtype=np.uint8).reshape(4, 3), (1, 2, 2), 1)
 CROP = ProcessedImage('crop', -np.arange(24, dtype=np.uint8).reshape(8, 3), (1, 2, 4), 2)

@@ -32,9 +32,9 @@ from vrag_jax.data.records import (
     load_sharegpt,
     save_questions,
 )
-from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.experts.conversations import conversation_sequences
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.common.images import ImagePreprocessor
+from vrag_jax.models.families import image_spec, preset
 from vrag_jax.perception.image_ops import PixelLimits
 from vrag_jax.run.corpus import check_paths
 from vrag_jax.run.settings import DataConfig, PolicyConfig, RunConfig
@@ -149,7 +149,7 @@ def tokenised(tiny_tokenizer):
     vision = model_config.vision
     preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil(
         patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
-        temporal_patch_size=vision.temporal_patch_size), vision)
+        temporal_patch_size=vision.temporal_patch_size), image_spec(model_config))
     return lambda conversations, root, length=2048: conversation_sequences(
         conversations, root, ChatFormat(tiny_tokenizer), preprocess, model_config,
         PixelLimits(28 * 28, 16 * 28 * 28), length)

@@ -8,11 +8,12 @@ import pytest
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vrag_jax.data.sequences import ImagePreprocessor, image_key
+from vrag_jax.models.common.images import ImagePreprocessor, image_key
 from vrag_jax.models.common.pixels import patch_values
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import image_spec, preset
 
-VISION = preset('tiny', vocab_size=64).vision
+CONFIG = preset('tiny', vocab_size=64)
+VISION, SPEC = CONFIG.vision, image_spec(CONFIG)
 BYTES = 16 * 3 * 14 * 14  # Of the patches of a picture of 56 x 56.
 
 
@@ -25,7 +26,7 @@ class Counted(ImagePreprocessor):
     """One that notes what it cuts into patches; waits until it is let through."""
 
     def __init__(self, cache_bytes=0):
-        super().__init__(Qwen2VLImageProcessorPil(), VISION, cache_bytes)
+        super().__init__(Qwen2VLImageProcessorPil(), SPEC, cache_bytes)
         self.calls = []
         self.open = threading.Event()
         self.open.set()
@@ -39,7 +40,7 @@ class Counted(ImagePreprocessor):
 def test_patches_are_those_of_the_processor_whatever_is_kept():
     pictures = [picture(0), picture(1, (84, 56)), picture(0), picture(2, (28, 112))]
     for cache_bytes in (0, BYTES, 1 << 30):
-        preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil(), VISION, cache_bytes)
+        preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil(), SPEC, cache_bytes)
         for _ in range(2):
             for image, made in zip(pictures, preprocess(pictures), strict=True):
                 want = Qwen2VLImageProcessorPil()(
@@ -62,7 +63,7 @@ def test_patches_are_those_of_the_processor_whatever_is_kept():
 ])
 def test_a_processor_that_is_not_the_towers_is_refused(options, message):
     with pytest.raises(ValueError, match=message):
-        ImagePreprocessor(Qwen2VLImageProcessorPil(**options), VISION)
+        ImagePreprocessor(Qwen2VLImageProcessorPil(**options), SPEC)
 
 
 def test_those_used_last_are_kept_within_the_bytes():
@@ -110,7 +111,7 @@ def test_what_goes_wrong_is_heard_of_by_all_who_wait_and_tried_again():
                 raise MemoryError('too large')
             return super()._process(images)
 
-    preprocess = Broken(Qwen2VLImageProcessorPil(), VISION, 1 << 30)
+    preprocess = Broken(Qwen2VLImageProcessorPil(), SPEC, 1 << 30)
     with ThreadPoolExecutor(2) as pool:
         first = pool.submit(preprocess, [picture(0)])
         assert started.wait(20)

@@ -20,7 +20,7 @@ from vrag_jax.embedders.text import (
     reads_latin,
     wheel_directory,
 )
-from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.layers import Numerics
 from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.parallel.mesh import make_mesh
@@ -67,9 +67,9 @@ def test_hidden_states_within_1e_4_of_transformers(kind, side, folder):
     sizes = bert.BertConfig.from_hf_file(folder / kind)
     graphdef, shapes = flat_params(nnx.eval_shape(
         lambda: bert.BertEncoder(sizes, Numerics(), nnx.Rngs(0))))
-    tensors = hf_checkpoint.Tensors(folder / kind, bert.published_name)
-    tensors.expect(hf_layout.expected_shapes(shapes, None, bert.tensor_name), bert.NOT_ENCODER)
-    params = hf_checkpoint.read_params(tensors, shapes, name_of=bert.tensor_name)
+    tensors = hf_checkpoint.Tensors(folder / kind, bert.LAYOUT)
+    tensors.expect(shapes, bert.NOT_ENCODER)
+    params = hf_checkpoint.read_params(tensors, shapes)
     rows = [cases.word_tokenizer().encode(text).ids for text in cases.TEXTS]
     tokens, mask = np.full((len(rows), 13), 1), np.zeros((len(rows), 13), bool)
     for number, row in enumerate(rows):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.mrope import rope_index
 from vrag_jax.models.common.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 IMAGE = 3

@@ -13,11 +13,11 @@ from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.learner.steps import grpo
 from vrag_jax.metrics import compilations
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.lora import LoraConfig, add_adapters, is_adapter
 from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 
 # A mesh adds in another order, and rounding grows from update to update. That it is
@@ -47,7 +47,7 @@ def make_learner(policy, model_config):
     def make(shape=None, policy=policy, seed=0, **settings):
         graphdef, params = policy
         mesh = make_mesh(shape) if shape else make_mesh({}, devices=jax.devices()[:1])
-        placed = jax.device_put(params, tree_shardings(params, mesh))
+        placed = jax.device_put(params, parameter_shardings(params, mesh))
         loss = grpo(GrpoLossConfig(kl_coef=0.1, entropy_coef=0.01))
         return Learner(graphdef, placed, model_config, LearnerConfig(**SETTINGS | settings),
                        loss, 10, mesh, seed=seed)
@@ -294,7 +294,7 @@ def test_a_small_feature_buffer_gives_the_same_update(
 
 def test_frozen_parameters_are_shared_not_copied(make_learner, policy, sequences, model_config):
     mesh = make_mesh({}, devices=jax.devices()[:1])
-    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    params = jax.device_put(policy[1], parameter_shardings(policy[1], mesh))
     graphdef, loss = policy[0], grpo(GrpoLossConfig())
     config = LearnerConfig(**SETTINGS, frozen='^visual/')
     learner = Learner(graphdef, params, model_config, config, loss, 10, mesh)
@@ -319,7 +319,7 @@ def test_averages_do_not_depend_on_micro_batches(
         policy, model_config, sequences, averaging):
     """Against the loss of each sequence by itself, averaged by hand."""
     mesh = make_mesh({}, devices=jax.devices()[:1])
-    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    params = jax.device_put(policy[1], parameter_shardings(policy[1], mesh))
     config = GrpoLossConfig(averaging=averaging, constant_length=7, kl_coef=0.1)
 
     def learner(**settings):

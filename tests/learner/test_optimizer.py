@@ -16,7 +16,7 @@ from vrag_jax.learner.optimizer import (
     muon_dimensions,
 )
 from vrag_jax.models.common.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 

@@ -11,10 +11,10 @@ import pytest
 from flax import nnx
 from jax.sharding import AbstractMesh, AxisType, PartitionSpec
 
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.common.axes import PARAMETER_AXES
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.sharding import (
-    PARAMETER_AXES,
     RULES,
     batch_sharding,
     constrain,
@@ -140,7 +140,7 @@ def test_rows_of_a_batch_are_split_over_data_and_fsdp():
 def test_a_device_holds_its_share_of_a_published_model(name):
     mesh = AbstractMesh((1, 4, 1, 2), AXES, axis_types=AUTO)
     state = nnx.eval_shape(lambda: nnx.state(Qwen2_5_VL(preset(name), rngs=nnx.Rngs(0))))
-    shardings = tree_shardings(state, mesh)
+    shardings = tree_shardings(state, mesh, RULES, PARAMETER_AXES)
     leaves = list(zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True))
     total = sum(math.prod(leaf.shape) for leaf, _ in leaves)
     share = sum(math.prod(sharding.shard_shape(leaf.shape)) for leaf, sharding in leaves)

@@ -14,7 +14,8 @@ ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
 import json, jax, jax.numpy as jnp, numpy as np
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import batch_sharding, tree_shardings
+from vrag_jax.parallel.sharding import batch_sharding
+from vrag_jax.models.common.axes import parameter_shardings
 
 def loss(params, batch):
     def layer(x, p):
@@ -34,7 +35,7 @@ params = {
 batch = {'tokens': rng.integers(0, 40, (8, 5)).astype(np.int32)}
 
 def run(mesh):
-    p = jax.device_put(params, tree_shardings(params, mesh))
+    p = jax.device_put(params, parameter_shardings(params, mesh))
     b = jax.device_put(batch, batch_sharding(mesh, batch))
     value, grads = jax.jit(jax.value_and_grad(loss))(p, b)
     return p, b, float(value), jax.device_get(grads)

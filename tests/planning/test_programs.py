@@ -12,7 +12,7 @@ from configs import grpo_3b, grpo_3b_lora_16gb, tiny
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.models.common.flops import adapter_flops, decoder_flops, training_flops
 from vrag_jax.models.common.lora import LoraConfig
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.parallel.sharding import RULES
 from vrag_jax.planning import compile as compilation
 from vrag_jax.planning.chips import CHIPS

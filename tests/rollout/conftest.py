@@ -13,11 +13,11 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.data.tokenizer import ids_without_text, token_bytes, train_tiny_tokenizer
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
+from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import image_spec, preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.retrieval.hits import Hit
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig
@@ -98,7 +98,7 @@ def make_world(pageworld, store, tokenizer, model_config):
             store, engine or WordSearch(pageworld.layouts), dataclasses.replace(RULES, **rules),
             disabled=disabled)
         return World(environment, ChatFormat(tokenizer),
-                     ImagePreprocessor(processor, vision), model_config)
+                     ImagePreprocessor(processor, image_spec(model_config)), model_config)
 
     return make
 

@@ -9,7 +9,7 @@ import pytest
 
 from configs import tiny
 from vrag_jax.config import parse
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import RULES, with_rules
 from vrag_jax.planning.hlo import parse as parse_hlo

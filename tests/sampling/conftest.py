@@ -11,7 +11,7 @@ from flax import nnx
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.models.common.mrope import rope_index
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.sampling.sampler import Chunk, Sampler
 from vrag_jax.sampling.slots import SamplerConfig

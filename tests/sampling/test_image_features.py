@@ -5,14 +5,14 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vrag_jax.data.sequences import ProcessedImage
 from vrag_jax.metrics import compilations
+from vrag_jax.models.common.axes import parameter_shardings
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 
 CONFIG = preset('tiny', vocab_size=64)
@@ -141,7 +141,7 @@ def test_no_image_is_no_work(new_cache, policy):
 
 def test_on_a_mesh_the_buffer_stays_where_it_is(policy, images, alone):
     mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
-    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    params = jax.device_put(policy[1], parameter_shardings(policy[1], mesh))
     cache = ImageFeatureCache(make_encoder(policy[0], mesh), CONFIG, 64, 2, 2, mesh=mesh)
     places, compiled = [cache.buffer.sharding], []
     for image in images[:2]:

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from vrag_jax.metrics import compilations
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.pages import CachedSequence
 from vrag_jax.sampling.sampler import DecodeRequest
@@ -300,7 +300,7 @@ def test_nothing_compiles_after_the_warm_up(make_sampler, policy, chunks, buffer
 
 def test_eight_devices_sample_what_one_does(make_sampler, policy, chunks, buffer, want):
     mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2})
-    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    params = jax.device_put(policy[1], parameter_shardings(policy[1], mesh))
     spread = make_sampler(mesh=mesh, slots=8)
     keys = spread._pool.k
     assert keys.shape[0] == 4

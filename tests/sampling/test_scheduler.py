@@ -6,8 +6,8 @@ import jax
 import numpy as np
 import pytest
 
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.scheduler import Scheduler
@@ -188,7 +188,7 @@ def test_the_rest_of_a_group_takes_the_prompt_from_those_that_are_there(
 def test_a_shard_without_room_does_not_stop_those_that_wait_for_another(make_sampler, policy):
     """The shard with the fewest at work is full of a stream that is away."""
     mesh = make_mesh({'data': 2, 'sequence': 2, 'tensor': 2})
-    params = jax.device_put(policy[1], tree_shardings(policy[1], mesh))
+    params = jax.device_put(policy[1], parameter_shardings(policy[1], mesh))
     sampler = make_sampler(mesh=mesh, slots=4, page_size=8, cache_tokens=128, decode_tokens=2,
                            max_new_tokens=8)
     assert sampler.shards == 2 and sampler.table.pages == 8
@@ -221,7 +221,7 @@ def test_prompts_that_cannot_be_are_refused(make_sampler, policy):
 
 def test_the_feature_buffer_bounds_what_is_taken_in_at_once(make_sampler, policy, model):
     """Streams with an image each, and a buffer that holds one image at a time."""
-    from vrag_jax.data.sequences import ProcessedImage
+    from vrag_jax.models.common.images import ProcessedImage
 
     rng = np.random.default_rng(0)
     images = [ProcessedImage(

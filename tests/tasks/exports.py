@@ -1,6 +1,5 @@
 """Policies exported as a run exports them, and their greedy continuation by this package."""
 
-import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -17,15 +16,15 @@ from tests.tasks import export_cases as cases
 from vrag_jax.config import parse
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.data.tokenizer import load_tokenizer, train_tiny_tokenizer
 from vrag_jax.evaluation.outputs import export_policy
-from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common import hf_checkpoint
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.mrope import rope_index
 from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.common.pixels import PixelScale
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.families import family_of, image_spec, read_config
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
@@ -34,10 +33,10 @@ from vrag_jax.run.settings import RunConfig
 def write_source(directory: Path) -> Path:
     """Writes the small checkpoint that transformers 4.49 saved, with its weights by seed."""
     shutil.copytree(cases.SOURCE, directory)
-    config = ModelConfig.from_hf_file(directory)
+    config = read_config(directory)
     shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))[1]
     save_file({name: cases.weight(name, shape) for name, shape in
-               hf_layout.expected_shapes(shapes, config).items()},
+               family_of(config).weights(config).expected_shapes(shapes).items()},
               directory / 'model.safetensors', metadata={'format': 'pt'})
     return directory
 
@@ -64,16 +63,16 @@ def export(space: RunContext) -> Path:
 
 def sizes(directory: Path) -> ModelConfig:
     """Sizes of an exported policy, with the scale of its processor's pixels."""
-    config = ModelConfig.from_hf_file(directory)
-    scale = PixelScale.of_processor(Qwen2VLImageProcessorPil.from_pretrained(directory))
-    return dataclasses.replace(config, vision=dataclasses.replace(config.vision, pixels=scale))
+    config = read_config(directory)
+    family = family_of(config)
+    return family.with_processor(config, family.load_processor(directory))
 
 
 def conversation(directory: Path) -> tuple[list[int], np.ndarray, tuple[int, int, int]]:
     """Token ids of the conversation as episodes append them, and its image's patches."""
     chat = ChatFormat(load_tokenizer(directory))
     preprocess = ImagePreprocessor(Qwen2VLImageProcessorPil.from_pretrained(directory),
-                                   sizes(directory).vision)
+                                   image_spec(sizes(directory)))
     shown, = preprocess([cases.image()])
     ids = [*chat.prompt_ids(cases.QUESTION), *chat.encode(cases.TURN),
            *chat.observation_ids(cases.BEFORE, shown.tokens, cases.AFTER)]

@@ -21,7 +21,7 @@ from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt, read_prompt
 from vrag_jax.data.records import Message, load_sharegpt, split_system
 from vrag_jax.data.tokenizer import load_tokenizer
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.families import read_config
 from vrag_jax.run import checks as check
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
@@ -255,7 +255,7 @@ def assert_ids_of_the_template(folder, conversations, pictures):
     shown = [type(c)(c.messages, tuple(files[i] for i in range(len(c.images))))
              for c in conversations]
     sequences = conversation_sequences(
-        shown, pictures, chat, space.preprocess, ModelConfig.from_hf_file(folder / 'policy'),
+        shown, pictures, chat, space.preprocess, read_config(folder / 'policy'),
         config.environment.limits, 16384)
     end = space.tokenizer.convert_tokens_to_ids('<|im_end|>')
     for conversation, sequence in zip(conversations, sequences, strict=True):

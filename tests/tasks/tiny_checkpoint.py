@@ -8,7 +8,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from vrag_jax.data.tokenizer import train_tiny_tokenizer
 from vrag_jax.models.common import hf_checkpoint
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 # As in Qwen2.5-VL's: a default system turn, images between vision tokens.

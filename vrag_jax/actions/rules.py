@@ -13,7 +13,9 @@ class ActionRules:
       search_results: hits looked through for the first page not yet shown.
       search_chars: characters of a search query, at most; a longer one is an invalid
         action. A search service has a limit, too (`ServiceLimits.query_chars`).
-      min_pixels, max_pixels: bounds of an image's area as the encoder sees it.
+      min_pixels, max_pixels: bounds of an image's area as the encoder sees it; by default
+        256 to 512 tokens of a policy with the default `factor`.
+      factor: the policy's: sides of an image are multiples of so many pixels.
       two_step_sizes: whether boxes are in the frame of an intermediate size, as in the
         reference's code; see `PixelLimits.two_steps`.
       padding: encoder pixels by which a chosen box is widened on each side.
@@ -22,8 +24,9 @@ class ActionRules:
 
     search_results: int = 10
     search_chars: int = 2048
-    min_pixels: int = 256 * 28 * 28
-    max_pixels: int = 512 * 28 * 28
+    min_pixels: int = 200_704
+    max_pixels: int = 401_408
+    factor: int = 28
     two_step_sizes: bool = False
     padding: int = 0
     allow_image_index: bool = False
@@ -40,4 +43,4 @@ class ActionRules:
 
     @property
     def limits(self) -> PixelLimits:
-        return PixelLimits(self.min_pixels, self.max_pixels, two_steps=self.two_step_sizes)
+        return PixelLimits(self.min_pixels, self.max_pixels, self.factor, self.two_step_sizes)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from vrag_jax.models.common.hf_layout import WeightLayout
 from vrag_jax.models.common.layers import (
     INIT_STD,
     Numerics,
@@ -184,6 +185,9 @@ def published_name(name: str) -> str:
     """Returns the name in a bare encoder's checkpoint of one in that of a model with a head."""
     return re.sub(r'^(bert|roberta)\.', '', name).replace('.gamma', '.weight').replace(
         '.beta', '.bias')
+
+
+LAYOUT = WeightLayout(tensor_name, published_name)
 
 
 def _embedding(count: int, config: BertConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Embed:

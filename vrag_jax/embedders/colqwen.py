@@ -13,25 +13,31 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vrag_jax.embedders.prompts import CHAT, COLQWEN, Prompts
-from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.attention import choose_backend
+from vrag_jax.models.common.axes import parameter_shardings
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.hf_layout import WeightLayout
 from vrag_jax.models.common.layers import linear
+from vrag_jax.models.common.model import VisionLanguageModel
 from vrag_jax.models.common.packing import PatchBatch
 from vrag_jax.models.common.parameters import flat_params
 from vrag_jax.models.common.peft import CONFIG_FILE, PeftAdapter, read_settings
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import config_from_hf, family_of
+from vrag_jax.models.qwen2_5_vl.model import Qwen25VisionTower
+from vrag_jax.models.qwen2_vl.model import Qwen2VisionTower
 from vrag_jax.parallel.mesh import mesh_platform
-from vrag_jax.parallel.sharding import Rules, tree_shardings
+from vrag_jax.parallel.sharding import Rules
 
 PROJECTION = 'custom_text_proj'
+TOWERS = {'qwen2_vl': Qwen2VisionTower, 'qwen2_5_vl': Qwen25VisionTower}
 # Other programs' names of the same tensors.
 _PREFIXES = ((r'^(base_model\.model\.|vlm\.)', ''), (r'^embedding_proj_layer\.', f'{PROJECTION}.'),
              (r'^language_model\.', 'model.'))
 
 
-class VisualRetriever(Qwen2_5_VL):
-    """Images or texts to unit vectors.
+class VisualRetriever(VisionLanguageModel):
+    """Images or texts to unit vectors, with the vision tower of the backbone's family.
 
     With a projection: one vector a token (`ColQwen2ForRetrieval`, colpali-engine's
     `ColQwen2_5`); without: the hidden state of the last token.
@@ -39,10 +45,11 @@ class VisualRetriever(Qwen2_5_VL):
     Args:
       config: of the backbone; its head is not made.
       dims: of the projection; 0 is none.
-      **options: see `Qwen2_5_VL`.
+      **options: see `VisionLanguageModel`.
     """
 
     def __init__(self, config: ModelConfig, dims: int, **options: Any):
+        self.tower = TOWERS[config.model_type]  # type: ignore[misc]
         text = dataclasses.replace(config.text, tie_word_embeddings=True)
         super().__init__(dataclasses.replace(config, text=text), **options)
         self.dims = dims or text.hidden_size
@@ -143,7 +150,7 @@ def find_checkpoint(path: Path, projected: bool, base: str = '') -> Checkpoint:
         whole = stored.get('model_type') == 'colqwen2'
         if whole:
             stored = {'model_type': 'qwen2_vl', **(stored.get('vlm_config') or {})}
-        config = ModelConfig.from_hf(stored)
+        config = config_from_hf(stored)
     except ValueError as error:
         raise ValueError(f'{file}: {error}') from error
     if not projected and whole:
@@ -157,7 +164,7 @@ def open_checkpoint(checkpoint: Checkpoint) -> tuple[hf_checkpoint.Tensors, int]
     Raises:
       FileNotFoundError, ValueError: if there are none, or none of this kind.
     """
-    tensors = hf_checkpoint.Tensors(checkpoint.directory, published_name)
+    tensors = hf_checkpoint.Tensors(checkpoint.directory, _layout(checkpoint.config))
     return tensors, _projection_dims(tensors) if checkpoint.projected else 0
 
 
@@ -182,24 +189,30 @@ def load(checkpoint: Checkpoint, dtype: str, mesh: Mesh | None, rules: Rules
     graphdef, shapes = flat_params(nnx.eval_shape(lambda: VisualRetriever(
         checkpoint.config, dims, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype,
         attention=attention)))
-    tensors.expect(hf_layout.expected_shapes(shapes, checkpoint.config), r'^lm_head\.weight$')
+    tensors.expect(shapes, r'^lm_head\.weight$')
     shardings: Mapping[str, Any] | None = None
     if mesh is not None:
-        shardings = tree_shardings(shapes, mesh, rules)
+        shardings = parameter_shardings(
+            shapes, mesh, rules, family_of(checkpoint.config).axes)
     if checkpoint.adapter is None:
         params = hf_checkpoint.read_params(tensors, shapes, shardings)
     else:
-        adapter = PeftAdapter(checkpoint.adapter, published_name)
+        adapter = PeftAdapter(checkpoint.adapter, tensors.layout)
         params = hf_checkpoint.read_params(tensors, shapes, shardings, adapter.merge)
         adapter.expect_all_used()
     return graphdef, params, dims or checkpoint.config.text.hidden_size
 
 
-def published_name(name: str) -> str:
-    """Returns the name that colpali-engine's first checkpoints give a tensor."""
-    for pattern, replacement in _PREFIXES:
-        name = re.sub(pattern, replacement, hf_layout.published_name(name))
-    return name
+def _layout(config: ModelConfig) -> WeightLayout:
+    """The backbone's layout, under the names that colpali-engine's first checkpoints have."""
+    layout = family_of(config).weights(config)
+
+    def published_name(name: str) -> str:
+        for pattern, replacement in _PREFIXES:
+            name = re.sub(pattern, replacement, layout.published_name(name))
+        return name
+
+    return dataclasses.replace(layout, published_name=published_name)
 
 
 def _projection_dims(tensors: hf_checkpoint.Tensors) -> int:

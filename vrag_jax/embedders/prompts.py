@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from vrag_jax.data.sequences import ProcessedImage
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.mrope import rope_index, text_positions
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 
 IMAGE = '<|image_pad|>'
 QUERY = '{query}'

@@ -21,8 +21,9 @@ from vrag_jax.embedders import bert
 from vrag_jax.embedders.batching import plan
 from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.interface import Grid, PageContent
-from vrag_jax.models.common import hf_checkpoint, hf_layout
+from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.attention import choose_backend
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.layers import Numerics
 from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.parallel.mesh import mesh_platform
@@ -32,7 +33,6 @@ from vrag_jax.parallel.sharding import (
     batch_sharding,
     devices_along,
     sharded_over,
-    tree_shardings,
 )
 
 POOLINGS = ('mean', 'cls')
@@ -303,10 +303,10 @@ def _load(directory: Path, sizes: bert.BertConfig, numerics: Numerics, pooling: 
     """The parameters, and the jitted `(params, tokens, mask) -> [B, D] float32 unit rows`."""
     graphdef, shapes = flat_params(
         nnx.eval_shape(lambda: bert.BertEncoder(sizes, numerics, nnx.Rngs(0))))
-    tensors = hf_checkpoint.Tensors(directory, bert.published_name)
-    tensors.expect(hf_layout.expected_shapes(shapes, None, bert.tensor_name), bert.NOT_ENCODER)
-    shardings = None if mesh is None else tree_shardings(shapes, mesh, rules)
-    params = hf_checkpoint.read_params(tensors, shapes, shardings, name_of=bert.tensor_name)
+    tensors = hf_checkpoint.Tensors(directory, bert.LAYOUT)
+    tensors.expect(shapes, bert.NOT_ENCODER)
+    shardings = None if mesh is None else parameter_shardings(shapes, mesh, rules)
+    params = hf_checkpoint.read_params(tensors, shapes, shardings)
 
     def run(params, tokens, mask):
         with sharded_over(mesh, rules):

@@ -12,16 +12,16 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vrag_jax.data.sequences import ImagePreprocessor, ProcessedImage
 from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.batching import Batch, plan
 from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.interface import Grid, PageContent
 from vrag_jax.embedders.prompts import PromptEncoder, Prompts
-from vrag_jax.models.common.packing import bucket_size, count_windows, pack_images
+from vrag_jax.models.common.images import ImagePreprocessor, ProcessedImage
+from vrag_jax.models.common.packing import bucket_size
 from vrag_jax.models.common.parameters import merge
-from vrag_jax.models.common.pixels import PixelScale
+from vrag_jax.models.families import family_of, image_spec
 from vrag_jax.parallel.sharding import (
     RULES,
     Rules,
@@ -83,20 +83,19 @@ class VisualEmbedder:
                  rules: Rules = RULES):
         checkpoint = colqwen.find_checkpoint(Path(directory), projected, config.base)
         processor = _image_processor(checkpoint.processor)
-        vision = dataclasses.replace(
-            checkpoint.config.vision, pixels=PixelScale.of_processor(processor))
-        checkpoint = dataclasses.replace(
-            checkpoint, config=dataclasses.replace(checkpoint.config, vision=vision))
+        checkpoint = dataclasses.replace(checkpoint, config=family_of(
+            checkpoint.config).with_processor(checkpoint.config, processor))
         self.kind = 'visual_tokens' if projected else 'visual'
         self.multi_vector = projected
         self._config = checkpoint.config
+        self._spec = image_spec(checkpoint.config)
         prompts = Prompts(config.page_prompt or checkpoint.prompts.page,
                           config.query_prompt or checkpoint.prompts.query,
                           config.positions or checkpoint.prompts.positions)
         self._prompts = PromptEncoder(
             load_tokenizer(checkpoint.processor), prompts, checkpoint.config)
         self._limits = _pixel_limits(processor, config, checkpoint)
-        self._preprocess = ImagePreprocessor(processor, vision)
+        self._preprocess = ImagePreprocessor(processor, self._spec)
         self._batch_tokens, self._mesh, self._rules = batch_tokens, mesh, rules
         graphdef, self._params, self.dims = colqwen.load(checkpoint, dtype, mesh, rules)
 
@@ -177,9 +176,8 @@ class VisualEmbedder:
         shown = [images[item] for item in batch.items]
         # Room for as many windows in each row as the largest image takes: a full batch of
         # pages of one size has one shape.
-        span = bucket_size(max(count_windows([i.grid_thw], self._config.vision) for i in shown))
-        arrays['images'] = pack_images([(i.patches, i.grid_thw) for i in shown],
-                                       self._config, windows=batch.rows * span, span=span)
+        span = bucket_size(max(self._spec.count_windows([i.grid_thw]) for i in shown))
+        arrays['images'] = self._spec.pack(shown, windows=batch.rows * span, span=span)
         is_image = tokens == self._config.image_token_id
         arrays['image_index'] = np.where(
             is_image, np.cumsum(is_image).reshape(tokens.shape) - 1, -1).astype(np.int32)
@@ -195,8 +193,7 @@ def _image_processor(directory: Path) -> Qwen2VLImageProcessorPil:
 
 def _pixel_limits(processor: Qwen2VLImageProcessorPil, config: VisualConfig,
                   checkpoint: colqwen.Checkpoint) -> PixelLimits:
-    vision = checkpoint.config.vision
-    side = vision.patch_size * vision.spatial_merge_size
+    side = image_spec(checkpoint.config).factor
     size: Any = processor.size
     most = int(size['longest_edge'])
     if checkpoint.projected and most in _QWEN_LARGEST:

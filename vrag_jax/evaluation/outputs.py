@@ -104,8 +104,10 @@ def export_policy(space: RunContext, params: Params, prompt: Prompt | None) -> N
     source = Path(policy.checkpoint) if policy.checkpoint else None
 
     def finish(folder: Path) -> None:
-        hf_files.copy_companions(source or space.tokenizer_directory, folder)
-        hf_files.write_image_processor(folder, space.image_processor.to_dict())
+        processor_class = space.family.processor_class
+        hf_files.copy_companions(source or space.tokenizer_directory, folder, processor_class)
+        hf_files.write_image_processor(
+            folder, space.image_processor.to_dict(), processor_class)
         eos = space.tokenizer.eos_token_id  # Readers of one id take the first.
         hf_files.write_generation_config(
             folder, sorted(space.end_ids, key=lambda i: i != eos),

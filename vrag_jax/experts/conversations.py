@@ -12,8 +12,9 @@ from vrag_jax.actions.observation import IMAGE_MARK
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.records import Conversation, Message, Question, split_system
-from vrag_jax.data.sequences import ImagePreprocessor, TokenSequence
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.perception.image_files import load_image
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.rollout.episode import Episode
@@ -75,9 +76,7 @@ def conversation_sequences(
                 raise FileNotFoundError(f'{where}: no image {image_root / name}')
 
     def make(number: int, conversation: Conversation) -> TokenSequence:
-        episode = Episode(
-            Question(uid=str(number), query='', answer=''), '',
-            model_config.image_token_id, model_config.vision.spatial_merge_size)
+        episode = Episode(Question(uid=str(number), query='', answer=''), '', model_config)
         own, messages = with_system(conversation)
         images = _opened(conversation, image_root)
         _fill(episode, messages, images, own, preprocess, limits, max_length)

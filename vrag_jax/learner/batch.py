@@ -8,9 +8,10 @@ import jax
 import numpy as np
 
 from vrag_jax.data.packing import pack
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence, global_rows
-from vrag_jax.models.common.packing import PatchBatch, count_windows, pack_images
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.data.sequences import TokenSequence, global_rows
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ProcessedImage
+from vrag_jax.models.families import image_spec
 
 # What a sequence may hold of each token.
 TOKEN_VALUES = ('advantages', 'old_logprobs', 'ref_logprobs', 'sampler_logprobs')
@@ -133,7 +134,7 @@ class Batch:
       old_logprobs: `[R, T]` float32.
       ref_logprobs: `[R, T]` float32.
       sampler_logprobs: `[R, T]` float32.
-      images: packed patches, or None where features are given from a cache.
+      images: packed images (`ImageSpec.pack`), or None where features come from a cache.
     """
 
     tokens: Array
@@ -146,7 +147,7 @@ class Batch:
     old_logprobs: Array
     ref_logprobs: Array
     sampler_logprobs: Array
-    images: PatchBatch | None = None
+    images: Any = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -221,6 +222,7 @@ def micro_batches(
                 f'sequence {index} has {len(sequence)} tokens, '
                 f'but a row holds layout.length = {layout.length}'
             )
+    spec = image_spec(config)
     layout, rows = fit_rows([len(s) for s in sequences], layout)
     group: list[list[int]] = []
     images: dict[str, ProcessedImage] = {}
@@ -231,16 +233,16 @@ def micro_batches(
         full = len(group) == size
         crowded = (
             feature_rows is None
-            and count_windows([i.grid_thw for i in union.values()], config.vision) > layout.windows
+            and spec.count_windows(i.grid_thw for i in union.values()) > layout.windows
         )
         if group and (full or crowded):
-            yield _build(group, images, sequences, layout, config, feature_rows)
+            yield _build(group, images, sequences, layout, spec, feature_rows)
             group, images, union = [], {}, added
             size = layout.next_rows(len(rows) - number)
         group.append(row)
         images = union
     if group:
-        yield _build(group, images, sequences, layout, config, feature_rows)
+        yield _build(group, images, sequences, layout, spec, feature_rows)
 
 
 def fit_rows(lengths: Sequence[int], layout: BatchLayout) -> tuple[BatchLayout, list[list[int]]]:
@@ -266,13 +268,14 @@ def empty_batch(layout: BatchLayout, config: ModelConfig, with_images: bool) -> 
       config: sizes of the model.
       with_images: whether the step encodes images itself.
     """
-    return _build([], {}, (), layout, config, None if with_images else lambda _: {}).batch
+    rows: FeatureRows | None = None if with_images else lambda _: {}
+    return _build([], {}, (), layout, image_spec(config), rows).batch
 
 
-def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch:
+def _build(group, images, sequences, layout, spec, feature_rows) -> MicroBatch:
     """Writes rows of sequence indices into the arrays of a `Batch`."""
     needed = (0 if feature_rows is not None
-              else count_windows([i.grid_thw for i in images.values()], config.vision))
+              else spec.count_windows(i.grid_thw for i in images.values()))
     row_count, windows = layout.size_for(len(group), needed)
     shape = (row_count, layout.length)
     ints = {name: np.zeros(shape, np.int32) for name in ('tokens', 'segment_ids', 'targets')}
@@ -285,12 +288,7 @@ def _build(group, images, sequences, layout, config, feature_rows) -> MicroBatch
     packed = None
     unique = list(images.values())
     if feature_rows is None:
-        packed = pack_images(
-            [(i.patches, i.grid_thw) for i in unique],
-            config,
-            windows=windows,
-            span=layout.span,
-        )
+        packed = spec.pack(unique, windows=windows, span=layout.span)
         starts = np.cumsum([0] + [i.tokens for i in unique])
         rows_of: Mapping[str, np.ndarray] = {
             image.key: start + np.arange(image.tokens, dtype=np.int32)

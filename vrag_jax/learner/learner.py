@@ -12,7 +12,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner.batch import Batch, BatchLayout, MicroBatch, empty_batch, micro_batches
 from vrag_jax.learner.optimizer import OptimizerConfig, make_optimizer
 from vrag_jax.learner.steps import Loss, StepConfig, make_steps
@@ -21,10 +21,12 @@ from vrag_jax.learner.train_state import (
     place_train_state,
     train_state_shardings,
 )
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.lora import drops_out
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, is_vision
+from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.processes import put
 from vrag_jax.parallel.sharding import RULES, Rules, batch_sharding, devices_along
 
@@ -33,11 +35,11 @@ class Features(Protocol):
     """Where image features come from, e.g. `sampling.image_features.ImageFeatureCache`.
 
     Attributes:
-      buffer: `[F, D]` features.
+      buffer: `[F, ...]` features.
       lock: held from `rows_of` until what reads `buffer` is dispatched.
     """
 
-    buffer: jax.Array
+    buffer: Any
     lock: Any
 
     def rows_of(
@@ -52,7 +54,7 @@ class LearnerConfig(OptimizerConfig):
 
     Attributes:
       frozen: regular expression searched in parameter paths; what matches is
-        not trained. With '^visual/' image features come from a cache.
+        not trained. If no part of the vision tower is, image features come from a cache.
       rows: packed rows a micro-batch.
       fewer_rows: smaller numbers of rows that a micro-batch may have instead.
       length: tokens a row.
@@ -104,7 +106,7 @@ class Learner:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef[Qwen2_5_VL],
+        graphdef: nnx.GraphDef[PolicyModel],
         params: Params,
         model_config: ModelConfig,
         config: LearnerConfig,
@@ -125,7 +127,8 @@ class Learner:
         self._averaging = loss.averaging
         optimizer = make_optimizer(config, total_steps)
         step_config = StepConfig(temperature, config.vocab_chunk)
-        shardings = train_state_shardings(params, optimizer, config.frozen, mesh, rules)
+        shardings = train_state_shardings(
+            params, optimizer, config.frozen, mesh, rules, family_of(model_config).axes)
         self._steps = make_steps(graphdef, optimizer, loss, step_config, shardings, rules)
         self.state: TrainState = place_train_state(params, optimizer, config.frozen, shardings)
         zeros = functools.partial(jax.tree.map, jnp.zeros_like)
@@ -140,7 +143,7 @@ class Learner:
     @property
     def vision_is_frozen(self) -> bool:
         """Whether no parameter of the vision tower is trained."""
-        return not any(path.startswith('visual/') for path in self.state.trainable)
+        return not is_vision(self._model_config, self.state.trainable)
 
     def update(
         self, sequences: Sequence[TokenSequence], features: Features | None = None,
@@ -244,7 +247,7 @@ class Learner:
 
     def _batches(
         self, sequences: Sequence[TokenSequence], features: Features | None
-    ) -> Generator[tuple[Batch, jax.Array | None, MicroBatch], None, None]:
+    ) -> Generator[tuple[Batch, Any, MicroBatch], None, None]:
         """Yields micro-batches, on the mesh and on the host, and the feature buffer.
 
         Images are looked up a micro-batch at a time, so the buffer need not hold those

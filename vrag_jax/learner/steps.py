@@ -17,7 +17,7 @@ from vrag_jax.learner.logprobs import target_logprobs
 from vrag_jax.learner.train_state import TrainState
 from vrag_jax.learner.variants import AVERAGING
 from vrag_jax.models.common.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.policy import Features, PolicyModel
 from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
 
 Metrics = dict[str, jax.Array]
@@ -106,7 +106,7 @@ def grpo(config: losses.GrpoLossConfig, old_is_current: bool = False) -> Loss:
 
 
 def make_steps(
-    graphdef: nnx.GraphDef[Qwen2_5_VL],
+    graphdef: nnx.GraphDef[PolicyModel],
     optimizer: optax.GradientTransformation,
     loss: Loss,
     config: StepConfig,
@@ -126,7 +126,7 @@ def make_steps(
     """
     mesh = jax.tree.leaves(shardings.trainable)[0].mesh
 
-    def forward(params: Params, batch: Batch, features: jax.Array | None, dropout_key=None):
+    def forward(params: Params, batch: Batch, features: Features | None, dropout_key=None):
         model = merge(graphdef, params)
         with sharded_over(mesh, rules):
             if batch.images is not None:

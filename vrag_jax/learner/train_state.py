@@ -2,16 +2,18 @@
 
 import dataclasses
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from vrag_jax.models.common.axes import PARAMETER_AXES, parameter_shardings
 from vrag_jax.models.common.lora import is_adapter
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.parallel.processes import put
-from vrag_jax.parallel.sharding import RULES, Rules, tree_shardings
+from vrag_jax.parallel.sharding import RULES, ArrayAxes, Rules
 
 
 @jax.tree_util.register_dataclass
@@ -100,7 +102,7 @@ def place_train_state(
 
 def train_state_shardings(
     params: Params, optimizer: optax.GradientTransformation, frozen_pattern: str, mesh: Mesh,
-    rules: Rules = RULES,
+    rules: Rules = RULES, axes: Sequence[ArrayAxes] = PARAMETER_AXES,
 ) -> TrainState:
     """Returns the sharding of every array of the state, allocating nothing.
 
@@ -114,6 +116,7 @@ def train_state_shardings(
       frozen_pattern: see `partition`.
       mesh: the devices.
       rules: mesh axes of each logical axis.
+      axes: of the parameters, see `policy.PolicyFamily`.
     """
     create = lambda p: create_train_state(p, optimizer, frozen_pattern)  # noqa: E731
-    return tree_shardings(jax.eval_shape(create, dict(params)), mesh, rules)
+    return parameter_shardings(jax.eval_shape(create, dict(params)), mesh, rules, axes)

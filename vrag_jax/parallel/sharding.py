@@ -1,9 +1,9 @@
 """Sharding by logical axes: what an array's dimensions are, and what each is spread over.
 
-An array's path says what its dimensions are (`PARAMETER_AXES`: the query projection's
-kernel is `layer`, `embed`, `heads`), and rules say over which axes of the mesh each of
-these is spread (`RULES`: `heads` over `tensor`). Other layouts of the same mesh are other
-rules: see `with_rules`.
+An array's path says what its dimensions are (`ArrayAxes`, which a model gives for its
+parameters: the query projection's kernel is `layer`, `embed`, `heads`), and rules say over
+which axes of the mesh each of these is spread (`RULES`: `heads` over `tensor`). Other layouts
+of the same mesh are other rules: see `with_rules`.
 """
 
 import contextlib
@@ -35,32 +35,6 @@ RULES: Rules = {
     'windows': ('data', 'fsdp', 'sequence'),  # Attention windows of images.
 }
 
-# The contracted dimension of the second matrix of a pair is what the output of the first
-# is, so that a block exchanges activations once. A quantised kernel is two arrays with the
-# kernel's dimensions, under its path.
-_IN = r'(layers|blocks)/(.*/)?(q_proj|k_proj|v_proj|qkv)/'
-_OUT = r'(layers|blocks)/(.*/)?(o_proj|proj)/'
-_UP = r'(layers|blocks)/(.*/)?(gate_proj|up_proj|fc1)/'
-_DOWN = r'(layers|blocks)/(.*/)?(down_proj|fc2)/'
-PARAMETER_AXES: tuple[ArrayAxes, ...] = (
-    (_IN + r'kernel(/|$)', ('layer', 'embed', 'heads')),
-    (_OUT + r'kernel(/|$)', ('layer', 'heads', 'embed')),
-    (_UP + r'kernel(/|$)', ('layer', 'embed', 'mlp')),
-    (_DOWN + r'kernel(/|$)', ('layer', 'mlp', 'embed')),
-    (_IN + r'lora_a$', ('layer', 'embed', None)),
-    (_IN + r'lora_b$', ('layer', None, 'heads')),
-    (_OUT + r'lora_a$', ('layer', 'heads', None)),
-    (_OUT + r'lora_b$', ('layer', None, 'embed')),
-    (_UP + r'lora_a$', ('layer', 'embed', None)),
-    (_UP + r'lora_b$', ('layer', None, 'mlp')),
-    (_DOWN + r'lora_a$', ('layer', 'mlp', None)),
-    (_DOWN + r'lora_b$', ('layer', None, 'embed')),
-    (r'merger/fc1/kernel(/|$)', ('embed', 'mlp')),
-    (r'merger/fc2/kernel(/|$)', ('mlp', 'embed')),
-    (r'embed_tokens/embedding$', ('vocab', 'embed')),
-    (r'lm_head/kernel(/|$)', ('embed', 'vocab')),
-)
-
 BATCH_AXES: tuple[ArrayAxes, ...] = (
     (r'images/', ('windows',)),
     # M-RoPE positions are the one array whose rows are not its leading axis.
@@ -91,7 +65,7 @@ def with_rules(changes: Sequence[tuple[str, Sequence[str]]]) -> Rules:
 
 
 def tree_shardings(
-    tree: Any, mesh: Mesh, rules: Rules = RULES, axes: Sequence[ArrayAxes] = PARAMETER_AXES,
+    tree: Any, mesh: Mesh, rules: Rules, axes: Sequence[ArrayAxes]
 ) -> Any:
     """Gives every array of a tree its sharding.
 
@@ -104,8 +78,7 @@ def tree_shardings(
         of parameters by path, an optimiser's state.
       mesh: the devices.
       rules: mesh axes of each logical axis.
-      axes: logical axes by path; paths look like
-        'language_model/layers/attention/q_proj/kernel'.
+      axes: logical axes by path; paths look like 'layers/attention/q_proj/kernel'.
 
     Returns:
       A tree of the same structure with `NamedSharding` leaves.

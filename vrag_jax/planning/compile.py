@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from vrag_jax.config import ConfigError
 from vrag_jax.models.common.flops import training_flops
+from vrag_jax.models.families import family_of
 from vrag_jax.planning.chips import GIB, Chip, bound, parse_topology, topology_devices
 from vrag_jax.planning.plan import Plan, device_bytes, plan
 from vrag_jax.planning.programs import Program, programs
@@ -175,7 +176,8 @@ def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
         held += [phase.state.trainable, phase.state.opt_state, phase.gradients]
     if program.samples or config.grpo.overlap:
         held.append(sampler_copy(
-            planned.params, {} if phase is None else phase.state.trainable, config, planned.mesh))
+            planned.params, {} if phase is None else phase.state.trainable, config, planned.mesh,
+            family_of(planned.model_config).axes))
     return device_bytes(held)
 
 

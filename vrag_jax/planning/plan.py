@@ -22,16 +22,17 @@ from vrag_jax.learner.train_state import (
     create_train_state,
     train_state_shardings,
 )
+from vrag_jax.models.common.axes import parameter_shardings
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.decoder import KVCache, init_cache
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, image_spec, is_vision, needs_tokenizer
+from vrag_jax.models.policy import Features, PolicyModel
 from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.sharding import (
     Rules,
     batch_sharding,
     spec,
-    tree_shardings,
     with_rules,
 )
 from vrag_jax.run.context import RunContext
@@ -80,19 +81,19 @@ class Plan:
         that is not the learner's own; none where nothing is sampled.
       pool: pages of the sampler's cache, or None where nothing is sampled.
       working: what a call to decode copies out of them, at its largest.
-      features: the buffer of image features, `[rows, D]`.
+      features: the buffer of image features, `[rows, ...]`.
     """
 
     task: str
     model_config: ModelConfig
-    graphdef: nnx.GraphDef[Qwen2_5_VL]
+    graphdef: nnx.GraphDef[PolicyModel]
     mesh: Mesh
     params: Params
     phases: Mapping[str, PlannedPhase]
     sampler_params: Shapes
     pool: KVPool | None
     working: KVCache | None
-    features: jax.ShapeDtypeStruct
+    features: Features
 
     @property
     def parameter_count(self) -> int:
@@ -150,10 +151,12 @@ def plan(
     rules = with_rules(config.mesh.learner_rules)
     sampler_rules = with_rules(config.mesh.sampler_rules)
     graphdef, shapes = abstract_policy(config, model_config, mesh_platform(mesh))
-    params = _placed(shapes, tree_shardings(shapes, mesh, rules))
-    features = jax.ShapeDtypeStruct(
-        (config.vision_features.rows, model_config.text.hidden_size),
-        jnp.dtype(config.policy.dtype), sharding=NamedSharding(mesh, PartitionSpec()))
+    params = _placed(shapes, parameter_shardings(
+        shapes, mesh, rules, family_of(model_config).axes))
+    features = image_spec(model_config).features(
+        config.vision_features.rows, jnp.dtype(config.policy.dtype))
+    features = _placed(features, jax.tree.map(
+        lambda _: NamedSharding(mesh, PartitionSpec()), features))
     phases = {}
     for field, learner in config.learners.items():
         loss: steps.Loss = steps.supervised
@@ -169,14 +172,15 @@ def plan(
         pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
         working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
         trainable = list(phases.values())[-1].state.trainable if phases else {}
-        copied = sampler_copy(params, trainable, config, mesh)
+        copied = sampler_copy(
+            params, trainable, config, mesh, family_of(model_config).axes)
     return Plan(config.task, model_config, graphdef, mesh, params, phases, copied, pool, working,
                 features)
 
 
 def run(config: RunConfig, workdir: Path) -> None:
     """Prints the plan of a config, and writes it to `workdir/plan.txt`."""
-    from_scratch = config.policy.preset == 'tiny' and not config.policy.checkpoint
+    from_scratch = needs_tokenizer(config.policy.preset) and not config.policy.checkpoint
     text = str(plan(config, RunContext(config, workdir).tokenizer if from_scratch else None))
     (workdir / 'plan.txt').write_text(text + '\n')
     print(text)
@@ -194,7 +198,7 @@ def device_bytes(tree: Any) -> int:
 
 
 def _phase(
-    graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params, features: jax.ShapeDtypeStruct,
+    graphdef: nnx.GraphDef[PolicyModel], params: Params, features: Features,
     model_config: ModelConfig, config: LearnerConfig, loss: steps.Loss, temperature: float,
     mesh: Mesh, rules: Rules,
 ) -> PlannedPhase:
@@ -202,9 +206,10 @@ def _phase(
     optimizer = make_optimizer(config, total_steps=1)
     shapes = jax.eval_shape(
         lambda p: create_train_state(p, optimizer, config.frozen), dict(params))
-    shardings = train_state_shardings(params, optimizer, config.frozen, mesh, rules)
+    shardings = train_state_shardings(
+        params, optimizer, config.frozen, mesh, rules, family_of(model_config).axes)
     state = _placed(shapes, shardings)
-    vision_is_frozen = not any(path.startswith('visual/') for path in state.trainable)
+    vision_is_frozen = not is_vision(model_config, state.trainable)
     batch = _batch(config, model_config, vision_is_frozen)
     batch = _placed(batch, batch_sharding(mesh, batch, rules))
     functions = steps.make_steps(

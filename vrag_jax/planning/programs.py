@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vrag_jax.models.common.packing import pack_images
+from vrag_jax.models.families import family_of, image_spec
 from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.planning.plan import Plan, PlannedPhase
 from vrag_jax.run.policy import Shapes, sampling_shapes
@@ -71,16 +71,17 @@ def programs(config: RunConfig, plan: Plan) -> Iterator[Program]:
     """
     mesh = plan.mesh
     sampler_rules = with_rules(config.mesh.sampler_rules)
-    sampling = sampling_shapes(plan.params, config, mesh, sampler_rules)
+    sampling = sampling_shapes(
+        plan.params, config, mesh, sampler_rules, family_of(plan.model_config).axes)
     features = config.vision_features
     windows = max(features.windows)
-    images = _replicated(pack_images(
-        [], plan.model_config, windows, min(features.span, windows)), mesh)
-    rows = _replicated(np.zeros(len(images.order), np.int32), mesh)
+    spec = image_spec(plan.model_config)
+    images = _replicated(spec.pack([], windows, min(features.span, windows)), mesh)
+    rows = _replicated(np.zeros(windows * spec.window_tokens, np.int32), mesh)
     if plan.pool is not None or not all(p.batch.images is not None for p in plan.phases.values()):
         yield Program('encode images', make_encoder(plan.graphdef, mesh, sampler_rules),
                       (sampling, images, plan.features, rows), inputs=(images, rows),
-                      calls=_image_tokens(config) / len(images.order))
+                      calls=_image_tokens(config, spec.factor) / len(rows))
     if plan.pool is not None:
         yield from _sampler_programs(config, plan, sampling, sampler_rules)
     for name, phase in plan.phases.items():
@@ -155,11 +156,11 @@ def _sequences(config: RunConfig, name: str) -> int:
         config.grpo.prompts * config.grpo.group_size)
 
 
-def _image_tokens(config: RunConfig) -> int:
+def _image_tokens(config: RunConfig, factor: int) -> int:
     """Returns the tokens of an iteration's images, all of them different and of full size."""
     environment = config.environment
     shown = config.grpo.prompts * config.grpo.group_size * (environment.max_turns - 1)
-    return shown * environment.max_pixels // 28**2
+    return shown * environment.max_pixels // factor**2
 
 
 def _replicated(tree: Any, mesh: Mesh) -> Any:

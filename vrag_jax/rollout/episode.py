@@ -6,8 +6,10 @@ import numpy as np
 from PIL import Image
 
 from vrag_jax.data.records import Question
-from vrag_jax.data.sequences import ProcessedImage
-from vrag_jax.models.common.mrope import image_positions, text_positions
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ProcessedImage
+from vrag_jax.models.common.mrope import text_positions
+from vrag_jax.models.families import image_spec
 from vrag_jax.perception.frames import Frame
 from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
 
@@ -22,11 +24,10 @@ class Episode:
     Args:
       question: what is asked.
       prompt: text of the question's turn.
-      image_token_id: id of the placeholder of an image's features.
-      merge_size: patches a side that one image token covers.
+      policy: sizes and special ids of the policy.
     """
 
-    def __init__(self, question: Question, prompt: str, image_token_id: int, merge_size: int):
+    def __init__(self, question: Question, prompt: str, policy: ModelConfig):
         self.question = question
         self.prompt = prompt
         self.images: list[ImageView] = []
@@ -36,8 +37,8 @@ class Episode:
         self.done = False
         self.truncated = False
         self.next_position = 0
-        self._image_token_id = image_token_id
-        self._merge_size = merge_size
+        self._image_token_id = policy.image_token_id
+        self._image_spec = image_spec(policy)
         self._feature_count = 0
         self._tokens: list[np.ndarray] = []
         self._masks: list[np.ndarray] = []
@@ -101,9 +102,8 @@ class Episode:
         first, n = int(places[0]), processed.tokens
         self.append_text(tokens[:first])
         view = ImageView(processed.key, image, frame, len(self))
-        positions, next_position = image_positions(
-            self.next_position, processed.grid_thw, self._merge_size
-        )
+        positions, next_position = self._image_spec.positions(
+            self.next_position, processed.grid_thw)
         self._append(
             tokens[first : first + n],
             np.zeros(n, bool),

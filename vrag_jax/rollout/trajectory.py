@@ -7,7 +7,8 @@ from PIL import Image
 
 from vrag_jax.actions.action import Action
 from vrag_jax.data.records import Question
-from vrag_jax.data.sequences import ProcessedImage, TokenSequence
+from vrag_jax.data.sequences import TokenSequence
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.perception.frames import Frame
 
 

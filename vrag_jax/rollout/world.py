@@ -10,8 +10,8 @@ from vrag_jax.actions.action import Action
 from vrag_jax.actions.observation import Observation
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.records import Question
-from vrag_jax.data.sequences import ImagePreprocessor, ProcessedImage
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ImagePreprocessor, ProcessedImage
 from vrag_jax.perception.frames import Frame
 from vrag_jax.rollout.environment import Environment
 from vrag_jax.rollout.episode import Episode
@@ -79,23 +79,13 @@ class World:
 
     def start(self, question: Question) -> Episode:
         """Returns an episode that holds the question's turn."""
-        episode = Episode(
-            question,
-            self.chat.prompt_text(question.query),
-            self.model_config.image_token_id,
-            self.model_config.vision.spatial_merge_size,
-        )
+        episode = Episode(question, self.chat.prompt_text(question.query), self.model_config)
         episode.append_text(self.chat.prompt_ids(question.query))
         return episode
 
     def blank(self) -> Episode:
         """Returns an episode without a question and without tokens."""
-        return Episode(
-            Question(uid='', query='', answer=''),
-            '',
-            self.model_config.image_token_id,
-            self.model_config.vision.spatial_merge_size,
-        )
+        return Episode(Question(uid='', query='', answer=''), '', self.model_config)
 
     def read(self, episodes: Sequence[Episode], texts: Sequence[str], stops: Sequence[str]
              ) -> list[WrittenTurn]:

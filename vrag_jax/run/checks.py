@@ -4,14 +4,13 @@ import math
 from pathlib import Path
 
 import jax
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.embedders.registry import check_embedder
 from vrag_jax.models.common.hf_checkpoint import Tensors
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.families import family_of, image_spec, read_config
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.planning.chips import parse_topology
 from vrag_jax.run.corpus import check_paths
@@ -97,16 +96,17 @@ def _check_checkpoint(directory: Path, whole: bool) -> None:
     """Refuses a checkpoint that cannot be used; of one that only gives sizes, the config."""
     with naming('config.policy.checkpoint'):
         try:
-            sizes = ModelConfig.from_hf_file(directory)
+            sizes = read_config(directory)
         except (ArithmeticError, AttributeError, TypeError) as error:  # Of fields of odd types.
             raise ValueError(f'{directory}/config.json: a field is not of its type: '
                              f'{error}') from error
         if not whole:
             return
-        Tensors(directory)
+        family = family_of(sizes)
+        Tensors(directory, family.weights(sizes))
         ChatFormat(load_tokenizer(directory))
-        processor = Qwen2VLImageProcessorPil.from_pretrained(directory, local_files_only=True)
-        if processor.patch_size != sizes.vision.patch_size:
-            raise ValueError(f'{directory}/preprocessor_config.json: patch_size is '
-                             f'{processor.patch_size}, that of config.json '
-                             f'{sizes.vision.patch_size}')
+        processor = family.load_processor(directory)
+        try:
+            image_spec(family.with_processor(sizes, processor)).check_processor(processor)
+        except ValueError as error:
+            raise ValueError(f'{directory}/preprocessor_config.json: {error}') from error

@@ -4,19 +4,18 @@ import dataclasses
 import functools
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.actions.action import ActionType
 from vrag_jax.actions.registry import get_actions
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.sequences import ImagePreprocessor
 from vrag_jax.data.tokenizer import (
     ids_without_text,
     load_tokenizer,
@@ -25,10 +24,11 @@ from vrag_jax.data.tokenizer import (
 )
 from vrag_jax.indexing.build import announce
 from vrag_jax.metrics import MetricsWriter
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.models.common.pixels import PixelScale
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, image_spec
+from vrag_jax.models.policy import PolicyFamily, PolicyModel
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.processes import local_mesh, main_first
@@ -120,19 +120,23 @@ class RunContext:
     def _sizes(self) -> ModelConfig:
         return policy_config(self.config, self.tokenizer)
 
+    @property
+    def family(self) -> PolicyFamily:
+        """Of the policy."""
+        return family_of(self._sizes)
+
     @functools.cached_property
     def model_config(self) -> ModelConfig:
-        vision = dataclasses.replace(
-            self._sizes.vision, pixels=PixelScale.of_processor(self.image_processor))
-        return dataclasses.replace(self._sizes, vision=vision, suppressed_ids=ids_without_text(
-            self.tokenizer, self._sizes.text.vocab_size, self.end_ids))
+        sizes = self.family.with_processor(self._sizes, self.image_processor)
+        return dataclasses.replace(sizes, suppressed_ids=ids_without_text(
+            self.tokenizer, sizes.text.vocab_size, self.end_ids))
 
     @functools.cached_property
     def _abstract(self):
         return abstract_policy(self.config, self.model_config, self.platform)
 
     @property
-    def graphdef(self) -> nnx.GraphDef[Qwen2_5_VL]:
+    def graphdef(self) -> nnx.GraphDef[PolicyModel]:
         return self._abstract[0]
 
     @property
@@ -148,24 +152,19 @@ class RunContext:
     def for_sampling(self) -> Callable[[Params], Params]:
         """Lays a policy out for the sampler, see `policy.sampling_placement`."""
         return sampling_placement(self._abstract[1], self.config, self.mesh, self.sampling_mesh,
-                                  self.sampler_rules)
+                                  self.sampler_rules, self.family.axes)
 
     @functools.cached_property
-    def image_processor(self) -> Qwen2VLImageProcessorPil:
-        vision = self._sizes.vision
+    def image_processor(self) -> Any:
+        """The policy's HF image processor."""
         if self.config.policy.checkpoint:
-            return Qwen2VLImageProcessorPil.from_pretrained(self.config.policy.checkpoint)
-        # White paper becomes zero, ink the signal: a policy that starts from
-        # random weights begins to read much sooner.
-        return Qwen2VLImageProcessorPil(
-            patch_size=vision.patch_size, merge_size=vision.spatial_merge_size,
-            temporal_patch_size=vision.temporal_patch_size,
-            image_mean=[0.97] * 3, image_std=[0.25] * 3)
+            return self.family.load_processor(Path(self.config.policy.checkpoint))
+        return self.family.new_processor(self._sizes)
 
     @functools.cached_property
     def preprocess(self) -> ImagePreprocessor:
         return ImagePreprocessor(
-            self.image_processor, self.model_config.vision,
+            self.image_processor, image_spec(self.model_config),
             self.config.observing.patch_cache_bytes)
 
     @functools.cached_property

@@ -22,6 +22,7 @@ from vrag_jax.embedders.interface import Embedder
 from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.indexing.build import open_engine
+from vrag_jax.models.families import needs_tokenizer
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.remote import RemoteSearch
 from vrag_jax.retrieval.search import PageSearch
@@ -67,7 +68,7 @@ def check_paths(config: RunConfig) -> None:
     paths['data.trajectories'] = (
         config.data.trajectories, config.task == 'sft' and config.data.source == 'files')
     paths['data.image_root'] = (config.data.image_root, False)
-    if config.policy.preset != 'tiny':
+    if not needs_tokenizer(config.policy.preset):
         paths['policy.checkpoint'] = (config.policy.checkpoint, True)
     checkpoint = config.policy.checkpoint
     if checkpoint and Path(checkpoint).exists() and not Path(checkpoint, 'config.json').is_file():

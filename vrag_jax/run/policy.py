@@ -1,7 +1,8 @@
 """The policy of a config: sizes, structure, first weights, and where they lie."""
 
+import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,16 +11,19 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from vrag_jax.config import ConfigError
 from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.attention import choose_backend
+from vrag_jax.models.common.axes import PARAMETER_AXES, parameter_shardings
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.lora import add_adapters, is_adapter, load_adapters
 from vrag_jax.models.common.parameters import Params, flat_params
 from vrag_jax.models.common.quantization import quantiser
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, preset
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, image_spec, needs_tokenizer, preset, read_config
+from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.processes import to_local
-from vrag_jax.parallel.sharding import Rules, tree_shardings, with_rules
+from vrag_jax.parallel.sharding import ArrayAxes, Rules, with_rules
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.sampling.programs import PRODUCTS
 
@@ -31,26 +35,40 @@ def policy_config(config: RunConfig, tokenizer=None) -> ModelConfig:
 
     Args:
       config: the run's config.
-      tokenizer: of the tiny policy, whose vocabulary size and special ids it takes; None
-        where only sizes matter.
+      tokenizer: of a policy that trains its own, whose vocabulary size and special ids it
+        takes; None where only sizes matter.
+
+    Raises:
+      ConfigError: if the sides of its images are multiples of something else than those that
+        the episodes show.
     """
-    if config.policy.checkpoint:
-        return ModelConfig.from_hf_file(Path(config.policy.checkpoint))
-    if config.policy.preset != 'tiny':
-        return preset(config.policy.preset)
+    sizes = _sizes(config, tokenizer)
+    factor = image_spec(sizes).factor
+    if config.environment.factor != factor:
+        raise ConfigError(f'config.environment.factor: {config.environment.factor}, but sides of '
+                          f'images of this policy are multiples of {factor} pixels; pass '
+                          f'--config.environment.factor={factor}')
+    return sizes
+
+
+def _sizes(config: RunConfig, tokenizer: Any) -> ModelConfig:
+    policy = config.policy
+    if policy.checkpoint:
+        return read_config(policy.checkpoint)
+    if not needs_tokenizer(policy.preset):
+        return preset(policy.preset)
     if tokenizer is None:
-        return preset('tiny', vocab_size=-(-config.policy.tokenizer_vocab // 64) * 64)
+        return preset(policy.preset, vocab_size=-(-policy.tokenizer_vocab // 64) * 64)
     # A multiple of 64 splits evenly over a mesh axis and fills vector registers.
-    ids = {f'{name}_token_id': tokenizer.convert_tokens_to_ids(token) for name, token in (
-        ('image', '<|image_pad|>'), ('video', '<|video_pad|>'),
-        ('bos', '<|endoftext|>'), ('eos', '<|im_end|>'),
-        ('vision_start', '<|vision_start|>'), ('vision_end', '<|vision_end|>'))}
-    return preset('tiny', vocab_size=-(-len(tokenizer) // 64) * 64, **ids)
+    sizes = preset(policy.preset, vocab_size=-(-len(tokenizer) // 64) * 64)
+    return dataclasses.replace(sizes, **{
+        field: tokenizer.convert_tokens_to_ids(token)
+        for field, token in family_of(sizes).special_tokens.items()})
 
 
 def abstract_policy(
     config: RunConfig, model_config: ModelConfig, platform: str
-) -> tuple[nnx.GraphDef[Qwen2_5_VL], Shapes]:
+) -> tuple[nnx.GraphDef[PolicyModel], Shapes]:
     """Returns the policy's graph definition and its parameters' shapes, allocating nothing.
 
     Args:
@@ -66,7 +84,7 @@ def abstract_policy(
 
 def base_policy(
     config: RunConfig, model_config: ModelConfig, platform: str
-) -> tuple[nnx.GraphDef[Qwen2_5_VL], Shapes]:
+) -> tuple[nnx.GraphDef[PolicyModel], Shapes]:
     """Returns what `abstract_policy` does, of the policy without adapters or quantisation."""
     model = nnx.eval_shape(lambda: _build(config, model_config, platform, adapters=False))
     graphdef, shapes = flat_params(model)
@@ -84,8 +102,10 @@ def initial_params(
     policy = config.policy
     platform = mesh_platform(mesh)
     shapes = abstract_policy(config, model_config, platform)[1]
-    shardings = tree_shardings(shapes, mesh, rules)
-    whole = tree_shardings(base_policy(config, model_config, platform)[1], mesh, rules)
+    axes = family_of(model_config).axes
+    shardings = parameter_shardings(shapes, mesh, rules, axes)
+    whole = parameter_shardings(
+        base_policy(config, model_config, platform)[1], mesh, rules, axes)
     if policy.checkpoint:
         base = flat_params(hf_checkpoint.load(
             Path(policy.checkpoint), model_config, dtype=jnp.dtype(policy.dtype),
@@ -105,7 +125,8 @@ def initial_params(
 
 
 def sampling_shapes(
-    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, rules: Rules
+    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, rules: Rules,
+    axes: Sequence[ArrayAxes] = PARAMETER_AXES,
 ) -> Shapes:
     """Returns the policy as it lies for sampling: shapes, dtypes and shardings.
 
@@ -114,16 +135,18 @@ def sampling_shapes(
       config: the run's config; products are done in `policy.dtype`.
       mesh: the devices.
       rules: mesh axes of each logical axis, for sampling.
+      axes: of the parameters, see `models.policy.PolicyFamily`.
     """
     cast_shapes = {path: jax.eval_shape(_cast_to(path, config), leaf)
                    for path, leaf in shapes.items()}
     return cast(Shapes, jax.tree.map(
         lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
-        cast_shapes, tree_shardings(cast_shapes, mesh, rules)))
+        cast_shapes, parameter_shardings(cast_shapes, mesh, rules, axes)))
 
 
 def sampler_copy(
-    params: Mapping[str, Any], trainable: Mapping[str, Any], config: RunConfig, mesh: Mesh
+    params: Mapping[str, Any], trainable: Mapping[str, Any], config: RunConfig, mesh: Mesh,
+    axes: Sequence[ArrayAxes] = PARAMETER_AXES,
 ) -> Shapes:
     """Returns what the sampler holds of the policy besides the learner's own arrays.
 
@@ -135,8 +158,9 @@ def sampler_copy(
       trainable: those of them that are trained.
       config: the run's config.
       mesh: the devices.
+      axes: see `sampling_shapes`.
     """
-    placed = sampling_shapes(params, config, mesh, with_rules(config.mesh.sampler_rules))
+    placed = sampling_shapes(params, config, mesh, with_rules(config.mesh.sampler_rules), axes)
 
     def shared(path: str) -> bool:
         own = zip(jax.tree.leaves(placed[path]), jax.tree.leaves(params[path]), strict=True)
@@ -147,7 +171,8 @@ def sampler_copy(
 
 
 def sampling_placement(
-    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, sampling_mesh: Mesh, rules: Rules
+    shapes: Mapping[str, Any], config: RunConfig, mesh: Mesh, sampling_mesh: Mesh, rules: Rules,
+    axes: Sequence[ArrayAxes] = PARAMETER_AXES,
 ) -> Callable[[Params], Params]:
     """Returns a function that lays a policy out for sampling, from however it lies.
 
@@ -157,12 +182,12 @@ def sampling_placement(
     What lies so already is not copied.
 
     Args:
-      shapes, config, rules: see `sampling_shapes`.
+      shapes, config, rules, axes: see `sampling_shapes`.
       mesh: the devices of all processes, on which the policy lies.
       sampling_mesh: the same, or those of this process: all processes then call the
         function at the same time.
     """
-    targets = sampling_shapes(shapes, config, sampling_mesh, rules)
+    targets = sampling_shapes(shapes, config, sampling_mesh, rules, axes)
     alone = sampling_mesh is mesh
 
     @functools.cache
@@ -196,10 +221,10 @@ def _cast_to(path: str, config: RunConfig) -> Callable[[Any], Any]:
 
 
 def _build(config: RunConfig, model_config: ModelConfig, platform: str,
-           adapters: bool = True) -> Qwen2_5_VL:
+           adapters: bool = True) -> PolicyModel:
     policy = config.policy
     dtype = jnp.dtype(policy.dtype)
-    model = Qwen2_5_VL(
+    model = family_of(model_config).model(
         model_config, rngs=nnx.Rngs(config.seed), dtype=dtype,
         param_dtype=jnp.dtype(policy.param_dtype), remat=policy.remat,
         attention=choose_backend(policy.attention, platform, dtype))

@@ -14,7 +14,7 @@ from vrag_jax.models.common.attention import BACKENDS
 from vrag_jax.models.common.layers import REMAT
 from vrag_jax.models.common.lora import LoraConfig
 from vrag_jax.models.common.quantization import require
-from vrag_jax.models.qwen2_5_vl.config import PRESETS
+from vrag_jax.models.families import presets
 from vrag_jax.parallel.distributed import DistributedConfig
 from vrag_jax.parallel.mesh import AXES
 from vrag_jax.parallel.sharding import with_rules
@@ -102,7 +102,7 @@ class PolicyConfig:
         return self.export_dtype or ('bfloat16' if self.checkpoint else self.param_dtype)
 
     def __post_init__(self):
-        choices = {'preset': PRESETS, 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT,
+        choices = {'preset': presets(), 'dtype': DTYPES, 'param_dtype': DTYPES, 'remat': REMAT,
                    'attention': BACKENDS, 'export_dtype': ('', 'float32', 'bfloat16')}
         for name, allowed in choices.items():
             if getattr(self, name) not in allowed:

@@ -12,11 +12,11 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
-from vrag_jax.data.sequences import ProcessedImage
-from vrag_jax.models.common.packing import count_windows, pack_images
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import image_spec
+from vrag_jax.models.policy import Features, PolicyModel
 from vrag_jax.parallel.sharding import RULES, Rules, sharded_over
 
 
@@ -47,7 +47,7 @@ class ImageFeatureCache:
     room, so memory is bounded whatever the number of images.
 
     Attributes:
-      buffer: `[rows, D]` features; encoding replaces it, and donates the old one.
+      buffer: `[rows, ...]` features; encoding replaces it, and donates the old one.
       lock: a thread that shares the cache with another holds it from `rows_of` until
         it has dispatched what reads `buffer`.
       images_encoded, images_requested: how many, since the start.
@@ -55,7 +55,7 @@ class ImageFeatureCache:
     Args:
       encode: jitted encoder, see `make_encoder`.
       config: sizes of the policy.
-      rows: feature rows the buffer holds (one for each 28 x 28 pixels).
+      rows: feature rows the buffer holds, one for each token of an image.
       windows: attention windows encoded at a time; several numbers are sizes to
         choose from, one compilation each.
       span: windows that the largest image may take.
@@ -75,7 +75,7 @@ class ImageFeatureCache:
         mesh: Mesh | None = None,
     ):
         self._encode = encode
-        self._config = config
+        self._spec = image_spec(config)
         self._windows = sorted([windows] if isinstance(windows, int) else windows)
         self._span = span
         self.rows = rows
@@ -83,8 +83,9 @@ class ImageFeatureCache:
         # Least recently asked for first.
         self._rows_of: OrderedDict[str, np.ndarray] = OrderedDict()
         self._free = np.arange(rows, dtype=np.int32)
-        self.buffer = jnp.zeros(
-            (rows, config.text.hidden_size), dtype, device=_replicated(mesh))
+        self.buffer: Features = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype, device=_replicated(mesh)),
+            self._spec.features(rows, dtype))
         self.images_encoded = 0
         self.images_requested = 0
 
@@ -148,7 +149,7 @@ class ImageFeatureCache:
         self, images: list[ProcessedImage]
     ) -> Iterator[tuple[list[ProcessedImage], int]]:
         """Splits images into groups, each with the smallest size that holds it."""
-        counts = [count_windows([image.grid_thw], self._config.vision) for image in images]
+        counts = [self._spec.count_windows([image.grid_thw]) for image in images]
         start = 0
         while start < len(images):
             stop = start + 1
@@ -170,20 +171,18 @@ class ImageFeatureCache:
 
     def _run(self, params: Params, group: list[ProcessedImage], windows: int,
              places: np.ndarray) -> None:
-        packed = pack_images(
-            [(image.patches, image.grid_thw) for image in group],
-            self._config, windows=windows, span=self._span)
+        packed = self._spec.pack(group, windows=windows, span=self._span)
         # One scatter writes the group; rows past the images point outside the
         # buffer and are dropped.
-        destination = np.full(packed.order.shape[0], self.rows, np.int32)
+        destination = np.full(windows * self._spec.window_tokens, self.rows, np.int32)
         destination[: len(places)] = places
         self.buffer = self._encode(params, packed, self.buffer, destination)
 
 
 def make_encoder(
-    graphdef: nnx.GraphDef[Qwen2_5_VL], mesh: Mesh | None = None, rules: Rules = RULES
+    graphdef: nnx.GraphDef[PolicyModel], mesh: Mesh | None = None, rules: Rules = RULES
 ) -> Callable:
-    """Returns the jitted `(params, PatchBatch, buffer [F, D], rows [M]) -> buffer`.
+    """Returns the jitted `(params, images, buffer [F, ...], rows [M]) -> buffer`.
 
     Args:
       graphdef: structure of the policy.
@@ -195,7 +194,9 @@ def make_encoder(
     def encode(params, batch, buffer, destination):
         with sharded_over(mesh, rules):
             features = merge(graphdef, params).encode_images(batch)
-        return buffer.at[destination].set(features.astype(buffer.dtype), mode='drop')
+        return jax.tree.map(
+            lambda all, new: all.at[destination].set(new.astype(all.dtype), mode='drop'),
+            buffer, features)
 
     return jax.jit(encode, donate_argnums=2, out_shardings=_replicated(mesh))
 

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.decoder import Caches, KVCache, init_cache, join_caches, split_cache
 from vrag_jax.models.common.parameters import Params, merge
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.sharding import RULES, Rules, constrain, sharded_over
 from vrag_jax.sampling.distribution import SamplingConfig, draw
 from vrag_jax.sampling.drafts import propose
@@ -144,7 +144,7 @@ class Programs:
 
 
 def make_programs(
-    graphdef: nnx.GraphDef[Qwen2_5_VL], model_config: ModelConfig, config: SamplerConfig,
+    graphdef: nnx.GraphDef[PolicyModel], model_config: ModelConfig, config: SamplerConfig,
     mesh: Mesh | None, pool_shardings: KVPool | None, sharding_rules: Rules = RULES,
 ) -> Programs:
     """Builds the programs of a sampler; the pool is donated to all of them.
@@ -187,7 +187,7 @@ def make_programs(
                sampling: SamplingConfig) -> tuple[KVPool, Decoded]:
         # Cast, and taken apart, once a call and not at every pass.
         model = merge(graphdef, in_dtype_of_products(graphdef, params))
-        weights = model.language_model.split_layers() if unrolled else None
+        weights = model.split_layers() if unrolled else None
         rows, width = slots.places.shape
         ahead = config.draft_tokens
         steps = config.decode_steps
@@ -274,9 +274,9 @@ def make_programs(
     )
 
 
-def in_dtype_of_products(graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params) -> Params:
+def in_dtype_of_products(graphdef: nnx.GraphDef[PolicyModel], params: Params) -> Params:
     """Returns the parameters of products and lookups in the dtype in which they are done."""
-    dtype = merge(graphdef, params).language_model.numerics.dtype
+    dtype = merge(graphdef, params).numerics.dtype
     return {path: value.astype(dtype)
             if path.rpartition('/')[2] in PRODUCTS else value
             for path, value in params.items()}

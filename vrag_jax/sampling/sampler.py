@@ -20,9 +20,10 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from vrag_jax.actions.stopping import StopTable
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import image_spec
+from vrag_jax.models.policy import Features, PolicyModel
 from vrag_jax.parallel.sharding import RULES, Rules
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs
@@ -132,7 +133,7 @@ class Sampler:
 
     def __init__(
         self,
-        graphdef: nnx.GraphDef[Qwen2_5_VL],
+        graphdef: nnx.GraphDef[PolicyModel],
         model_config: ModelConfig,
         config: SamplerConfig,
         stop_table: StopTable,
@@ -144,12 +145,15 @@ class Sampler:
         self.config = config
         self.shards = batch_shards(mesh, rules)
         self.initial = stop_table.initial
-        self.hidden_size = model_config.text.hidden_size
         self._rules = StopRules(
             jnp.asarray(stop_table.transitions),
             jnp.asarray(stop_table.accepting & (config.stop_at == 'action')),
             jnp.asarray(list(end_ids), jnp.int32), stop_table.initial)
         self._key = jax.random.key(base_seed)
+        # In place of a buffer of image features, where there are no images.
+        self.no_features: Features = jax.tree.map(
+            lambda x: jnp.zeros(x.shape, x.dtype),
+            image_spec(model_config).features(1, jnp.float32))
         init = functools.partial(init_pool, model_config, config, self.shards)
         shardings = None if mesh is None else jax.tree.map(
             lambda x: x.sharding, abstract_pool(model_config, config, mesh, rules))
@@ -189,7 +193,7 @@ class Sampler:
     def _pool(self, pool: KVPool | None) -> None:
         self._held = pool
 
-    def warm_up(self, params: Params, features: jax.Array, sampling: SamplingConfig) -> None:
+    def warm_up(self, params: Params, features: Features, sampling: SamplingConfig) -> None:
         """Compiles every program for all shapes, by running it on nothing.
 
         Without it the first sequence of a rare length, however late it comes, would
@@ -197,7 +201,7 @@ class Sampler:
 
         Args:
           params: the policy's parameters.
-          features: `[F, D]` buffer of image features.
+          features: buffer of image features, `[F, ...]`.
           sampling: how tokens will be drawn.
         """
         attends = self.config.all_attend_pages()
@@ -213,14 +217,14 @@ class Sampler:
     # ---- Taking in tokens
 
     def prefill(
-        self, params: Params, chunks: Sequence[tuple[CachedSequence, Chunk]], features: jax.Array
+        self, params: Params, chunks: Sequence[tuple[CachedSequence, Chunk]], features: Features
     ) -> None:
         """Caches new tokens of sequences, whose pages must be reserved.
 
         Args:
           params: the policy's parameters.
           chunks: sequences, each once, and their new tokens.
-          features: `[F, D]` buffer of image features.
+          features: buffer of image features, `[F, ...]`.
         """
         self.tokens_prefilled += sum(len(chunk) for _, chunk in chunks)
         widest = max(width for _, width in self.config.prefill_shapes)

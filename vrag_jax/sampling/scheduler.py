@@ -7,10 +7,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Protocol
 
-import jax.numpy as jnp
 import numpy as np
 
-from vrag_jax.data.sequences import ProcessedImage, global_rows
+from vrag_jax.data.sequences import global_rows
+from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache
@@ -333,9 +333,8 @@ class Scheduler:
     def _prefill(self, batch) -> None:
         batch = [(job, part, images) for job, part, images in batch if job.sequence]
         if self._features is None:
-            hidden = self._sampler.hidden_size
             chunks = [(job.sequence, Chunk(*part)) for job, part, _ in batch]
-            self._sampler.prefill(self._params, chunks, jnp.zeros((1, hidden)))
+            self._sampler.prefill(self._params, chunks, self._sampler.no_features)
             return
         with self._features.lock:
             rows = self._features.rows_of(

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.parallel.sharding import POOL_AXES, RULES, Rules, devices_along, tree_shardings
 
 Shape = tuple[int, int]

@@ -20,15 +20,17 @@ import jax, jax.numpy as jnp
 from flax import nnx
 from benchmarks.memory import Peak
 from vrag_jax.models.common import hf_checkpoint
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig, VisionConfig, preset
+from vrag_jax.models.common.config import ModelConfig, TextConfig
+from vrag_jax.models.families import preset
+from vrag_jax.models.qwen2_5_vl.config import Qwen25VisionConfig
 from vrag_jax.models.common.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.models.common.axes import parameter_shardings
 
 folder, limit = sys.argv[1], int(sys.argv[2])
 config = ModelConfig(
-    VisionConfig(depth=16, hidden_size=512, intermediate_size=1536, num_heads=8,
+    Qwen25VisionConfig(depth=16, hidden_size=512, intermediate_size=1536, num_heads=8,
                  out_hidden_size=512, fullatt_block_indexes=(7, 15)),
     TextConfig(vocab_size=28000, hidden_size=512, intermediate_size=1024,
                num_hidden_layers=28, num_attention_heads=8, num_key_value_heads=2,
@@ -41,7 +43,7 @@ def number(shapes, path):
     return list(shapes).index(path) + 0.5
 
 def load(config, path):
-    shardings = tree_shardings(shapes_of(config), make_mesh({'fsdp': -1}))
+    shardings = parameter_shardings(shapes_of(config), make_mesh({'fsdp': -1}))
     return jax.block_until_ready(hf_checkpoint.load(path, config, shardings=shardings))
 
 def three(config, name):

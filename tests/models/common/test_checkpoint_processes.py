@@ -27,11 +27,11 @@ jax.distributed.initialize(f'127.0.0.1:{port}', num_processes=2, process_id=proc
 
 from flax import nnx
 from vrag_jax.models.common import hf_checkpoint, hf_layout
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.families import read_config
 from vrag_jax.models.common.parameters import flat_params
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
+from vrag_jax.models.common.axes import parameter_shardings
 
 read_slice, read = hf_layout.read_slice, {}
 def counted(path, tensor, index, out):
@@ -43,9 +43,9 @@ def shards_of(params):
     return {path: [(s.index, np.asarray(s.data)) for s in value.addressable_shards]
             for path, value in params.items()}
 
-config = ModelConfig.from_hf_file(f'{folder}/one')
+config = read_config(f'{folder}/one')
 abstract = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))[1]
-shardings = tree_shardings(abstract, make_mesh({'fsdp': 2, 'tensor': 2}))
+shardings = parameter_shardings(abstract, make_mesh({'fsdp': 2, 'tensor': 2}))
 model = hf_checkpoint.load(f'{folder}/one', shardings=shardings)
 first, once = flat_params(model)[1], dict(read)
 hf_checkpoint.save(model, f'{folder}/two', max_shard_bytes=40_000)

@@ -10,9 +10,9 @@ from safetensors.numpy import load_file, save_file
 
 from tests.models.golden_cases import CASES, GOLDENS, weights
 from vrag_jax.models.common import hf_checkpoint
+from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.parameters import flat_params
 from vrag_jax.parallel.mesh import make_mesh
-from vrag_jax.parallel.sharding import tree_shardings
 
 TIED, UNTIED = CASES[0], CASES[1]
 
@@ -101,7 +101,7 @@ def test_parameters_arrive_in_the_wanted_dtype(tmp_path):
 def test_parameters_arrive_in_the_wanted_sharding(tmp_path):
     want = params_of(write(tmp_path, UNTIED, published_weights(UNTIED)))
     mesh = make_mesh({'fsdp': 2, 'tensor': 2}, jax.devices()[:4])
-    shardings = tree_shardings(want, mesh)
+    shardings = parameter_shardings(want, mesh)
     got = params_of(tmp_path, shardings=shardings)
     assert_same(got, want)
     assert all(got[path].sharding == shardings[path] for path in got)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.models.config_cases import SAVED
 from vrag_jax.models.common.hf_files import copy_companions, exported_config
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, preset
+from vrag_jax.models.families import config_from_hf, preset
 
 SAVED_CONFIGS = [(version, name, config) for version, configs in
                  json.loads(SAVED.read_text()).items() for name, config in configs.items()
@@ -17,9 +17,9 @@ IDS = [f'{version}-{name}' for version, name, _ in SAVED_CONFIGS]
 
 @pytest.mark.parametrize(('version', 'name', 'source'), SAVED_CONFIGS, ids=IDS)
 def test_any_versions_config_becomes_one_of_the_same_sizes_that_4_51_reads(version, name, source):
-    config = ModelConfig.from_hf(source)
+    config = config_from_hf(source)
     out = exported_config(config, 'bfloat16', source)
-    assert ModelConfig.from_hf(out) == config
+    assert config_from_hf(out) == config
     assert out['torch_dtype'] == 'bfloat16'
     assert 'text_config' not in out and 'rope_parameters' not in out
     # 4.51 fills in what it knows of the decoder with other sizes.
@@ -35,7 +35,7 @@ def test_what_is_not_known_here_is_kept(version, name, source):
     source['vision_config']['own'] = 2
     source.get('text_config', source)['other'] = 3
     before = copy.deepcopy(source)
-    out = exported_config(ModelConfig.from_hf(source), 'bfloat16', source)
+    out = exported_config(config_from_hf(source), 'bfloat16', source)
     assert (out['own'], out['vision_config']['own'], out['other']) == (1, 2, 3)
     assert source == before
 
@@ -53,7 +53,7 @@ def test_no_field_goes_on_to_say_the_old_dtype(field):
     nested = json.loads(SAVED.read_text())['5.24.0']['qwen2_5_vl_7b']
     for section in (nested, nested['text_config'], nested['vision_config']):
         section[field] = 'float32'
-    out = exported_config(ModelConfig.from_hf(nested), 'bfloat16', nested)
+    out = exported_config(config_from_hf(nested), 'bfloat16', nested)
     assert 'float32' not in json.dumps(out)
     published = {**preset('qwen2_5_vl_7b').to_hf(), field: 'float32'}
     out = exported_config(preset('qwen2_5_vl_7b'), 'bfloat16', published)
@@ -86,7 +86,7 @@ def test_files_are_copied_byte_for_byte_but_for_what_transformers_4_cannot_read(
     source.mkdir(), target.mkdir()
     (source / name).write_text(json.dumps(fields))
     (source / 'model.safetensors').write_text('')
-    copy_companions(source, target)
+    copy_companions(source, target, 'Qwen2_5_VLProcessor')
     assert [file.name for file in target.iterdir()] == [name]
     text = (target / name).read_text()
     assert text == json.dumps(fields) if both is None else json.loads(text) == both

@@ -14,7 +14,7 @@ from vrag_jax.models.common.decoder import init_cache, join_caches, split_cache
 from vrag_jax.models.common.mrope import rope_index
 from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 IMAGE = 3

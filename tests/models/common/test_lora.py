@@ -19,7 +19,7 @@ from vrag_jax.models.common.lora import (
     save_adapters,
 )
 from vrag_jax.models.common.parameters import flat_params, merge
-from vrag_jax.models.qwen2_5_vl.config import preset
+from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 CONFIG = preset('tiny', vocab_size=64)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tests.models.golden_cases import GOLDENS, PUBLISHED_YARN
+from vrag_jax.models.common.config import YarnConfig
 from vrag_jax.models.common.mrope import (
     image_positions,
     rope_index,
@@ -15,7 +16,7 @@ from vrag_jax.models.common.mrope import (
     text_positions,
     yarn_frequencies,
 )
-from vrag_jax.models.qwen2_5_vl.config import YarnConfig, preset
+from vrag_jax.models.families import preset
 
 CONFIG = preset('tiny', vocab_size=16, image_token_id=3)
 

@@ -13,7 +13,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.models.common.pixels import PixelScale, image_patches, patch_values
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, preset
+from vrag_jax.models.families import config_from_hf, preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 
 PROCESSORS = {
@@ -97,4 +97,4 @@ def test_how_bytes_are_scaled_is_not_the_models_own():
     changed = dataclasses.replace(config, vision=dataclasses.replace(
         config.vision, pixels=PixelScale(mean=(0.5,) * 3)))
     assert changed.to_hf() == config.to_hf()
-    assert ModelConfig.from_hf(changed.to_hf()).vision.pixels == PixelScale()
+    assert config_from_hf(changed.to_hf()).vision.pixels == PixelScale()

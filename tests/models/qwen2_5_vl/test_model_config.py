@@ -12,15 +12,12 @@ from transformers import Qwen2_5_VLConfig, Qwen2VLConfig
 from tests.models.config_cases import SAVED
 from tests.models.golden_cases import CASES
 from vrag_jax.embedders.colqwen import find_checkpoint
+from vrag_jax.models.common.config import ModelConfig, TextConfig, YarnConfig
 from vrag_jax.models.common.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl.config import (
-    ModelConfig,
-    TextConfig,
-    VisionConfig,
-    YarnConfig,
-    preset,
-)
+from vrag_jax.models.families import config_from_hf, preset, read_config
+from vrag_jax.models.qwen2_5_vl.config import Qwen25VisionConfig
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.qwen2_vl.config import Qwen2VisionConfig
 
 PUBLISHED = ('qwen2_5_vl_3b', 'qwen2_5_vl_7b', 'qwen2_5_vl_32b', 'qwen2_5_vl_72b')
 
@@ -48,29 +45,28 @@ def test_the_vision_tower_counts_as_worked_out_by_hand():
 
 def test_a_preset_reads_back_from_its_own_hf_config():
     for name in PUBLISHED:
-        assert ModelConfig.from_hf(json.loads(json.dumps(preset(name).to_hf()))) == preset(name)
+        assert config_from_hf(json.loads(json.dumps(preset(name).to_hf()))) == preset(name)
 
 
 @pytest.mark.parametrize('case', CASES, ids=lambda case: case.name)
 def test_transformers_reads_the_written_config_as_the_same_sizes(case):
-    ours = ModelConfig.from_hf(case.hf_config())
+    ours = config_from_hf(case.hf_config())
     theirs = Qwen2_5_VLConfig(**ours.to_hf())
-    assert ModelConfig.from_hf(theirs.to_dict()) == ours
+    assert config_from_hf(theirs.to_dict()) == ours
     assert theirs.text_config.rope_parameters['rope_theta'] == ours.text.rope_theta
     assert theirs.tie_word_embeddings == case.tied
 
 
 # Of `config_cases.CASES`, whose configs versions of transformers have saved.
 _2B = ModelConfig(
-    VisionConfig(out_hidden_size=1536, intermediate_size=5120, architecture='qwen2_vl',
-                 fullatt_block_indexes=tuple(range(32))),
+    Qwen2VisionConfig(hidden_size=1536),
     TextConfig(vocab_size=151936, hidden_size=1536, intermediate_size=8960,
                num_attention_heads=12, num_key_value_heads=2, max_position_embeddings=32768,
                tie_word_embeddings=True))
 SIZES = {
     'qwen2_5_vl_7b': preset('qwen2_5_vl_7b'), 'qwen2_vl_2b': _2B, 'colqwen2': _2B,
     'default_text': ModelConfig(
-        VisionConfig(hidden_size=3584, out_hidden_size=8192, tokens_per_second=4),
+        Qwen25VisionConfig(hidden_size=3584, out_hidden_size=8192, tokens_per_second=4),
         TextConfig(hidden_size=8192, intermediate_size=29568, num_hidden_layers=80,
                    num_attention_heads=64, num_key_value_heads=8, rms_norm_eps=1e-5,
                    max_position_embeddings=32768)),
@@ -92,35 +88,35 @@ def test_configs_of_any_version_are_read_as_the_sizes_given_to_it(tmp_path, vers
     if name == 'colqwen2':
         assert find_checkpoint(tmp_path, projected=True).config == SIZES[name]
     else:
-        assert ModelConfig.from_hf_file(tmp_path) == SIZES[name]
+        assert read_config(tmp_path) == SIZES[name]
 
 
 def test_a_config_that_names_no_size_has_those_of_the_class():
     stated = {'model_type': 'qwen2_5_vl', 'vision_config': {'out_hidden_size': 8192}}
     theirs = Qwen2_5_VLConfig(vision_config={'out_hidden_size': 8192}).to_dict()
-    assert ModelConfig.from_hf(stated) == ModelConfig.from_hf(theirs) == SIZES['default_text']
+    assert config_from_hf(stated) == config_from_hf(theirs) == SIZES['default_text']
     stated = {'model_type': 'qwen2_vl', 'vision_config': {'hidden_size': 8192}}
     theirs = Qwen2VLConfig(vision_config={'hidden_size': 8192}).to_dict()
-    assert ModelConfig.from_hf(stated) == ModelConfig.from_hf(theirs)
+    assert config_from_hf(stated) == config_from_hf(theirs)
 
 
 def test_a_colqwen2_that_leaves_out_its_backbone_has_the_classs(tmp_path):
     (tmp_path / 'config.json').write_text(json.dumps({
         'model_type': 'colqwen2', 'vlm_config': {'vision_config': {'hidden_size': 8192}}}))
     config = find_checkpoint(tmp_path, projected=True).config
-    assert (config.vision.hidden_size, config.vision.intermediate_size) == (1280, 5120)
+    assert (config.vision.width, config.vision.mlp_width) == (1280, 5120)
     assert config.text == SIZES['default_text'].text
 
 
 def test_null_key_value_heads_are_one_for_each_head_as_in_transformers():
     hf = {**CASES[1].hf_config(), 'num_key_value_heads': None}
-    assert ModelConfig.from_hf(hf).text.num_key_value_heads == 4
+    assert config_from_hf(hf).text.num_key_value_heads == 4
 
 
 def test_full_attention_beyond_the_last_layer_of_the_tower_is_none():
     hf = CASES[0].hf_config()
     del hf['vision_config']['fullatt_block_indexes']
-    assert ModelConfig.from_hf(hf).vision.fullatt_block_indexes == ()
+    assert config_from_hf(hf).vision.fullatt_block_indexes == ()
 
 
 @pytest.mark.parametrize(('change', 'message'), [
@@ -143,7 +139,7 @@ def test_full_attention_beyond_the_last_layer_of_the_tower_is_none():
 ])
 def test_a_config_that_cannot_work_is_refused_by_name(change, message):
     with pytest.raises(ValueError, match=message):
-        ModelConfig.from_hf({**CASES[0].hf_config(), **change})
+        config_from_hf({**CASES[0].hf_config(), **change})
 
 
 @pytest.mark.parametrize('change', [
@@ -156,34 +152,34 @@ def test_a_config_that_cannot_work_is_refused_by_name(change, message):
 ], ids=str)
 def test_sliding_windows_that_change_nothing_are_accepted(change):
     hf = CASES[0].hf_config()
-    assert ModelConfig.from_hf({**hf, 'use_sliding_window': True, **change}) == (
-        ModelConfig.from_hf(hf))
+    assert config_from_hf({**hf, 'use_sliding_window': True, **change}) == (
+        config_from_hf(hf))
 
 
 def test_yarn_is_read_from_either_place_and_written_back():
     hf = CASES[0].hf_config()
     rope = {'mrope_section': [2, 3, 3], 'factor': 4, 'beta_fast': 16}
-    old = ModelConfig.from_hf({**hf, 'rope_scaling': {'type': 'yarn', **rope}})
+    old = config_from_hf({**hf, 'rope_scaling': {'type': 'yarn', **rope}})
     # Positions trained on are the config's, unless it says others.
     assert old.text.yarn == YarnConfig(4, 512, beta_fast=16)
-    new = ModelConfig.from_hf({**hf, 'rope_scaling': None, 'rope_parameters': {
+    new = config_from_hf({**hf, 'rope_scaling': None, 'rope_parameters': {
         'rope_type': 'yarn', 'rope_theta': 10000.0, 'original_max_position_embeddings': 512,
         **rope}})
     assert new == old
-    assert ModelConfig.from_hf(json.loads(json.dumps(old.to_hf()))) == old
+    assert config_from_hf(json.loads(json.dumps(old.to_hf()))) == old
     theirs = Qwen2_5_VLConfig(**old.to_hf()).text_config.rope_parameters
     assert (theirs['rope_type'], theirs['factor'], theirs['beta_fast']) == ('yarn', 4, 16)
-    scaled = ModelConfig.from_hf({**hf, 'rope_scaling': {
+    scaled = config_from_hf({**hf, 'rope_scaling': {
         'type': 'yarn', **rope, 'mscale': 1.0, 'mscale_all_dim': 0.5}})
     assert scaled.text.yarn.attention_factor == pytest.approx(1.138629 / 1.069315, rel=1e-5)
 
 
 def test_a_missing_or_broken_file_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r'config\.json'):
-        ModelConfig.from_hf_file(tmp_path)
+        read_config(tmp_path)
     (tmp_path / 'config.json').write_text('{"model_type": ')
     with pytest.raises(ValueError, match=r'config\.json'):
-        ModelConfig.from_hf_file(tmp_path)
+        read_config(tmp_path)
 
 
 def test_unknown_presets_and_remat_are_refused():
@@ -222,22 +218,4 @@ def test_suppressed_ids_beyond_the_vocabulary_are_refused():
 
 def test_suppressed_ids_are_not_part_of_a_checkpoint():
     config = dataclasses.replace(preset('qwen2_5_vl_3b'), suppressed_ids=(151655,))
-    assert ModelConfig.from_hf(config.to_hf()) == preset('qwen2_5_vl_3b')
-
-
-def test_qwen2_vl_is_read_and_written_in_its_own_names():
-    hf = {**CASES[0].hf_config(), 'model_type': 'qwen2_vl', 'vision_config': {
-        'model_type': 'qwen2_vl', 'depth': 2, 'embed_dim': 32, 'hidden_size': 32,
-        'mlp_ratio': 4, 'num_heads': 2, 'in_chans': 3, 'patch_size': 14,
-        'spatial_merge_size': 2, 'spatial_patch_size': 14, 'temporal_patch_size': 2}}
-    config = ModelConfig.from_hf(hf)
-    assert config.vision.architecture == 'qwen2_vl'
-    assert (config.vision.hidden_size, config.vision.intermediate_size) == (32, 128)
-    assert (config.vision.out_hidden_size, config.vision.window_size) == (32, 112)
-    assert config.vision.fullatt_block_indexes == (0, 1)
-    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
-    theirs = Qwen2VLConfig(**config.to_hf())
-    assert ModelConfig.from_hf(theirs.to_dict()) == config
-    _, shapes = flat_params(nnx.eval_shape(lambda: Qwen2_5_VL(config, rngs=nnx.Rngs(0))))
-    assert shapes['visual/blocks/mlp/fc1/kernel'].shape == (2, 32, 128)
-    assert 'visual/merger/ln_q/bias' in shapes
+    assert config_from_hf(config.to_hf()) == preset('qwen2_5_vl_3b')

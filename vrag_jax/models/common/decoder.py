@@ -9,6 +9,7 @@ from flax import nnx
 
 from vrag_jax.models.common.attention import causal_attention
 from vrag_jax.models.common.cached_attention import cached_attention
+from vrag_jax.models.common.config import ModelConfig, TextConfig
 from vrag_jax.models.common.layers import (
     INIT_STD,
     Numerics,
@@ -22,7 +23,6 @@ from vrag_jax.models.common.layers import (
 )
 from vrag_jax.models.common.lookup import lookup
 from vrag_jax.models.common.mrope import rotary_angles, rotate
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig
 from vrag_jax.parallel.sharding import constrain
 
 Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -68,7 +68,7 @@ def join_caches(caches: Caches) -> KVCache:
 
 
 class Decoder(nnx.Module):
-    """Token embeddings to final hidden states (`Qwen2_5_VLTextModel`)."""
+    """Token embeddings to final hidden states (`Qwen2VLTextModel`, `Qwen2_5_VLTextModel`)."""
 
     def __init__(self, config: ModelConfig, numerics: Numerics, rngs: nnx.Rngs):
         text = config.text

@@ -2,8 +2,8 @@
 
 import math
 
+from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.lora import LoraConfig
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
 
 
 def decoder_flops(config: ModelConfig, rows: int, length: int) -> float:

@@ -19,10 +19,12 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from vrag_jax.models.common import hf_files, hf_layout, safetensors_files
+from vrag_jax.models.common.config import ModelConfig
+from vrag_jax.models.common.hf_layout import WeightLayout
 from vrag_jax.models.common.parameters import flat_params, merge
 from vrag_jax.models.common.safetensors_files import TensorSpec
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.families import family_of, read_config
+from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.distributed import barrier, is_main
 from vrag_jax.parallel.processes import exchange, to_host
 
@@ -42,7 +44,7 @@ def load(
     remat: str = 'none',
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     convert: Callable[[str, jax.Array], Any] = lambda path, value: value,
-) -> Qwen2_5_VL:
+) -> PolicyModel:
     """Loads a checkpoint directory straight into the wanted dtype and shardings.
 
     A process reads only the slices of its own devices. Besides what is on the devices,
@@ -56,7 +58,7 @@ def load(
       config: sizes; None reads them from the directory.
       dtype: of the computation.
       param_dtype: of the parameters.
-      remat: see `Qwen2_5_VL`.
+      remat: see `Numerics`.
       shardings: of parameters by path; None or a missing path puts the parameter
         on the default device.
       convert: `(path, parameter) -> what is kept of it`, once each is on the devices,
@@ -73,13 +75,14 @@ def load(
     path = Path(path)
     if not path.is_dir():
         raise FileNotFoundError(f'{path}: no such checkpoint directory')
-    config = config or ModelConfig.from_hf_file(path)
-    abstract = nnx.eval_shape(lambda: Qwen2_5_VL(
+    config = config or read_config(path)
+    family = family_of(config)
+    abstract = nnx.eval_shape(lambda: family.model(
         config, rngs=nnx.Rngs(0), dtype=dtype, param_dtype=param_dtype, remat=remat))
     graphdef, shapes = flat_params(abstract)
-    tensors = Tensors(path)
+    tensors = Tensors(path, family.weights(config))
     # Some tied checkpoints hold the embedding a second time, as the head.
-    tensors.expect(hf_layout.expected_shapes(shapes, config),
+    tensors.expect(shapes,
                    ignored=r'^lm_head\.weight$' if config.text.tie_word_embeddings else None)
     return merge(graphdef, read_params(tensors, shapes, shardings, convert))
 
@@ -89,7 +92,6 @@ def read_params(
     shapes: Mapping[str, Any],
     shardings: Mapping[str, jax.sharding.Sharding] | None = None,
     convert: Callable[[str, jax.Array], Any] = lambda path, value: value,
-    name_of: Callable[[str], str] = hf_layout.tensor_name,
 ) -> dict[str, Any]:
     """Reads the parameters of any model out of the tensors of its checkpoint.
 
@@ -97,7 +99,6 @@ def read_params(
       tensors: what `Tensors.expect` has found in order.
       shapes: `ShapeDtypeStruct`s by path; values get their dtypes.
       shardings, convert: see `load`.
-      name_of: path -> name of the tensor, `{}` for the layer.
 
     Returns:
       What `convert` returned, by path.
@@ -106,13 +107,13 @@ def read_params(
     with ThreadPoolExecutor(_THREADS) as pool:
         return {
             path: convert(path, _read_parameter(
-                tensors, path, leaf, (shardings or {}).get(path, default), pool, name_of))
+                tensors, path, leaf, (shardings or {}).get(path, default), pool))
             for path, leaf in shapes.items()
         }
 
 
-def save(model: Qwen2_5_VL, path: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
-    """Writes a directory that `Qwen2_5_VLForConditionalGeneration` loads; see `save_params`."""
+def save(model: PolicyModel, path: Path | str, max_shard_bytes: int = 5 * 10**9) -> None:
+    """Writes a directory that the family's class of transformers loads; see `save_params`."""
     _, params = flat_params(model)
     save_params(params.__getitem__, params, model.config, path, max_shard_bytes)
 
@@ -161,7 +162,7 @@ def save_params(
         shutil.rmtree(partial, ignore_errors=True)  # Left by a run that was killed.
         partial.mkdir(parents=True)
         _write_shards(tensors, _plan_shards(shapes, config, max_shard_bytes, dtype), partial)
-        written = jnp.dtype(dtype or shapes['language_model/norm/scale'].dtype).name
+        written = jnp.dtype(dtype or next(iter(shapes.values())).dtype).name
         stored = None
         if source is not None:
             stored = json.loads((source / hf_files.CONFIG_FILE).read_text('utf-8'))
@@ -188,10 +189,11 @@ def hf_tensors(
       config: sizes.
       dtype: to which each is cast; None is its own.
     """
+    layout = family_of(config).weights(config)
     with ThreadPoolExecutor(_THREADS) as pool:
         for path, value in params:
-            tensors = hf_layout.layers(path, value.shape)
-            convert = functools.partial(hf_layout.to_tensor, path, config=config)
+            tensors = layout.layers(path, value.shape)
+            convert = functools.partial(layout.to_tensor, path)
             for at in range(0, len(tensors), _THREADS):
                 some = tensors[at : at + _THREADS]
                 # Gathered by this thread: processes must do it in the same order.
@@ -210,17 +212,17 @@ class Tensors:
 
     Args:
       directory: of the checkpoint.
-      published_name: name in the file -> the name that is asked for.
+      layout: of the model that it is a checkpoint of.
 
     Raises:
       FileNotFoundError: if the directory holds no safetensors.
       ValueError: if a file is truncated.
     """
 
-    def __init__(self, directory: Path,
-                 published_name: Callable[[str], str] = hf_layout.published_name):
+    def __init__(self, directory: Path, layout: WeightLayout):
         self.directory = directory
-        self._place = {published_name(name): (file, name) for file, name in self._names()}
+        self.layout = layout
+        self._place = {layout.published_name(name): (file, name) for file, name in self._names()}
 
     @property
     def files(self) -> list[Path]:
@@ -251,13 +253,14 @@ class Tensors:
         except SafetensorError as error:
             raise ValueError(f'{file}: tensor {stored!r} cannot be read: {error}') from error
 
-    def expect(self, shapes: Mapping[str, tuple[int, ...]], ignored: str | None = None) -> None:
-        """Raises unless exactly these tensors are there, with these shapes.
+    def expect(self, params: Mapping[str, Any], ignored: str | None = None) -> None:
+        """Raises unless exactly the tensors of these parameters are there, with their shapes.
 
         Args:
-          shapes: by published name.
+          params: parameters or `ShapeDtypeStruct`s, by path.
           ignored: regular expression of names that may be there as well.
         """
+        shapes = self.layout.expected_shapes(params)
         missing = sorted(shapes.keys() - self._place.keys())
         if missing:
             raise ValueError(f'{self.directory}: {len(missing)} tensors are missing: '
@@ -301,10 +304,10 @@ def _open(file: Path) -> Any:
 
 def _read_parameter(
     tensors: Tensors, path: str, leaf: Any, sharding: jax.sharding.Sharding,
-    pool: ThreadPoolExecutor, name_of: Callable[[str], str],
+    pool: ThreadPoolExecutor,
 ) -> jax.Array:
     """Builds one parameter from its layers' tensors, a device's slice after the other."""
-    stored = hf_layout.layers(path, leaf.shape, name_of)
+    stored = tensors.layout.layers(path, leaf.shape)
     stacked = stored[0][1] is not None
 
     def read(index: tuple[slice, ...]) -> np.ndarray:
@@ -359,10 +362,11 @@ def _plan_shards(
     shapes: Mapping[str, Any], config: ModelConfig, limit: int, dtype: DTypeLike | None
 ) -> list[list[TensorSpec]]:
     """Which tensors, in order, go into each file of at most `limit` bytes."""
+    layout = family_of(config).weights(config)
     shards: list[list[TensorSpec]] = [[]]
     used = 0
     for path, leaf in shapes.items():
-        for name, shape in hf_layout.expected_shapes({path: leaf}, config).items():
+        for name, shape in layout.expected_shapes({path: leaf}).items():
             spec = TensorSpec(name, np.dtype(dtype or leaf.dtype), shape)
             if shards[-1] and used + spec.nbytes > limit:
                 shards.append([])

@@ -1,28 +1,21 @@
 """What the fields of a HF config.json stand for: defaults, other names, what is not supported."""
 
+import dataclasses
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
+
+C = TypeVar('C')
 
 # What transformers' classes take for a field that a config leaves out, the same in every
-# version since 4.49, which leaves out of `vision_config` whatever equals them.
+# version since 4.49.
 _TEXT_DEFAULTS: dict[str, Any] = {
     'vocab_size': 152064, 'hidden_size': 8192, 'intermediate_size': 29568,
     'num_hidden_layers': 80, 'num_attention_heads': 64, 'num_key_value_heads': 8,
     'max_position_embeddings': 32768, 'rms_norm_eps': 1e-5}
 _ROPE_DEFAULTS: dict[str, Any] = {'rope_theta': 1000000.0, 'mrope_section': (16, 24, 24)}
-_VISION_DEFAULTS: dict[str, dict[str, Any]] = {
-    'qwen2_5_vl': {
-        'depth': 32, 'hidden_size': 3584, 'intermediate_size': 3420, 'num_heads': 16,
-        'out_hidden_size': 3584, 'in_channels': 3, 'patch_size': 14, 'temporal_patch_size': 2,
-        'spatial_merge_size': 2, 'window_size': 112, 'fullatt_block_indexes': (7, 15, 23, 31),
-        'tokens_per_second': 4},
-    'qwen2_vl': {
-        'depth': 32, 'embed_dim': 1280, 'hidden_size': 3584, 'mlp_ratio': 4, 'num_heads': 16,
-        'in_channels': 3, 'patch_size': 14, 'temporal_patch_size': 2, 'spatial_merge_size': 2}}
 _YARN_FIELDS = ('factor', 'original_max_position_embeddings', 'beta_fast', 'beta_slow',
                 'attention_factor', 'truncate')
-_WINDOW_UNITS = 4  # Merged tokens a side of a window, where attention has none.
 
 
 def of_text(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -40,41 +33,19 @@ def of_text(config: Mapping[str, Any]) -> dict[str, Any]:
     given = {**config, **(config.get('text_config') or {})}
     if given.get('num_key_value_heads', 0) is None:
         given['num_key_value_heads'] = given.get('num_attention_heads')
-    text = _filled(_TEXT_DEFAULTS, given, 'the decoder')
+    text = filled(_TEXT_DEFAULTS, given, 'the decoder')
     rope = {name: given[name] for name in ('rope_theta',) if name in given}
-    rope = _filled(_ROPE_DEFAULTS, {**rope, **(text.get('rope_scaling') or {}),
+    rope = filled(_ROPE_DEFAULTS, {**rope, **(text.get('rope_scaling') or {}),
                                     **(text.get('rope_parameters') or {})}, 'the decoder')
-    _refuse_activation('hidden_act', text, 'silu')
+    refuse_activation('hidden_act', text, 'silu')
     _refuse_sliding_windows(text)
     # Tying is a fact of the whole model; old files state it for the decoder.
     tied = bool(config.get('tie_word_embeddings') or text.get('tie_word_embeddings'))
     return {**text, **rope, 'tie_word_embeddings': tied, 'yarn': _yarn(rope, text)}
 
 
-def of_vision(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields of the vision tower, by the names of `VisionConfig`; see `of_text`."""
-    kind = config['model_type']
-    vision = _filled(_VISION_DEFAULTS[kind], config.get('vision_config') or {}, 'vision_config')
-    _refuse_activation('vision_config.hidden_act', vision,
-                       'silu' if kind == 'qwen2_5_vl' else 'quick_gelu')
-    if kind == 'qwen2_vl':
-        return _qwen2_vision(vision)
-    # The class's own list goes beyond the layers of a small tower, which then has none.
-    vision['fullatt_block_indexes'] = [
-        i for i in vision['fullatt_block_indexes'] if i < vision['depth']]
-    return vision
-
-
-def _qwen2_vision(vision: Mapping[str, Any]) -> dict[str, Any]:
-    """A `vision_config` of Qwen2-VL in the names of Qwen2.5-VL's."""
-    return {**vision, 'hidden_size': vision['embed_dim'],
-            'out_hidden_size': vision['hidden_size'],
-            'intermediate_size': int(vision['embed_dim'] * vision['mlp_ratio']),
-            'window_size': _WINDOW_UNITS * vision['patch_size'] * vision['spatial_merge_size'],
-            'fullatt_block_indexes': tuple(range(vision['depth'])), 'tokens_per_second': 2}
-
-
-def _refuse_activation(name: str, section: Mapping[str, Any], known: str) -> None:
+def refuse_activation(name: str, section: Mapping[str, Any], known: str) -> None:
+    """Raises a `ValueError` if a section asks for another activation than the one known."""
     if section.get('hidden_act', known) != known:
         raise ValueError(f"{name} must be {known!r}, got {section['hidden_act']!r}")
 
@@ -118,9 +89,21 @@ def _yarn(rope: Mapping[str, Any], text: Mapping[str, Any]) -> dict[str, Any] | 
     return yarn
 
 
-def _filled(defaults: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
-    """Fields of a HF config, with defaults for those that are left out."""
+def filled(defaults: Mapping[str, Any], fields: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Returns the fields of a HF config, with defaults for those that are left out.
+
+    Raises:
+      ValueError: if a field that has a default is null; names it and `where` it stands.
+    """
     for name in defaults:
         if name in fields and fields[name] is None:
             raise ValueError(f'{where}: field {name!r} is null')
     return {**defaults, **fields}
+
+
+def build(cls: type[C], fields: Mapping[str, Any]) -> C:
+    """Builds a config dataclass from those of a HF config's fields that it has."""
+    values = {field.name: fields[field.name] for field in dataclasses.fields(cls)  # type: ignore
+              if field.name in fields}
+    return cls(**{name: tuple(value) if isinstance(value, list) else value
+                  for name, value in values.items()})

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
+from vrag_jax.models.common.config import ModelConfig
 
 _LOG = logging.getLogger(__name__)
 
@@ -56,11 +56,15 @@ def exported_config(
     return {**out, 'torch_dtype': dtype}
 
 
-def copy_companions(source: Path, target: Path) -> None:
+def copy_companions(source: Path, target: Path, processor_class: str) -> None:
     """Copies the files of tokenizer, template, processors and generation, byte for byte.
 
     But for fields that transformers 5 has written and 4 (and vLLM with it) cannot read, or would
     silently ignore: these become what both read.
+
+    Args:
+      source, target: checkpoint directories.
+      processor_class: of transformers, for an image processor that does not name it.
     """
     for name in COMPANIONS:
         if not (source / name).is_file():
@@ -69,7 +73,7 @@ def copy_companions(source: Path, target: Path) -> None:
         if name not in _MENDED:
             continue
         fields = json.loads((source / name).read_text('utf-8'))
-        mended = _MENDED[name](fields)
+        mended = _MENDED[name](fields, processor_class)
         if mended != fields:
             changed = sorted(key for key in fields.keys() | mended.keys()
                              if fields.get(key) != mended.get(key))
@@ -79,7 +83,7 @@ def copy_companions(source: Path, target: Path) -> None:
                       'it, too', source / name, ', '.join(changed))
 
 
-def _tokenizer_for_both(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _tokenizer_for_both(fields: Mapping[str, Any], _: str) -> dict[str, Any]:
     """Fields of `tokenizer_config.json` that transformers 4 and 5 read."""
     out = dict(fields)
     if isinstance(fields.get('extra_special_tokens'), list):
@@ -89,7 +93,7 @@ def _tokenizer_for_both(fields: Mapping[str, Any]) -> dict[str, Any]:
     return out
 
 
-def _processor_for_both(fields: Mapping[str, Any]) -> dict[str, Any]:
+def _processor_for_both(fields: Mapping[str, Any], processor_class: str) -> dict[str, Any]:
     """Fields of `preprocessor_config.json` that transformers 4 and 5 read."""
     size = fields.get('size') or {}
     bounds = {'min_pixels': size.get('shortest_edge'), 'max_pixels': size.get('longest_edge')}
@@ -97,11 +101,11 @@ def _processor_for_both(fields: Mapping[str, Any]) -> dict[str, Any]:
     out = {name: value for name, value in bounds.items() if value is not None} | dict(fields)
     if str(fields.get('image_processor_type', '')).startswith('Qwen2VLImageProcessor'):
         out['image_processor_type'] = 'Qwen2VLImageProcessor'
-        out.setdefault('processor_class', 'Qwen2_5_VLProcessor')
+        out.setdefault('processor_class', processor_class)
     return out
 
 
-_MENDED: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
+_MENDED: Mapping[str, Callable[[Mapping[str, Any], str], dict[str, Any]]] = {
     TOKENIZER_FILE: _tokenizer_for_both, IMAGE_PROCESSOR_FILE: _processor_for_both}
 
 
@@ -117,17 +121,20 @@ def write_generation_config(directory: Path, end_ids: Sequence[int], pad_id: int
         'do_sample': False, 'eos_token_id': list(end_ids), 'pad_token_id': pad_id})
 
 
-def write_image_processor(directory: Path, settings: Mapping[str, Any]) -> None:
+def write_image_processor(
+    directory: Path, settings: Mapping[str, Any], processor_class: str
+) -> None:
     """Writes `preprocessor_config.json`, unless it is there.
 
     Args:
       directory: of the checkpoint.
       settings: a `Qwen2VLImageProcessor`'s, with `size`.
+      processor_class: of transformers.
     """
     size = settings['size']
     _write(directory / IMAGE_PROCESSOR_FILE, {
         **settings, 'image_processor_type': 'Qwen2VLImageProcessor',
-        'processor_class': 'Qwen2_5_VLProcessor',
+        'processor_class': processor_class,
         # transformers 4 reads these and ignores `size`.
         'min_pixels': size['shortest_edge'], 'max_pixels': size['longest_edge']})
 

@@ -1,91 +1,68 @@
 """Where parameters lie in a HF checkpoint: names, shapes and order of its tensors."""
 
-import re
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig
-
-# Pieces of a parameter's path and of its tensors' names; `{}` is the layer.
-_NAMES = (
-    (r'^language_model/layers/attention/', 'model.layers.{}.self_attn.'),
-    (r'^language_model/layers/', 'model.layers.{}.'),
-    (r'^language_model/', 'model.'),
-    (r'^visual/patch_embed/', 'visual.patch_embed.proj.'),
-    (r'^visual/blocks/attention/', 'visual.blocks.{}.attn.'),
-    (r'^visual/blocks/', 'visual.blocks.{}.'),
-    (r'^visual/merger/fc1/', 'visual.merger.mlp.0.'),
-    (r'^visual/merger/fc2/', 'visual.merger.mlp.2.'),
-    (r'(kernel|scale|embedding)$', 'weight'),
-    (r'/', '.'),
-)
-# What transformers 5 calls the same things.
-_NEW_LAYOUT = (('model.language_model.', 'model.'), ('model.visual.', 'visual.'))
-
 _CHUNK_BYTES = 2**21  # Read at once: still in the processor's cache when it is transposed.
 _BLOCK = 16  # Rows transposed at once.
 
 
-def tensor_name(path: str) -> str:
-    """Returns the tensor's name in a published checkpoint, `{}` for the layer."""
-    for pattern, replacement in _NAMES:
-        path = re.sub(pattern, replacement, path)
-    return path
+@dataclasses.dataclass(frozen=True)
+class WeightLayout:
+    """Names and shapes of a model's tensors.
 
+    A parameter that ends in `kernel` is stored transposed; one of stacked layers is a tensor
+    a layer.
 
-def published_name(name: str) -> str:
-    """Returns the published name of a tensor that may have that of transformers 5."""
-    for new, old in _NEW_LAYOUT:
-        if name.startswith(new):
-            return old + name[len(new):]
-    return name
-
-
-def layers(
-    path: str, shape: tuple[int, ...], name_of: Callable[[str], str] = tensor_name
-) -> list[tuple[str, int | None]]:
-    """Returns the tensors that make up a parameter: name and layer (None if not stacked)."""
-    name = name_of(path)
-    if '{}' not in name:
-        return [(name, None)]
-    return [(name.format(layer), layer) for layer in range(shape[0])]
-
-
-def expected_shapes(
-    shapes: Mapping[str, Any], config: ModelConfig | None,
-    name_of: Callable[[str], str] = tensor_name,
-) -> dict[str, tuple[int, ...]]:
-    """Returns the shapes of a checkpoint's tensors by their published names.
-
-    Args:
-      shapes: parameters or `ShapeDtypeStruct`s, by path.
-      config: sizes; None of a model without a vision tower.
-      name_of: path -> name of the tensor, `{}` for the layer.
+    Attributes:
+      tensor_name: path of a parameter -> name of its tensor, `{}` for the layer.
+      published_name: name of a tensor in any file -> the one that `tensor_name` gives.
+      convolutions: shapes of the tensors of kernels, by path, that are stored with more than
+        two dimensions.
     """
-    expected = {}
-    for path, leaf in shapes.items():
-        for name, layer in layers(path, leaf.shape, name_of):
-            own = leaf.shape if layer is None else leaf.shape[1:]
-            expected[name] = _tensor_shape(path, own, config)
-    return expected
 
+    tensor_name: Callable[[str], str]
+    published_name: Callable[[str], str] = str
+    convolutions: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
-def to_tensor(path: str, value: np.ndarray, config: ModelConfig) -> np.ndarray:
-    """Returns a tensor as a checkpoint holds it, its bytes in the order of its shape.
+    def layers(self, path: str, shape: tuple[int, ...]) -> list[tuple[str, int | None]]:
+        """Returns the tensors that make up a parameter: name and layer (None if not stacked)."""
+        name = self.tensor_name(path)
+        if '{}' not in name:
+            return [(name, None)]
+        return [(name.format(layer), layer) for layer in range(shape[0])]
 
-    Args:
-      path: of the parameter.
-      value: the parameter, or one layer of it.
-      config: sizes.
-    """
-    shape = _tensor_shape(path, value.shape, config)
-    if _is_kernel(path):
-        transposed = np.empty(value.shape[::-1], value.dtype)
-        _transpose(value, transposed)
-        value = transposed
-    return np.ascontiguousarray(value).reshape(shape)
+    def expected_shapes(self, shapes: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+        """Returns the shapes of a checkpoint's tensors by their published names.
+
+        Args:
+          shapes: parameters or `ShapeDtypeStruct`s, by path.
+        """
+        return {name: self._shape(path, leaf.shape if layer is None else leaf.shape[1:])
+                for path, leaf in shapes.items() for name, layer in self.layers(path, leaf.shape)}
+
+    def to_tensor(self, path: str, value: np.ndarray) -> np.ndarray:
+        """Returns a tensor as a checkpoint holds it, its bytes in the order of its shape.
+
+        Args:
+          path: of the parameter.
+          value: the parameter, or one layer of it.
+        """
+        shape = self._shape(path, value.shape)
+        if _is_kernel(path):
+            transposed = np.empty(value.shape[::-1], value.dtype)
+            _transpose(value, transposed)
+            value = transposed
+        return np.ascontiguousarray(value).reshape(shape)
+
+    def _shape(self, path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """Shape of a tensor, from that of its parameter (without the layer axis)."""
+        if path in self.convolutions:
+            return self.convolutions[path]
+        return shape[::-1] if _is_kernel(path) else shape
 
 
 def read_slice(path: str, tensor: Any, index: tuple[slice, ...], out: np.ndarray) -> None:
@@ -97,7 +74,7 @@ def read_slice(path: str, tensor: Any, index: tuple[slice, ...], out: np.ndarray
       index: of the slice in the parameter (without the layer axis); steps are 1.
       out: the slice is written here, in this array's dtype.
     """
-    if path == 'visual/patch_embed/kernel':
+    if len(tensor.get_shape()) > 2:  # A convolution that takes a patch as a whole.
         rows, columns = index
         whole = tensor[columns]
         _transpose(whole.reshape(len(whole), -1)[:, rows], out)
@@ -117,17 +94,6 @@ def read_slice(path: str, tensor: Any, index: tuple[slice, ...], out: np.ndarray
 
 def _is_kernel(path: str) -> bool:
     return path.endswith('/kernel')
-
-
-def _tensor_shape(
-    path: str, shape: tuple[int, ...], config: ModelConfig | None
-) -> tuple[int, ...]:
-    """Shape of a tensor, from that of its parameter (without the layer axis)."""
-    if path == 'visual/patch_embed/kernel' and config is not None:
-        vision = config.vision
-        return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size,
-                vision.patch_size)
-    return shape[::-1] if _is_kernel(path) else shape
 
 
 def _transpose(matrix: np.ndarray, out: np.ndarray) -> None:

@@ -22,7 +22,7 @@ from vrag_jax.models.common.layers import Linear
 from vrag_jax.models.common.parameters import Params, merge
 from vrag_jax.models.common.peft import CONFIG_FILE, WEIGHTS_FILE, PeftAdapter
 from vrag_jax.models.common.quantization import dequantized
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
+from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import to_host
 
@@ -70,14 +70,14 @@ def is_adapter(path: str) -> bool:
     return bool(ADAPTER.search(path))
 
 
-def drops_out(graphdef: nnx.GraphDef[Qwen2_5_VL], params: Params) -> bool:
+def drops_out(graphdef: nnx.GraphDef[PolicyModel], params: Params) -> bool:
     """Whether a policy has adapters with dropout."""
     model = merge(graphdef, params)
     return any(isinstance(layer, Linear) and layer.lora_dropout > 0
-               for _, layer in nnx.iter_graph(model.language_model.layers))
+               for _, layer in nnx.iter_graph(model.adaptable()))
 
 
-def add_adapters(model: Qwen2_5_VL, config: LoraConfig, rngs: nnx.Rngs) -> None:
+def add_adapters(model: PolicyModel, config: LoraConfig, rngs: nnx.Rngs) -> None:
     """Gives the decoder's stacked layers adapters, float32 whatever the base is.
 
     Args:
@@ -87,7 +87,7 @@ def add_adapters(model: Qwen2_5_VL, config: LoraConfig, rngs: nnx.Rngs) -> None:
     """
     if not config.rank:
         return
-    for path, layer in nnx.iter_graph(model.language_model.layers):
+    for path, layer in nnx.iter_graph(model.adaptable()):
         if not isinstance(layer, Linear) or path[-1] not in config.targets:
             continue
         depth, inputs, outputs = layer.kernel.shape

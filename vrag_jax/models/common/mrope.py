@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, TextConfig
+from vrag_jax.models.common.config import ModelConfig, TextConfig
 
 
 def text_positions(start: int, count: int) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Images of any size packed into windowed patch buffers of a few sizes.
 
-The layout is what makes Qwen2.5-VL's window attention dense: row `w` of the
+The layout is what makes window attention (Qwen2.5-VL) dense: row `w` of the
 buffer is one attention window. A 140 x 84 pixel image has 5 x 3 merged tokens;
 with windows of 4 x 4 it takes two rows, and what it does not fill is padding
 (merged tokens are numbered in raster order, `.` is padding):
@@ -17,7 +17,7 @@ from collections.abc import Iterable, Sequence
 import jax
 import numpy as np
 
-from vrag_jax.models.qwen2_5_vl.config import ModelConfig, VisionConfig
+from vrag_jax.models.common.config import ModelConfig, VisionConfig
 
 Grid = tuple[int, int, int]
 Array = np.ndarray | jax.Array

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from vrag_jax.models.common import hf_layout
+from vrag_jax.models.common.hf_layout import WeightLayout
 
 WEIGHTS_FILE = 'adapter_model.safetensors'
 CONFIG_FILE = 'adapter_config.json'
@@ -29,7 +29,7 @@ class PeftAdapter:
 
     Args:
       directory: with `adapter_config.json` and `adapter_model.safetensors`.
-      published_name: name in the file -> name of the tensor in the base's checkpoint.
+      layout: of the base's checkpoint; by default tensors keep the names of the file.
 
     Attributes:
       file: of the tensors.
@@ -41,14 +41,16 @@ class PeftAdapter:
       ValueError: if a file cannot be read, or the settings are not supported.
     """
 
-    def __init__(self, directory: Path, published_name: Callable[[str], str] = str):
+    def __init__(self, directory: Path,
+                 layout: WeightLayout = WeightLayout(str)):  # noqa: B008 (immutable)
         self.file = _require_weights(directory)
         self.settings = read_settings(directory)
         try:
             tensors = load_file(self.file)
         except SafetensorError as error:
             raise ValueError(f'{self.file}: truncated or not safetensors: {error}') from error
-        self.tensors = {published_name(name): value for name, value in tensors.items()}
+        self._layout = layout
+        self.tensors = {layout.published_name(name): value for name, value in tensors.items()}
         self._used: set[str] = set()
 
     def merge(self, path: str, kernel: jax.Array) -> jax.Array:
@@ -62,7 +64,7 @@ class PeftAdapter:
         """
         if not path.endswith('/kernel'):
             return kernel
-        stacked = hf_layout.layers(path, kernel.shape)
+        stacked = self._layout.layers(path, kernel.shape)
         changes = [self._change(name.removesuffix('.weight'), kernel.shape[-2:])
                    for name, _ in stacked]
         if all(change is None for change in changes):

@@ -1,4 +1,4 @@
-"""The vision tower: window attention over packed patches, and the patch merger."""
+"""A vision tower: attention over packed patches, in windows or whole images, and the merger."""
 
 import math
 
@@ -7,43 +7,46 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from vrag_jax.models.common.config import VisionConfig
 from vrag_jax.models.common.layers import (
     MASKED,
     Numerics,
-    SwiGLU,
-    layer_norm,
     linear,
     residual_scale,
-    rms_norm,
     scan_layers,
     stack_layers,
 )
 from vrag_jax.models.common.mrope import rotate
 from vrag_jax.models.common.packing import PatchBatch
 from vrag_jax.models.common.pixels import patch_values
-from vrag_jax.models.qwen2_5_vl.config import VisionConfig
 from vrag_jax.parallel.sharding import constrain
 
-NORM_EPSILON = 1e-6
+NORM_EPSILON = 1e-6  # Of the norms of all families.
 ROPE_THETA = 10000.0
 PARALLEL_WINDOWS = 8  # Windows whose full attention is worked out at a time.
 
 
 class VisionTower(nnx.Module):
-    """Patches to merged features.
+    """Patches to merged features; a family gives the norms and the MLPs of its blocks."""
 
-    `Qwen2_5_VisionTransformerPretrainedModel`, or `Qwen2VisionTransformerPretrainedModel`
-    by `config.architecture`.
-    """
+    @staticmethod
+    def norm(config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes a norm, `[..., D] -> [..., D]`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def mlp(config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Module:
+        """Makes the MLP of a block, `[..., D] -> [..., D]`."""
+        raise NotImplementedError
 
     def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
         self.config = config
         self.numerics = numerics
         self.patch_embed = linear(
-            config.patch_dim, config.hidden_size, numerics, rngs, bias=False)
+            config.patch_dim, config.width, numerics, rngs, bias=False)
         self.blocks = stack_layers(
-            lambda rngs: VisionBlock(config, numerics, rngs), config.depth, rngs)
-        self.merger = PatchMerger(config, numerics, rngs)
+            lambda rngs: VisionBlock(self, config, numerics, rngs), config.depth, rngs)
+        self.merger = PatchMerger(self, config, numerics, rngs)
 
     def __call__(self, batch: PatchBatch) -> jax.Array:
         """Encodes packed images.
@@ -52,7 +55,7 @@ class VisionTower(nnx.Module):
           batch: patches in windows.
 
         Returns:
-          `[M, out_hidden_size]` merged features, images one after the other in
+          `[M, output_width]` merged features, images one after the other in
           raster order; zero on padding.
         """
         pixels = jnp.asarray(batch.pixels)
@@ -64,7 +67,7 @@ class VisionTower(nnx.Module):
         x = constrain(x, ('windows',))
         angles = rotary_angles(jnp.asarray(batch.positions), self.config.head_dim)
         graphdef, stacked = nnx.split(self.blocks)
-        is_full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)
+        is_full = np.isin(np.arange(self.config.depth), self.config.full_layers)
 
         def body(x, layer):
             params, full = layer
@@ -78,46 +81,27 @@ class VisionTower(nnx.Module):
 
 
 class VisionBlock(nnx.Module):
-    """Pre-norm attention and MLP: SwiGLU, or quick GELU in Qwen2-VL."""
+    """Pre-norm attention and MLP."""
 
-    def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
-        size = config.hidden_size
-        self.norm1 = _norm(config, numerics, rngs)
+    def __init__(self, tower: VisionTower, config: VisionConfig, numerics: Numerics,
+                 rngs: nnx.Rngs):
+        self.norm1 = tower.norm(config, numerics, rngs)
         self.attention = VisionAttention(config, numerics, rngs)
-        self.norm2 = _norm(config, numerics, rngs)
-        scale = residual_scale(config.depth)
-        if config.architecture == 'qwen2_vl':
-            self.mlp: nnx.Module = QuickGeluMlp(
-                size, config.intermediate_size, numerics, rngs, out_scale=scale)
-        else:
-            self.mlp = SwiGLU(size, config.intermediate_size, numerics, rngs, bias=True,
-                              out_scale=scale)
+        self.norm2 = tower.norm(config, numerics, rngs)
+        self.mlp = tower.mlp(config, numerics, rngs)
 
     def __call__(self, x, angles, batch: PatchBatch, full: jax.Array) -> jax.Array:
         x = x + self.attention(self.norm1(x), angles, batch, full)
         return x + self.mlp(self.norm2(x))
 
 
-class QuickGeluMlp(nnx.Module):
-    """`fc2(h * sigmoid(1.702 h))` with `h = fc1(x)`, `[..., D] -> [..., D]`."""
-
-    def __init__(self, size: int, hidden: int, numerics: Numerics, rngs: nnx.Rngs, *,
-                 out_scale: float):
-        self.fc1 = linear(size, hidden, numerics, rngs, bias=True)
-        self.fc2 = linear(hidden, size, numerics, rngs, bias=True, init_scale=out_scale)
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        hidden = self.fc1(x)
-        return self.fc2(hidden * jax.nn.sigmoid(1.702 * hidden))
-
-
 class VisionAttention(nnx.Module):
     """Attention inside windows, or inside whole images."""
 
     def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
-        size = config.hidden_size
+        size = config.width
         self.heads = config.num_heads
-        self.always_full = len(set(config.fullatt_block_indexes)) == config.depth
+        self.always_full = len(set(config.full_layers)) == config.depth
         self.qkv = linear(size, 3 * size, numerics, rngs, bias=True)
         self.proj = linear(size, size, numerics, rngs, bias=True,
                            init_scale=residual_scale(config.depth))
@@ -161,20 +145,16 @@ class VisionAttention(nnx.Module):
 class PatchMerger(nnx.Module):
     """Joins the patches under one token, `[W, P, D] -> [W * P / merge_area, out]`."""
 
-    def __init__(self, config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs):
-        self.joined = config.hidden_size * config.merge_area
-        self.ln_q = _norm(config, numerics, rngs)
+    def __init__(self, tower: VisionTower, config: VisionConfig, numerics: Numerics,
+                 rngs: nnx.Rngs):
+        self.joined = config.width * config.merge_area
+        self.ln_q = tower.norm(config, numerics, rngs)
         self.fc1 = linear(self.joined, self.joined, numerics, rngs, bias=True)
-        self.fc2 = linear(self.joined, config.out_hidden_size, numerics, rngs, bias=True)
+        self.fc2 = linear(self.joined, config.output_width, numerics, rngs, bias=True)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         x = self.ln_q(x).reshape(-1, self.joined)
         return self.fc2(jax.nn.gelu(self.fc1(x), approximate=False))
-
-
-def _norm(config: VisionConfig, numerics: Numerics, rngs: nnx.Rngs) -> nnx.Module:
-    norm = layer_norm if config.architecture == 'qwen2_vl' else rms_norm
-    return norm(config.hidden_size, NORM_EPSILON, numerics, rngs)
 
 
 def rotary_angles(positions: jax.Array, head_dim: int) -> tuple[jax.Array, jax.Array]:

@@ -1,0 +1,1 @@
+"""Qwen2-VL: sizes, vision tower, the whole model."""
