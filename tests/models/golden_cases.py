@@ -19,7 +19,7 @@ class Case:
     """One random model and a batch whose rows have 0, 1 and 3 images.
 
     Grids are in patches. With windows of `window_units` merged tokens a side,
-    most do not divide into whole windows.
+    most do not divide into whole windows; for Qwen2-VL these lie in memory only.
     """
 
     name: str
@@ -32,11 +32,12 @@ class Case:
     full_layers: tuple[int, ...]
     rows: tuple[tuple[Grid, ...], ...]
     yarn: dict | None = None
+    family: str = 'qwen2_5_vl'
 
     def hf_config(self) -> dict:
         """The model's `config.json`, in the published layout."""
         return {
-            'model_type': 'qwen2_5_vl', 'vocab_size': VOCABULARY, 'hidden_size': 16 * self.heads,
+            'model_type': self.family, 'vocab_size': VOCABULARY, 'hidden_size': 16 * self.heads,
             'intermediate_size': 72, 'num_hidden_layers': 3,
             'num_attention_heads': self.heads, 'num_key_value_heads': self.kv_heads,
             'hidden_act': 'silu', 'rms_norm_eps': 1e-6, 'rope_theta': 10000.0,
@@ -47,13 +48,20 @@ class Case:
             'vision_start_token_id': VISION_START, 'vision_end_token_id': VISION_END,
             'bos_token_id': 0, 'eos_token_id': 1,
             'vision_config': {
-                'model_type': 'qwen2_5_vl', 'depth': self.vision_depth, 'hidden_size': 32,
-                'intermediate_size': 40, 'num_heads': 2, 'out_hidden_size': 16 * self.heads,
+                'model_type': self.family, 'depth': self.vision_depth, 'num_heads': 2,
                 'in_channels': 3, 'patch_size': self.patch, 'temporal_patch_size': 2,
-                'spatial_merge_size': 2, 'window_size': self.window_units * self.patch * 2,
-                'fullatt_block_indexes': list(self.full_layers), 'hidden_act': 'silu',
+                'spatial_merge_size': 2, **self._own_vision_fields(),
             },
         }
+
+    def _own_vision_fields(self) -> dict:
+        width = 16 * self.heads
+        if self.family == 'qwen2_vl':
+            return {'embed_dim': 32, 'hidden_size': width, 'mlp_ratio': 3,
+                    'hidden_act': 'quick_gelu'}
+        return {'hidden_size': 32, 'intermediate_size': 40, 'out_hidden_size': width,
+                'window_size': self.window_units * self.patch * 2,
+                'fullatt_block_indexes': list(self.full_layers), 'hidden_act': 'silu'}
 
     @property
     def grids(self) -> list[Grid]:
@@ -112,13 +120,20 @@ CASES = (
     Case('yarn', heads=4, kv_heads=2, tied=True, patch=2, window_units=4, vision_depth=2,
          full_layers=(1,), rows=((), ((1, 8, 8), (1, 4, 6), (1, 8, 4)), ((1, 2, 8),)),
          yarn={'type': 'yarn', 'factor': 4.0, 'original_max_position_embeddings': 16}),
+    # Every layer of this tower sees whole images.
+    Case('qwen2_vl_tied', heads=4, kv_heads=1, tied=True, patch=2, window_units=4,
+         vision_depth=2, full_layers=(0, 1), family='qwen2_vl',
+         rows=((), ((1, 6, 10),), ((1, 8, 8), (1, 2, 14), (1, 10, 20)))),
+    Case('qwen2_vl_untied', heads=4, kv_heads=2, tied=False, patch=14, window_units=4,
+         vision_depth=3, full_layers=(0, 1, 2), family='qwen2_vl',
+         rows=(((1, 12, 6), (1, 6, 12)), (), ((1, 18, 4),))),
 )
 # What Qwen recommends for long contexts; goldens hold the frequencies.
 PUBLISHED_YARN = {'type': 'yarn', 'mrope_section': [16, 24, 24], 'factor': 4.0,
                   'original_max_position_embeddings': 32768}
 
-# Adapters that PEFT has saved are of this case.
-ADAPTED = CASES[1]
+# Adapters that PEFT has saved, by folder, and the cases that they are of.
+ADAPTED = {'adapter': CASES[1], 'adapter_qwen2_vl': CASES[-1]}
 ADAPTER = {'rank': 4, 'alpha': 6.0, 'targets': ('q_proj', 'v_proj', 'o_proj', 'down_proj')}
 
 

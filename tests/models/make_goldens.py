@@ -11,7 +11,13 @@ import sys
 import numpy as np
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
+from transformers import (
+    PreTrainedModel,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
+)
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VLRotaryEmbedding
 
 from tests.models.golden_cases import (
@@ -25,17 +31,21 @@ from tests.models.golden_cases import (
     weight,
 )
 
+CLASSES = {'qwen2_5_vl': (Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration),
+           'qwen2_vl': (Qwen2VLConfig, Qwen2VLForConditionalGeneration)}
+
 
 def published(name: str) -> str:
     """The name of a tensor in the published checkpoints."""
     return name.replace('model.language_model.', 'model.').replace('model.visual.', 'visual.')
 
 
-def build(case: Case) -> Qwen2_5_VLForConditionalGeneration:
+def build(case: Case) -> PreTrainedModel:
     """The case's model in float32 with its seeded weights."""
-    config = Qwen2_5_VLConfig(**case.hf_config())
+    config_class, model_class = CLASSES[case.family]
+    config = config_class(**case.hf_config())
     config._attn_implementation = 'eager'
-    model = Qwen2_5_VLForConditionalGeneration(config).float().eval()
+    model = model_class(config).float().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(torch.from_numpy(
@@ -73,7 +83,7 @@ def run(case: Case) -> dict[str, np.ndarray]:
     }
 
 
-def adapted(case: Case) -> np.ndarray:
+def adapted(case: Case, folder: str) -> np.ndarray:
     """Saves random adapters of a case with PEFT; returns the logits that they give."""
     targets = '|'.join(ADAPTER['targets'])
     model = get_peft_model(build(case), LoraConfig(
@@ -89,8 +99,8 @@ def adapted(case: Case) -> np.ndarray:
         mm_token_type_ids=(tokens == model.config.image_token_id).int(),
         image_grid_thw=torch.tensor(case.grids),
         pixel_values=torch.from_numpy(np.concatenate(case.pixels()))).logits
-    model.save_pretrained(GOLDENS / 'adapter')
-    (GOLDENS / 'adapter' / 'README.md').unlink(missing_ok=True)
+    model.save_pretrained(GOLDENS / folder)
+    (GOLDENS / folder / 'README.md').unlink(missing_ok=True)
     return logits.detach().numpy()[real.numpy()]
 
 
@@ -115,11 +125,12 @@ def main():
         np.savez_compressed(GOLDENS / f'{case.name}.npz', **golden)
         print(case.name, 'logits', golden['logits'].shape, 'std', golden['logits'].std(),
               'loss', golden['loss'])
-    if names:
-        return
-    logits = adapted(ADAPTED)
-    np.savez_compressed(GOLDENS / 'adapter' / 'logits.npz', logits=logits)
-    print('adapter', 'logits', logits.shape, 'std', logits.std())
+    for folder, case in ADAPTED.items():
+        if names and case.name not in names:
+            continue
+        logits = adapted(case, folder)
+        np.savez_compressed(GOLDENS / folder / 'logits.npz', logits=logits)
+        print(folder, 'logits', logits.shape, 'std', logits.std())
 
 
 if __name__ == '__main__':

@@ -191,8 +191,7 @@ class ModelConfig:
                              'text.num_key_value_heads')
         if self.vision.output_width != text.hidden_size:
             raise ValueError(f'the features of the vision tower are {self.vision.output_width} '
-                             f'wide (out_hidden_size), but text.hidden_size is '
-                             f'{text.hidden_size}')
+                             f'wide, but text.hidden_size is {text.hidden_size}')
         if not all(0 <= i < text.vocab_size for i in self.suppressed_ids):
             raise ValueError(f'suppressed_ids must be below text.vocab_size {text.vocab_size}')
 

@@ -29,7 +29,7 @@ class Qwen2VisionConfig(VisionConfig):
 
     embed_dim: int = 1280
     hidden_size: int = 3584
-    mlp_ratio: float = 4
+    mlp_ratio: int = 4
 
     @property
     def width(self) -> int:
@@ -37,7 +37,7 @@ class Qwen2VisionConfig(VisionConfig):
 
     @property
     def mlp_width(self) -> int:
-        return int(self.embed_dim * self.mlp_ratio)
+        return self.embed_dim * self.mlp_ratio
 
     @property
     def output_width(self) -> int:

@@ -121,50 +121,55 @@ def test_gradient_of_masked_loss_within_1e_3(case, run, model):
         assert np.linalg.norm(got - want) < 1e-3 * np.linalg.norm(want), name
 
 
+@pytest.fixture(scope='module', params=ADAPTED)
+def folder(request):
+    return request.param
+
+
 @pytest.fixture(scope='module')
-def adapted(tmp_path_factory):
+def adapted(folder, tmp_path_factory):
     """Model with the adapters that PEFT has saved: graph definition, parameters, config."""
-    model = load(ADAPTED, tmp_path_factory.mktemp('adapted'))
+    model = load(ADAPTED[folder], tmp_path_factory.mktemp('adapted'))
     lora = LoraConfig(**ADAPTER)
     add_adapters(model, lora, nnx.Rngs(0))
     graphdef, params = flat_params(model)
-    read = load_adapters(GOLDENS / 'adapter', params, lora)
+    read = load_adapters(GOLDENS / folder, params, lora)
     return graphdef, {**params, **jax.tree.map(jnp.asarray, read)}, lora
 
 
-def logits_of(graphdef, params, config):
-    return jax.jit(lambda p: forward(ADAPTED, graphdef, config)(p)[1]['logits'])(params)
+def logits_of(case, graphdef, params, config):
+    return jax.jit(lambda p: forward(case, graphdef, config)(p)[1]['logits'])(params)
 
 
-def test_logits_with_adapters_that_peft_has_saved(adapted):
+def test_logits_with_adapters_that_peft_has_saved(folder, adapted):
     graphdef, params, _ = adapted
-    expected = golden('adapter/logits')['logits']
-    got = logits_of(graphdef, params, merge(graphdef, params).config)
+    expected = golden(f'{folder}/logits')['logits']
+    got = logits_of(ADAPTED[folder], graphdef, params, merge(graphdef, params).config)
     np.testing.assert_allclose(got, expected, rtol=0, atol=1e-4)
     # Without them they are others.
-    assert np.abs(golden(ADAPTED.name)['logits'] - expected).max() > 0.1
+    assert np.abs(golden(ADAPTED[folder].name)['logits'] - expected).max() > 0.1
 
 
-def test_a_merged_policy_is_an_ordinary_checkpoint(adapted, tmp_path):
+def test_a_merged_policy_is_an_ordinary_checkpoint(folder, adapted, tmp_path):
     graphdef, params, lora = adapted
     config = merge(graphdef, params).config
     plain = merged(params, lora)
     hf_checkpoint.save_params(plain.__getitem__, plain, config, tmp_path)
     read = hf_checkpoint.load(tmp_path)
-    got = logits_of(*flat_params(read), config)
-    np.testing.assert_allclose(got, golden('adapter/logits')['logits'], rtol=0, atol=1e-4)
+    got = logits_of(ADAPTED[folder], *flat_params(read), config)
+    np.testing.assert_allclose(got, golden(f'{folder}/logits')['logits'], rtol=0, atol=1e-4)
 
 
-def test_adapters_are_saved_under_the_names_of_peft(adapted, tmp_path):
+def test_adapters_are_saved_under_the_names_of_peft(folder, adapted, tmp_path):
     _, params, lora = adapted
     save_adapters(tmp_path, params, lora, '')
-    ours, theirs = (load_file(folder / 'adapter_model.safetensors')
-                    for folder in (tmp_path, GOLDENS / 'adapter'))
+    ours, theirs = (load_file(directory / 'adapter_model.safetensors')
+                    for directory in (tmp_path, GOLDENS / folder))
     assert ours.keys() == theirs.keys()
     for name, tensor in theirs.items():
         np.testing.assert_array_equal(ours[name], tensor)
-    stored, golden_config = (json.loads((folder / 'adapter_config.json').read_text())
-                             for folder in (tmp_path, GOLDENS / 'adapter'))
+    stored, golden_config = (json.loads((directory / 'adapter_config.json').read_text())
+                             for directory in (tmp_path, GOLDENS / folder))
     # PEFT's own settings pick the same layers.
     for name in theirs:
         module = name.removeprefix('base_model.model.').rpartition('.lora_')[0]
