@@ -62,14 +62,14 @@ class VisionLanguageModel(PolicyModel):
     ) -> jax.Array:
         if segment_ids is None:
             segment_ids = jnp.ones_like(tokens)
-        x = self._embed(tokens, image_features, image_index)
+        x = self.embed(tokens, image_features, image_index)
         return self.language_model(x, position_ids, segment_ids, dropout_key)
 
     def extend(
         self, tokens, position_ids, recent, place, recent_seen, past=None, past_seen=None,
         image_features=None, image_index=None, layers=None,
     ) -> tuple[jax.Array, Caches]:
-        x = self._embed(tokens, image_features, image_index)
+        x = self.embed(tokens, image_features, image_index)
         return self.language_model.extend(
             x, position_ids, recent, place, recent_seen, past, past_seen, layers)
 
@@ -96,7 +96,7 @@ class VisionLanguageModel(PolicyModel):
             logits = jnp.where(suppressed, MASKED, logits)
         return logits.reshape(*hidden.shape[:-1], kernel.shape[-1])
 
-    def _embed(self, tokens, image_features, image_index) -> jax.Array:
+    def embed(self, tokens, image_features, image_index) -> jax.Array:
         """Token embeddings with image features in place of the placeholders."""
         x = self.language_model.embed(tokens)
         if image_features is None or image_index is None:
