@@ -26,9 +26,9 @@ from benchmarks import paired
 from benchmarks.setting import CHECKPOINT, grouped_questions, open_run
 from vrag_jax.actions.stopping import StopTable, build_stop_table
 from vrag_jax.data.records import Question
-from vrag_jax.data.tokenizer import token_bytes
 from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.pixels import patch_values
+from vrag_jax.models.common.tokenizer import token_bytes
 from vrag_jax.rollout.episode import Episode
 from vrag_jax.run.context import RunContext
 

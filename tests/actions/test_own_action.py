@@ -9,12 +9,12 @@ from vrag_jax.actions.grammar import parse_action
 from vrag_jax.actions.registry import DEFAULT_ACTIONS, action_metrics, get_actions, hints, label
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.config import ConfigError, parse
-from vrag_jax.data.tokenizer import token_bytes
 from vrag_jax.evaluation.compare import compare
 from vrag_jax.evaluation.metrics import summarize
 from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import save_results
 from vrag_jax.evaluation.trajectory_io import load_trajectories, save_trajectories
+from vrag_jax.models.common.tokenizer import token_bytes
 from vrag_jax.rollout.driver import run_expert
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig

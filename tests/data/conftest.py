@@ -11,11 +11,8 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.data.tokenizer import (
-    as_chat_tokenizer,
-    byte_level_tokenizer,
-    train_tiny_tokenizer,
-)
+from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.models.common.tokenizer import as_chat_tokenizer, byte_level_tokenizer
 
 TEXTS = ['<think> A K M. K top left.</think><bbox>[12,34,56,78]</bbox>',
          '<think>472.</think><answer>472</answer>', '<search> velora market</search>']

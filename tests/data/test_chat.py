@@ -6,7 +6,7 @@ import pytest
 
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.tokenizer import token_bytes
+from vrag_jax.models.common.tokenizer import token_bytes
 
 # As in Qwen2.5-VL's: a default system turn, images counted on demand.
 QWEN_VL_TEMPLATE = (

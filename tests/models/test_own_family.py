@@ -1,20 +1,15 @@
-"""A family of policies from outside the package: one module, one line that registers it.
-
-It is Qwen2.5-VL with larger patches, another `model_type`, and features of two parts, as those
-of a tower have that also feeds deeper layers of the decoder.
-"""
+"""A family of policies from outside the package is sampled with, learnt from, saved and read."""
 
 import dataclasses
 import json
-from typing import ClassVar
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
 
+from tests.models import two_part_family
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.config import ConfigError
 from vrag_jax.data.records import Question
@@ -22,13 +17,8 @@ from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.steps import supervised
 from vrag_jax.models import families
 from vrag_jax.models.common import hf_checkpoint
-from vrag_jax.models.common.config import ModelConfig
-from vrag_jax.models.common.images import ImagePreprocessor, PatchImages
-from vrag_jax.models.common.lookup import lookup
+from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.parameters import flat_params
-from vrag_jax.models.qwen2_5_vl.config import Qwen25VisionConfig
-from vrag_jax.models.qwen2_5_vl.family import QWEN2_5_VL
-from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.perception.frames import Frame
 from vrag_jax.rollout.environment import EnvironmentConfig
@@ -41,55 +31,15 @@ from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.sampling.scheduler import Scheduler
 from vrag_jax.sampling.slots import SamplerConfig
 
+TWO_PART_VL = two_part_family.TWO_PART_VL
 IMAGE, END, VOCAB = 3, 2, 64
-
-
-# ---- The module that somebody writes
-
-
-@dataclasses.dataclass(frozen=True)
-class LargePatches(Qwen25VisionConfig):
-    model_type: ClassVar[str] = 'two_part_vl'
-    patch_size: int = 16
-    window_size: int = 128
-
-
-class TwoParts(Qwen2_5_VL):
-    def encode_images(self, batch):
-        features = super().encode_images(batch)
-        return {'first': features, 'deep': jnp.tanh(features)}
-
-    def embed(self, tokens, image_features, image_index):
-        if image_features is None:
-            return super().embed(tokens, None, None)
-        x = super().embed(tokens, image_features['first'], image_index)
-        deep = lookup(image_features['deep'], jnp.maximum(image_index, 0), x.dtype)
-        return x + jnp.where((image_index >= 0)[..., None], deep, 0)
-
-
-class TwoPartImages(PatchImages):
-    def features(self, rows, dtype):
-        part = super().features(rows, dtype)
-        return {'first': part, 'deep': part}
-
-
-_TINY = QWEN2_5_VL.presets['tiny']
-FAMILY = dataclasses.replace(
-    QWEN2_5_VL, model_type='two_part_vl', model=TwoParts, images=TwoPartImages,
-    from_hf=lambda config: ModelConfig.from_hf(config, LargePatches),
-    presets={'tiny_two_part': dataclasses.replace(_TINY, vision=LargePatches(
-        depth=2, hidden_size=128, intermediate_size=256, num_heads=4, out_hidden_size=128,
-        fullatt_block_indexes=(1,)))})
 
 
 @pytest.fixture(scope='module', autouse=True)
 def registered():
-    families.register(FAMILY)  # The one line.
+    families.register(TWO_PART_VL)  # The one line.
     yield
     del families._FAMILIES['two_part_vl']
-
-
-# ---- What the package does with it
 
 
 @pytest.fixture(scope='module')
@@ -99,7 +49,7 @@ def config():
 
 @pytest.fixture(scope='module')
 def policy(config):
-    model = FAMILY.model(config, rngs=nnx.Rngs(0))
+    model = TWO_PART_VL.model(config, rngs=nnx.Rngs(0))
     graphdef, params = flat_params(model)
     # Random queries and keys of the usual size make attention nearly uniform.
     return graphdef, {path: value * 4 if path.endswith(('q_proj/kernel', 'k_proj/kernel'))
@@ -110,8 +60,8 @@ def episode(config, seed):
     """One that has been shown an image of 64 x 96 pixels, 2 x 3 tokens of 32 pixels a side."""
     spec = families.image_spec(config)
     assert spec.factor == 32
-    processor = FAMILY.new_processor(config)
-    scaled = FAMILY.with_processor(config, processor)
+    processor = TWO_PART_VL.new_processor(config)
+    scaled = TWO_PART_VL.with_processor(config, processor)
     rng = np.random.default_rng(seed)
     picture = Image.fromarray(rng.integers(0, 256, (64, 96, 3), np.uint8))
     shown, = ImagePreprocessor(processor, families.image_spec(scaled))([picture])
@@ -171,12 +121,12 @@ def test_the_learner_computes_what_was_sampled_and_takes_a_step(
 
 
 def test_its_checkpoint_is_found_by_its_model_type(config, policy, tmp_path):
-    model = FAMILY.model(config, rngs=nnx.Rngs(1))
+    model = TWO_PART_VL.model(config, rngs=nnx.Rngs(1))
     hf_checkpoint.save(model, tmp_path / 'saved')
     stored = json.loads((tmp_path / 'saved' / 'config.json').read_text())
     assert stored['model_type'] == 'two_part_vl'
     loaded = hf_checkpoint.load(tmp_path / 'saved')
-    assert isinstance(loaded, TwoParts) and loaded.config == config
+    assert isinstance(loaded, two_part_family.TwoParts) and loaded.config == config
     for path, value in flat_params(model)[1].items():
         np.testing.assert_array_equal(flat_params(loaded)[1][path], value)
 
@@ -184,13 +134,13 @@ def test_its_checkpoint_is_found_by_its_model_type(config, policy, tmp_path):
 def test_a_config_names_its_preset_and_its_factor():
     run = RunConfig(task='grpo', policy=PolicyConfig(preset='tiny_two_part'),
                     environment=EnvironmentConfig(factor=32))
-    assert families.family_of(policy_config(run)) is FAMILY
+    assert families.family_of(policy_config(run)) is TWO_PART_VL
     run = dataclasses.replace(run, environment=EnvironmentConfig())
     with pytest.raises(ConfigError, match='config.environment.factor: 28, but .* multiples of 32'):
         policy_config(run)
 
 
-def test_a_name_that_is_taken_is_refused():
+def test_a_name_that_is_taken_is_refused(config):
     with pytest.raises(ValueError, match="'tiny' is taken by the family 'qwen2_5_vl'"):
         families.register(dataclasses.replace(
-            FAMILY, model_type='other', presets={'tiny': _TINY}))
+            TWO_PART_VL, model_type='other', presets={'tiny': config}))

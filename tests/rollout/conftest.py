@@ -13,10 +13,11 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.data.tokenizer import ids_without_text, token_bytes, train_tiny_tokenizer
+from vrag_jax.data.tokenizer import train_tiny_tokenizer
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.common.tokenizer import ids_without_text, token_bytes
 from vrag_jax.models.families import image_spec, preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.retrieval.hits import Hit

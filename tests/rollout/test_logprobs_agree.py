@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 
 from vrag_jax.data.sequences import global_rows
-from vrag_jax.data.tokenizer import token_bytes
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.learner.learner import Learner, LearnerConfig
 from vrag_jax.learner.steps import supervised
+from vrag_jax.models.common.tokenizer import token_bytes
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.sampling.distribution import SamplingConfig

@@ -15,10 +15,10 @@ from tests.tasks import export_cases as cases
 from tests.tasks import exports
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from vrag_jax.evaluation.outputs import export_policy
 from vrag_jax.models.common.hf_files import COMPANIONS
 from vrag_jax.models.common.lora import merged_parameter
+from vrag_jax.models.common.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import files, loop
 

@@ -8,7 +8,7 @@ from tests.tasks import small_loop
 from tests.tasks.conftest import SMALL_LOOP, finish, start
 from tests.tasks.small_loop import STEPS
 from vrag_jax.config import parse
-from vrag_jax.data.tokenizer import SPECIAL_TOKENS
+from vrag_jax.models.common.tokenizer import SPECIAL_TOKENS
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 

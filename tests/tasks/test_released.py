@@ -20,7 +20,7 @@ from vrag_jax.config import ConfigError, parse
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt, read_prompt
 from vrag_jax.data.records import Message, load_sharegpt, split_system
-from vrag_jax.data.tokenizer import load_tokenizer
+from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import read_config
 from vrag_jax.run import checks as check
 from vrag_jax.run.context import RunContext

@@ -14,8 +14,8 @@ from vrag_jax.perception.frames import Frame, box_fault
 # smart_resize refuses images whose sides differ by more than this factor.
 MAX_ASPECT = 200
 
-# Bounds of the area in the image processor of the published Qwen2.5-VL checkpoints.
-PROCESSOR_PIXELS = (4 * 28 * 28, 16384 * 28 * 28)
+# Bounds of the area in the image processor of the published checkpoints: 4 to 16384 tokens.
+PROCESSOR_PIXELS = (3136, 12_845_056)
 
 # A box may reach this share of the image's width or height beyond its edge, and
 # is clamped; further out it is invalid.
@@ -316,7 +316,7 @@ def _widen(interval: tuple[int, int], length: int, size: int) -> tuple[int, int]
 
 
 def render(page_image: Image.Image, frame: Frame) -> Image.Image:
-    """Returns the image of a frame, RGB: its region, resized as Qwen's image processor would.
+    """Returns the image of a frame, RGB: its region, resized as a policy's image processor would.
 
     Args:
       page_image: the page, of `frame.page_size`.

@@ -7,9 +7,9 @@ import jax
 
 from vrag_jax.config import ConfigError, naming
 from vrag_jax.data.chat import ChatFormat
-from vrag_jax.data.tokenizer import load_tokenizer
 from vrag_jax.embedders.registry import check_embedder
 from vrag_jax.models.common.hf_checkpoint import Tensors
+from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import family_of, image_spec, read_config
 from vrag_jax.parallel.mesh import resolve_shape
 from vrag_jax.planning.chips import parse_topology

@@ -16,17 +16,13 @@ from vrag_jax.actions.registry import get_actions
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.tokenizer import (
-    ids_without_text,
-    load_tokenizer,
-    token_bytes,
-    train_tiny_tokenizer,
-)
+from vrag_jax.data.tokenizer import train_tiny_tokenizer
 from vrag_jax.indexing.build import announce
 from vrag_jax.metrics import MetricsWriter
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.parameters import Params
+from vrag_jax.models.common.tokenizer import ids_without_text, load_tokenizer, token_bytes
 from vrag_jax.models.families import family_of, image_spec
 from vrag_jax.models.policy import PolicyFamily, PolicyModel
 from vrag_jax.parallel.distributed import is_main

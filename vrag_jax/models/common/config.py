@@ -162,7 +162,7 @@ class ModelConfig:
 
     `suppressed_ids` are never predicted: the model's `logits` masks them, for whoever
     samples and for whoever scores alike. They come from the tokenizer (see
-    `data.tokenizer.ids_without_text`), not from a checkpoint, and are not written to one.
+    `tokenizer.ids_without_text`), not from a checkpoint, and are not written to one.
 
     Raises:
       ValueError: if sizes contradict each other; names the field.
