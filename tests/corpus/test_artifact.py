@@ -143,8 +143,8 @@ def test_large_files_are_hashed_only_when_asked_for(tmp_path, monkeypatch):
 def test_linked_files_are_not_hashed_again(tmp_path, monkeypatch):
     write(tmp_path, 'old')
     hashed = []
-    original = artifact._checksum
-    monkeypatch.setattr(artifact, '_checksum',
+    original = artifact.file_digest
+    monkeypatch.setattr(artifact, 'file_digest',
                         lambda file: hashed.append(file.name) or original(file))
     old = data_file(tmp_path)
 

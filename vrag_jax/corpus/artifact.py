@@ -64,7 +64,7 @@ def _write(directory: Path, kind: str, write_files: Callable[[Path], dict[str, A
         known = _linked_checksums(directory, data)
         files = _files(data)
         manifest = {'kind': kind, 'version': FORMAT_VERSION, 'data': data.name,
-                    'files': {name: known.get(name) or _checksum(data / name) for name in files},
+                    'files': {name: known.get(name) or file_digest(data / name) for name in files},
                     'sizes': files, 'fields': fields}
         partial.write_text(json.dumps(manifest, ensure_ascii=False, indent=1), 'utf-8')
         for file in data.rglob('*'):
@@ -203,7 +203,7 @@ def _check(directory: Path, kind: str, text: str, verify: bool) -> tuple[Path, d
         if name not in files:
             raise ArtifactError(f'{file}: is not in the manifest')
         hashed = verify or actual[name] < LARGE or name not in sizes
-        if hashed and files[name] != _checksum(file):
+        if hashed and files[name] != file_digest(file):
             raise ArtifactError(f'{file}: has a wrong SHA-256 checksum')
         if actual[name] != sizes.get(name, actual[name]):
             raise ArtifactError(f'{file}: has {actual[name]} bytes, expected {sizes[name]}')
@@ -224,7 +224,8 @@ def _files(folder: Path) -> dict[str, int]:
             for file in sorted(p for p in folder.rglob('*') if p.is_file())}
 
 
-def _checksum(file: Path) -> str:
+def file_digest(file: Path) -> str:
+    """Returns the SHA-256 of a file, in hexadecimal."""
     with file.open('rb') as stream:
         return hashlib.file_digest(stream, 'sha256').hexdigest()
 

@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vrag_jax.corpus.artifact import file_digest
 from vrag_jax.corpus.pages import PageStore
 
 
@@ -108,8 +109,7 @@ def content_keys(reads: str, store: PageStore, texts: Sequence[str]) -> list[str
 
 @functools.lru_cache(maxsize=65_536)  # A page is looked at more than once in an update.
 def _file_digest(file: Path, size: int, mtime_ns: int) -> str:
-    with file.open('rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest()
+    return file_digest(file)
 
 
 def _digest(text: str) -> str:

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrag_jax.corpus.artifact import sync
+from vrag_jax.corpus.artifact import file_digest, sync
 from vrag_jax.corpus.hyphens import join_lines
 from vrag_jax.corpus.words import WORDS, Word, write_words
 
@@ -74,12 +74,6 @@ def content_key(sha256: str, rendering: Mapping[str, Any]) -> str:
     """Returns the name of the folder of a document: of its content and how it is rendered."""
     told = json.dumps([sha256, dict(rendering)], sort_keys=True)
     return hashlib.sha256(told.encode()).hexdigest()[:32]
-
-
-def file_digest(file: Path) -> str:
-    """Returns the SHA-256 of a file."""
-    with open(file, 'rb') as stream:
-        return hashlib.file_digest(stream, 'sha256').hexdigest()
 
 
 def write_page(folder: Path, record: PageRecord, words: Sequence[Word]) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vrag_jax.corpus.artifact import file_digest
 from vrag_jax.corpus.ingestion import folders, images, text_layer
 from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.ingestion.sources import Document
@@ -54,7 +55,7 @@ class Worker:
                     'digests': [part[1] for part in parts]}
         [file] = map(Path, document.files)
         pages = len(self._open(str(file))) if document.kind == 'pdf' else images.count_frames(file)
-        return {'sha256': folders.file_digest(file), 'pages': pages, 'stamps': stamps}
+        return {'sha256': file_digest(file), 'pages': pages, 'stamps': stamps}
 
     def read(self, document: Document, folder: str, indices: list[int],
              stamps: list[list[int]], digests: Sequence[str] = ()) -> dict[str, Any]:
@@ -127,7 +128,7 @@ class Worker:
                 elif lines:
                     text, words = '\n'.join(line.text for line in lines), _words_of(lines)
         return folders.PageRecord(
-            number, index, file.name, *size, folders.file_digest(file), file.stat().st_size,
+            number, index, file.name, *size, file_digest(file), file.stat().st_size,
             text if by_ocr or text else None, by_ocr, font_error, ocr_error, unread=unread), words
 
     def _open(self, file: str) -> Pdf:
@@ -173,7 +174,7 @@ def _check_stamps(found: list[list[int]], expected: list[list[int]], folder: Pat
 def _digest(file: Path) -> str:
     """Of an image; one that cannot be opened is a page that cannot be read."""
     try:
-        return folders.file_digest(file)
+        return file_digest(file)
     except OSError as error:
         return f'cannot be opened: {error.strerror}'
 
