@@ -54,12 +54,11 @@ class Updates:
 
     def _step(self, old: str) -> dict[str, float]:
         learner, features = self._learner, self._features
-        ref = learner.logprobs(self._reference, self.sequences, features)
-        given = groups.with_values(self.sequences, ref_logprobs=ref)
+        given = self.sequences
         if old == 'learner':
-            current = learner.logprobs(learner.state.params, self.sequences, features)
+            current = learner.logprobs(learner.state.params, given, features)
             given = groups.with_values(given, old_logprobs=current)
-        return learner.update(given, features)
+        return learner.update(given, features, reference=self._reference)
 
     def update(self, old: str = 'learner', keep_features: bool = False
                ) -> tuple[float, dict[str, Any]]:

@@ -127,6 +127,26 @@ def test_no_size_of_micro_batch_compiles_after_the_warm_up(
     assert compilations() == before
 
 
+@pytest.mark.parametrize('shape', [None, MESHES['all']], ids=['one device', 'all'])
+def test_the_reference_is_scored_in_the_micro_batches_of_the_update(
+        make_learner, sequences, policy, shape):
+    # Another policy than the one that is trained, in several micro-batches of two sizes.
+    reference = {path: value * 0.9 for path, value in policy[1].items()}
+    sizes = {} if shape else {'rows': 3, 'fewer_rows': (2, 1)}
+    learner = make_learner(shape, **sizes)
+    placed = jax.device_put(reference, tree_shardings(reference, make_mesh(shape))) if shape else (
+        reference)
+    twin = make_learner(shape, **sizes)
+    scored = twin.logprobs(placed, sequences)
+    want = twin.update([dataclasses.replace(s, ref_logprobs=values)
+                        for s, values in zip(sequences, scored, strict=True)])
+    learner.warm_up(scored=placed)
+    assert learner.update(sequences, reference=placed) == pytest.approx(want, rel=1e-5)
+    before = compilations()
+    learner.update(sequences, reference=placed)
+    assert compilations() == before
+
+
 @pytest.mark.parametrize('shape', [
     pytest.param(shape, id=name, marks=() if name == 'all' else pytest.mark.slow)
     for name, shape in MESHES.items()])

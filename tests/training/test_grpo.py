@@ -139,7 +139,7 @@ class Learner:
     vision_is_frozen = True
 
     def __init__(self, logprobs=None):
-        self.updates, self.skipped, self.scored = [], 0, []
+        self.updates, self.skipped, self.scored, self.references = [], 0, [], []
         self._logprobs = logprobs
         self.state = types.SimpleNamespace(params='current', trainable={}, frozen={})
 
@@ -147,8 +147,9 @@ class Learner:
         self.scored.append(params)
         return [self._logprobs * s.loss_mask for s in sequences]
 
-    def update(self, sequences, features, left_out):
+    def update(self, sequences, features, left_out, reference):
         self.updates.append(sequences)
+        self.references.append(reference)
         return {'loss': float(len(self.updates)), 'tokens': 10.0, 'drift_mean': 0.5,
                 'drift_max': 1.0}
 
@@ -177,7 +178,7 @@ def test_masked_trajectories_count_in_their_groups_mean_alone():
     for masks, trained in (({}, [1, 1, 1, 1]), ({'mask_truncated': True}, [1, 0, 1, 1]),
                            ({'mask_unfinished': True}, [1, 1, 0, 1])):
         sequences, _ = grpo.rl_sequences(
-            Learner(), 'reference', groups, config(advantages='group_mean', **masks), None)
+            Learner(), groups, config(advantages='group_mean', **masks), None)
         assert [bool(s.loss_mask.any()) for s in sequences] == [bool(t) for t in trained]
         # Means of 1/2 whoever is masked; nothing stands on tokens that were not sampled.
         assert [s.advantages[-1] for s in sequences] == [0.5, -0.5, 0.5, -0.5]
@@ -199,7 +200,7 @@ def test_old_log_probs_of_the_sampler():
     learner = Learner()
     metrics = grpo.update(learner, 'reference', rollout_of([RIGHT, WRONG], [WRONG, RIGHT]),
                           config(old_logprobs='sampler', mini_batches=2), None, RNG)
-    assert learner.scored == []
+    assert learner.scored == [] and learner.references == [None, None]
     np.testing.assert_array_equal(learner.updates[0][0].old_logprobs, [0, 0, 0, -1, -1, -1])
     # Means over the mini-batches, sums of tokens, and the drift before the first update.
     assert metrics == {'loss': 1.5, 'tokens': 20.0, 'drift_mean': 0.5, 'drift_max': 1.0}
@@ -209,7 +210,7 @@ def test_old_log_probs_of_the_learner_and_the_drift_between_the_two():
     learner = Learner(logprobs=np.float32(-1.25))
     metrics = grpo.update(learner, 'reference', rollout_of([RIGHT, WRONG]),
                           config(mini_batches=2, loss={'kl_coef': 0.1}), None, RNG)
-    assert learner.scored == ['current', 'reference']
+    assert learner.scored == ['current'] and learner.references == ['reference'] * 2
     sequence = learner.updates[0][0]
     np.testing.assert_array_equal(sequence.old_logprobs, [0, 0, 0, -1.25, -1.25, -1.25])
     np.testing.assert_array_equal(sequence.sampler_logprobs, [0, 0, 0, -1, -1, -1])

@@ -147,7 +147,7 @@ class Learner:
 
     def update(
         self, sequences: Sequence[TokenSequence], features: Features | None = None,
-        left_out: int = 0,
+        left_out: int = 0, reference: Params | None = None,
     ) -> dict[str, float]:
         """Takes one optimiser step on a mini-batch.
 
@@ -157,6 +157,8 @@ class Learner:
             it inside the step.
           left_out: sequences of the mini-batch of which no token is trained on, and which
             are not among `sequences`; some ways of averaging count them.
+          reference: parameters by path of the reference policy, whose log-probs are worked out
+            in the same micro-batches; None takes those of the sequences.
 
         Returns:
           Metrics of the loss, 'grad_norm', 'tokens' (trained tokens) and 'padding'
@@ -176,6 +178,10 @@ class Learner:
         positions = 0
         with contextlib.closing(self._batches(weighted, features)) as batches:
             for number, (batch, buffer, micro) in enumerate(batches):
+                if reference is not None:
+                    ref = self._steps.logprobs(reference, batch, buffer)
+                    batch = dataclasses.replace(
+                        batch, ref_logprobs=jax.device_put(ref, batch.ref_logprobs.sharding))
                 key = self._dropout_key(number)
                 self._accumulated, metrics = self._steps.gradients(
                     self.state, self._accumulated, batch, buffer, np.float32(total),
@@ -215,7 +221,8 @@ class Learner:
                 self.state, self._accumulated, batch, buffer, np.float32(1), np.float32(1),
                 self._dropout_key(0))
             if scored is not None:
-                self._steps.logprobs(scored, batch, buffer)
+                ref = self._steps.logprobs(scored, batch, buffer)
+                jax.device_put(ref, batch.ref_logprobs.sharding)
         self._accumulated = self._zeros(self.state.trainable)
 
     def logprobs(

@@ -110,14 +110,12 @@ class Trajectory:
         self,
         advantage: float | None = None,
         old_logprobs: np.ndarray | None = None,
-        ref_logprobs: np.ndarray | None = None,
     ) -> TokenSequence:
         """Returns what the learner needs of this trajectory.
 
         Args:
           advantage: given to every sampled token, or None outside RL.
           old_logprobs: `[T]` float32, or None.
-          ref_logprobs: `[T]` float32, or None.
         """
         mask = self.loss_mask.astype(np.float32)
         return TokenSequence(
@@ -128,5 +126,4 @@ class Trajectory:
             images=tuple(self.processed),
             advantages=None if advantage is None else mask * np.float32(advantage),
             old_logprobs=old_logprobs,
-            ref_logprobs=ref_logprobs,
         )

@@ -260,7 +260,7 @@ def update(learner: Learner, reference: Params, rollout: Rollout, config: GrpoCo
       Metrics: means over the mini-batches, and 'drift_...' of the sampler's log-probs
       from the learner's, before the weights change.
     """
-    sequences, metrics = rl_sequences(learner, reference, rollout, config, features)
+    sequences, metrics = rl_sequences(learner, rollout, config, features)
     order = rng.permutation(len(sequences))
     taken = 0
     for part in np.array_split(order, config.mini_batches):
@@ -268,7 +268,8 @@ def update(learner: Learner, reference: Params, rollout: Rollout, config: GrpoCo
         if not batch:
             learner.skip()
             continue
-        values = learner.update(batch, features, left_out=len(part) - len(batch))
+        values = learner.update(batch, features, left_out=len(part) - len(batch),
+                                reference=reference if config.loss.kl_coef else None)
         for key, value in values.items():
             if key.startswith('drift_'):
                 # Later mini-batches have other weights than the sampler had.
@@ -282,9 +283,9 @@ def update(learner: Learner, reference: Params, rollout: Rollout, config: GrpoCo
 
 
 def rl_sequences(
-    learner: Learner, reference: Params, rollout: Rollout, config: GrpoConfig, features
+    learner: Learner, rollout: Rollout, config: GrpoConfig, features
 ) -> tuple[list[TokenSequence], dict[str, float]]:
-    """Gives trajectories their advantages, and old and reference log-probs.
+    """Gives trajectories their advantages and old log-probs.
 
     Returns:
       One sequence a trajectory, and the drift of the sampler's log-probs where the
@@ -301,12 +302,9 @@ def rl_sequences(
     if config.old_source == 'learner':
         old = learner.logprobs(learner.state.params, plain, features)
         metrics = drift(old, sampled, [s.loss_mask for s in plain])
-    ref = learner.logprobs(reference, plain, features) if config.loss.kl_coef else sampled
     sequences = [
-        dataclasses.replace(
-            t.sequence(float(advantage), old_values, ref_values), sampler_logprobs=t.logprobs)
-        for t, advantage, old_values, ref_values in zip(
-            trajectories, advantages, old, ref, strict=True)]
+        dataclasses.replace(t.sequence(float(advantage), old_values), sampler_logprobs=t.logprobs)
+        for t, advantage, old_values in zip(trajectories, advantages, old, strict=True)]
     return [
         dataclasses.replace(s, loss_mask=np.zeros_like(s.loss_mask)) if _is_masked(t, config) else s
         for s, t in zip(sequences, trajectories, strict=True)], metrics
