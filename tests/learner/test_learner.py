@@ -134,16 +134,17 @@ def test_the_reference_is_scored_in_the_micro_batches_of_the_update(
     reference = {path: value * 0.9 for path, value in policy[1].items()}
     sizes = {} if shape else {'rows': 3, 'fewer_rows': (2, 1)}
     learner = make_learner(shape, **sizes)
-    placed = jax.device_put(reference, tree_shardings(reference, make_mesh(shape))) if shape else (
-        reference)
+    if shape:
+        reference = jax.device_put(
+            reference, parameter_shardings(reference, make_mesh(shape)))
     twin = make_learner(shape, **sizes)
-    scored = twin.logprobs(placed, sequences)
+    scored = twin.logprobs(reference, sequences)
     want = twin.update([dataclasses.replace(s, ref_logprobs=values)
                         for s, values in zip(sequences, scored, strict=True)])
-    learner.warm_up(scored=placed)
-    assert learner.update(sequences, reference=placed) == pytest.approx(want, rel=1e-5)
+    learner.warm_up(scored=reference)
+    assert learner.update(sequences, reference=reference) == pytest.approx(want, rel=1e-5)
     before = compilations()
-    learner.update(sequences, reference=placed)
+    learner.update(sequences, reference=reference)
     assert compilations() == before
 
 
