@@ -85,6 +85,7 @@ def test_deleted_documents_stay_for_those_who_have_them_open(corpus):
     assert len(folders(out)) == 1 and not list(out.glob('*.old'))
 
 
+@pytest.mark.slow
 def test_no_store_misses_a_file_whenever_it_was_opened(corpus):
     out, update = corpus
     done, faults = threading.Event(), []
