@@ -29,9 +29,9 @@ class RetrievalConfig:
     """The page index.
 
     Attributes:
-      retrievers: what finds pages: 'ngram', 'bm25' or other kinds that are registered
-        (`retrieval.kinds`), names of `embedders`; several are fused
-        by reciprocal rank. () takes 'ngram' where no embedder is given; 'ngram' and the embedders,
+      retrievers: what finds pages: 'ngram', 'bm25', other kinds that are registered
+        (`retrieval.kinds.register`), or names of `embedders`; several are fused by reciprocal
+        rank. () takes 'ngram' where no embedder is given; 'ngram' and the embedders,
         fused with measured weights, where they read text; embedders that read images alone.
       encoder: of 'ngram', the text encoder of pages and queries.
       bm25: of 'bm25'.
@@ -155,7 +155,7 @@ class RetrievalConfig:
     def _take_text_embedder(self) -> None:
         if not self.text_embedder:
             return
-        name = Path(self.text_embedder).name
+        name = Path(self.text_embedder).resolve().name
         chosen = {name: EmbedderConfig('text', self.text_embedder)}
         if self.embedders not in ({}, chosen) or (
                 self.retrievers not in ((), ('ngram',), ('ngram', name))):
