@@ -118,7 +118,7 @@ def grpo_config(preset: str, mesh: dict[str, int], rows: int) -> ConfigDict:
         # decode at a time; the cache holds 160 of them with a third of the greatest length.
         'slots': 80, 'fewer_slots': (16,), 'max_length': 8192 + 2048, 'max_new_tokens': 2048,
         'decode_tokens': 128, 'refill': 0.25, 'prefill_shapes': ((8, 640), (32, 64)),
-        'attend_lengths': (2048, 4096, 6144), 'page_size': 64,
+        'attend_lengths': (2048, 4096, 6144), 'block_size': 64,
         'cache_tokens': trajectories * 3456, 'cache_dtype': 'bfloat16',
     })
     config.grpo = ConfigDict({

@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
     config.sampler = ConfigDict({
         'slots': 64, 'fewer_slots': (16,), 'max_length': 384, 'max_new_tokens': 48,
         'decode_tokens': 32, 'refill': 0.5, 'prefill_shapes': ((64, 32), (16, 32)),
-        'attend_lengths': (128, 192, 256), 'page_size': 16, 'cache_tokens': 160 * 256,
+        'attend_lengths': (128, 192, 256), 'block_size': 16, 'cache_tokens': 160 * 256,
     })
 
     learner = {

@@ -24,6 +24,7 @@ RENAMED = {
     'config.feature_rows': 'config.vision_features.rows',
     'config.feature_windows': 'config.vision_features.windows',
     'config.feature_span': 'config.vision_features.span',
+    'config.sampler.page_size': 'config.sampler.block_size',
     'config.environment.allow_crop': "config.actions (without 'bbox' nothing is cropped)",
     'config.reward.alpha': 'config.reward.weights.retrieval',
     'config.reward.beta': 'config.reward.weights.answer',

@@ -181,7 +181,7 @@ def test_the_summary_names_every_part(plans):
     assert text.startswith('8.292B parameters on 8 devices (data 1, fsdp 2, sequence 1, tensor 4)')
     lines = {line[:34].strip(): line[34:].split() for line in text.splitlines()[2:]}
     assert lines['sampler: copy of the policy'][2] == f'{sampler_copy_by_hand("7b") / GIB:.3f}'
-    assert lines['sampler: pages of the cache'] == ['29.531', 'GiB', '3.691', 'GiB']
+    assert lines['sampler: blocks of the cache'] == ['29.531', 'GiB', '3.691', 'GiB']
     assert lines['sampler: copy of a call'] == ['43.750', 'GiB', '5.469', 'GiB']
     assert set(lines) == set(plans['grpo_7b'].parts())
 
@@ -253,7 +253,7 @@ def test_the_papers_settings(name):
 
 def test_the_vision_tower_may_be_trained_too():
     """`learner.frozen=''`: the step takes patches, room for the fullest row of strips included."""
-    config = parse(RunConfig, config_of('grpo_3b', learner__frozen=''))
+    config = parse(RunConfig, config_of('grpo_3b', grpo__learner__frozen=''))
     made = plan(config)
     trained = made.phases['grpo'].state.trainable
     assert any(path.startswith('visual/') for path in trained)

@@ -18,7 +18,7 @@ from vrag_jax.models.common.tokenizer import token_bytes
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.sampling.pages import CachedSequence
+from vrag_jax.sampling.kv_blocks import CachedSequence
 from vrag_jax.sampling.sampler import Chunk, DecodeRequest
 
 TOLERANCE = 1e-4

@@ -22,7 +22,7 @@ MODEL = preset('tiny', vocab_size=VOCAB, image_token_id=IMAGE)
 BYTES = [b'', b'', b'', b''] + [b'<answer>'] * 6 + [b'</answer>'] * 6 + [b'<sea', b'rch>'] * 4
 BYTES += [b'a', b'</search>', b'<think>', b'</think>', b' <', b'>'] * 2
 BYTES += [b'z'] * (VOCAB - len(BYTES))
-SIZES = dict(slots=4, max_length=64, max_new_tokens=16, decode_tokens=16, page_size=8,
+SIZES = dict(slots=4, max_length=64, max_new_tokens=16, decode_tokens=16, block_size=8,
              prefill_shapes=((4, 8), (2, 32)))
 GRIDS = ((), ((1, 4, 4),), ((1, 2, 6),), ())  # Images of each prompt.
 LENGTHS = (40, 13, 21, 5)

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.drafts import propose
-from vrag_jax.sampling.pages import CachedSequence
+from vrag_jax.sampling.kv_blocks import CachedSequence
 from vrag_jax.sampling.sampler import Chunk, DecodeRequest
 
 GREEDY, DRAWN = SamplingConfig(temperature=0.0), SamplingConfig()

@@ -10,7 +10,7 @@ from vrag_jax.metrics import compilations
 from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.sampling.pages import CachedSequence
+from vrag_jax.sampling.kv_blocks import CachedSequence
 from vrag_jax.sampling.sampler import DecodeRequest
 
 GREEDY, DRAWN = SamplingConfig(temperature=0.0), SamplingConfig()
@@ -160,9 +160,9 @@ def test_a_turn_depends_on_its_seed_and_prompt_only(sampler, policy, chunks, buf
 @pytest.mark.parametrize('size,lengths', [
     pytest.param(1, (), marks=pytest.mark.slow), (5, (16, 32)),
     pytest.param(64, (), marks=pytest.mark.slow)])
-def test_pages_of_other_sizes_change_nothing(
+def test_blocks_of_other_sizes_change_nothing(
         make_sampler, policy, chunks, buffer, want, size, lengths):
-    other = make_sampler(page_size=size, attend_lengths=lengths)
+    other = make_sampler(block_size=size, attend_lengths=lengths)
     assert_same_turns(sample(other, policy[1], chunks, buffer, DRAWN), want)
 
 
@@ -172,12 +172,12 @@ def test_scanned_layers_are_unrolled_layers(make_sampler, policy, chunks, buffer
 
 
 def test_copies_of_a_sequence_share_its_prompt(sampler, policy, chunks, buffer, want):
-    for name in (0, 1, 3):  # 39, 12 and 4 tokens are cached: partly filled pages.
+    for name in (0, 1, 3):  # 39, 12 and 4 tokens are cached: partly filled blocks.
         made = begin(sampler, policy[1], {name: chunks[name]}, buffer)
         before, taken = sampler.tokens_prefilled, sampler.table.free(0)
         (copies,) = sampler.fork([made[name]], [3], [made[name].length])
         assert sampler.tokens_prefilled == before
-        assert taken - sampler.table.free(0) == 3  # The last page of each, and no more.
+        assert taken - sampler.table.free(0) == 3  # The last block of each, and no more.
         alike = [made[name], *copies]
         requests = [request(sampler, sequence, chunks[name], seed)
                     for sequence, seed in zip(alike, (name, 7, 8, name), strict=True)]
@@ -193,7 +193,7 @@ def test_a_copy_of_a_beginning_is_not_changed_by_what_follows(
     made = begin(sampler, policy[1], {0: chunks[0]}, buffer)
     prompt = made[0].length
     sampler.decode(policy[1], [request(sampler, made[0], chunks[0], 0)], DRAWN)
-    assert made[0].length > prompt  # Its last page now holds more than the prompt.
+    assert made[0].length > prompt  # Its last block now holds more than the prompt.
     ((copy,),) = sampler.fork([made[0]], [1], [prompt])
     sampler.table.release(made[0])
     (got,) = sampler.decode(policy[1], [request(sampler, copy, chunks[0], 0)], DRAWN)
@@ -264,14 +264,14 @@ def test_the_budget_is_each_sequences_own(sampler, policy, chunks, buffer):
 
 
 def test_sizes_by_hand(sizes):
-    config = sizes(attend_lengths=(16, 30), page_size=8)
-    assert [config.attend_pages(n) for n in (0, 1, 16, 17, 30, 31, 64)] == [0, 2, 2, 4, 4, 8, 8]
-    assert config.all_attend_pages() == [2, 4, 8]
-    # 4 slots of 64 tokens over two devices, in pages of 8.
-    assert (config.pool_pages(1), config.pool_pages(2)) == (32, 16)
-    assert sizes(cache_tokens=100).pool_pages(1) == 13
+    config = sizes(attend_lengths=(16, 30), block_size=8)
+    assert [config.attend_blocks(n) for n in (0, 1, 16, 17, 30, 31, 64)] == [0, 2, 2, 4, 4, 8, 8]
+    assert config.all_attend_blocks() == [2, 4, 8]
+    # 4 slots of 64 tokens over two devices, in blocks of 8.
+    assert (config.pool_blocks(1), config.pool_blocks(2)) == (32, 16)
+    assert sizes(cache_tokens=100).pool_blocks(1) == 13
     with pytest.raises(ValueError, match='cache_tokens = 100 over 2 devices'):
-        sizes(cache_tokens=100).pool_pages(2)
+        sizes(cache_tokens=100).pool_blocks(2)
 
 
 def test_few_rows_take_the_small_programs(make_sampler, policy, chunks, buffer):
@@ -318,7 +318,7 @@ def test_eight_devices_sample_what_one_does(make_sampler, policy, chunks, buffer
     ('slots', {'slots': 0}), ('prefill_shapes', {'prefill_shapes': ((4, 0),)}),
     ('prefill_shapes', {'prefill_shapes': ()}), ('attend_lengths', {'attend_lengths': (65,)}),
     ('fewer_slots', {'fewer_slots': (4,)}), ('refill', {'refill': 0.0}),
-    ('draft_tokens', {'draft_tokens': 16}), ('page_size', {'page_size': 0}),
+    ('draft_tokens', {'draft_tokens': 16}), ('block_size', {'block_size': 0}),
     ('cache_tokens', {'cache_tokens': 63}), ('max_new_tokens', {'max_new_tokens': 65})])
 def test_impossible_sizes_are_refused(sizes, field, values):
     with pytest.raises(ValueError, match=field):

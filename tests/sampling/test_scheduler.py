@@ -109,21 +109,21 @@ def assert_same(streams, want):
 @pytest.mark.parametrize('changes', [
     {}, pytest.param({'slots': 2}, marks=pytest.mark.slow),
     pytest.param({'slots': 1}, marks=pytest.mark.slow), {'slots': 3, 'fewer_slots': (1,)},
-    {'decode_tokens': 2}, {'refill': 1.0}, {'slots': 16, 'page_size': 3},
+    {'decode_tokens': 2}, {'refill': 1.0}, {'slots': 16, 'block_size': 3},
     {'slots': 3, 'draft_tokens': 3, 'draft_ngram': 1}], ids=str)
 @pytest.mark.parametrize('away', [0, 2])
 def test_streams_get_what_they_get_alone(make_sampler, policy, want, changes, away):
     sampler = make_sampler(**changes)
     streams, _ = play(sampler, policy[1], [(prompt, 1) for prompt in prompts()], away)
     assert_same(streams, want)
-    assert sampler.table.free(0) == sampler.table.pages
+    assert sampler.table.free(0) == sampler.table.blocks
 
 
 def test_a_full_cache_makes_streams_wait(make_sampler, policy, want):
     small = make_sampler(cache_tokens=64)  # One stream of the greatest length.
     streams, scheduler = play(small, policy[1], [(prompt, 1) for prompt in prompts()])
     assert_same(streams, want)
-    assert small.table.free(0) == small.table.pages == 8
+    assert small.table.free(0) == small.table.blocks == 8
     large = make_sampler()
     _, unbounded = play(large, policy[1], [(prompt, 1) for prompt in prompts()])
     assert unbounded.preemptions == 0
@@ -131,15 +131,15 @@ def test_a_full_cache_makes_streams_wait(make_sampler, policy, want):
 
 
 def test_those_that_outgrow_the_cache_give_way_and_come_back(make_sampler, policy):
-    # Twelve pages of 4 tokens: four short prompts come in, and cannot all grow.
+    # Twelve blocks of 4 tokens: four short prompts come in, and cannot all grow.
     groups = [(prompt[:3] + [9], 1) for prompt in prompts()]
-    sizes = dict(page_size=4, decode_tokens=2, max_new_tokens=16, slots=4)
+    sizes = dict(block_size=4, decode_tokens=2, max_new_tokens=16, slots=4)
     small = make_sampler(cache_tokens=64, **sizes)
     streams, scheduler = play(small, policy[1], groups, away=1)
     assert scheduler.preemptions > 0
     want, _ = play(make_sampler(**sizes), policy[1], groups)
     assert_same(streams, want)
-    assert small.table.free(0) == small.table.pages
+    assert small.table.free(0) == small.table.blocks
 
 
 def test_a_groups_prompt_is_taken_in_once(make_sampler, policy):
@@ -171,7 +171,7 @@ def test_a_group_larger_than_the_cache_comes_in_parts(make_sampler, policy, cach
 def test_the_rest_of_a_group_takes_the_prompt_from_those_that_are_there(
         make_sampler, policy, length):
     prompt = (prompts()[0] * 9)[:length]
-    sizes = dict(slots=8, page_size=4, decode_tokens=4, max_new_tokens=8)
+    sizes = dict(slots=8, block_size=4, decode_tokens=4, max_new_tokens=8)
     large, small = make_sampler(**sizes), make_sampler(cache_tokens=64, **sizes)
     want, whole = play(large, policy[1], [(prompt, 8)], turns=2)
     got, parts = play(small, policy[1], [(prompt, 8)], away=1, turns=2)
@@ -179,19 +179,19 @@ def test_the_rest_of_a_group_takes_the_prompt_from_those_that_are_there(
     assert whole.preemptions == 0
     least = length - 1
     assert large.tokens_prefilled >= least
-    # Only what a stream that lost its place had beyond the prompt is taken in again.
+    # Only what a stream that lost its place had beyond the prompt is prefilled again.
     longest = max(map(len, got)) - length
     assert small.tokens_prefilled <= large.tokens_prefilled + parts.preemptions * longest
-    assert small.table.free(0) == small.table.pages
+    assert small.table.free(0) == small.table.blocks
 
 
 def test_a_shard_without_room_does_not_stop_those_that_wait_for_another(make_sampler, policy):
     """The shard with the fewest at work is full of a stream that is away."""
     mesh = make_mesh({'data': 2, 'sequence': 2, 'tensor': 2})
     params = jax.device_put(policy[1], parameter_shardings(policy[1], mesh))
-    sampler = make_sampler(mesh=mesh, slots=4, page_size=8, cache_tokens=128, decode_tokens=2,
+    sampler = make_sampler(mesh=mesh, slots=4, block_size=8, cache_tokens=128, decode_tokens=2,
                            max_new_tokens=8)
-    assert sampler.shards == 2 and sampler.table.pages == 8
+    assert sampler.shards == 2 and sampler.table.blocks == 8
     scheduler = Scheduler(sampler, None, params, DRAWN)
     large, small, waiting = (Text([9] * length) for length in (57, 9, 16))
     for seed, stream in enumerate((large, small)):
@@ -206,7 +206,7 @@ def test_a_shard_without_room_does_not_stop_those_that_wait_for_another(make_sam
 
 
 def test_streams_without_a_token_in_the_cache_decode(make_sampler, policy, next_log_probs):
-    """A prompt of one token: nothing is taken in before it."""
+    """A prompt of one token: nothing is prefilled before it."""
     streams, _ = play(make_sampler(), policy[1], [([9], 2)], turns=1)
     assert all(len(stream) > 1 for stream in streams)
 

@@ -30,7 +30,7 @@ RULES: Rules = {
     'mlp': 'tensor',  # Hidden sizes of SwiGLU.
     'vocab': 'tensor',
     # Activations.
-    'batch': ('data', 'fsdp'),  # Rows of a micro-batch, slots and pages of the sampler.
+    'batch': ('data', 'fsdp'),  # Rows of a micro-batch, slots and cache blocks of the sampler.
     'length': 'sequence',  # Tokens of a row, where whole rows are run.
     'windows': ('data', 'fsdp', 'sequence'),  # Attention windows of images.
 }
@@ -42,7 +42,7 @@ BATCH_AXES: tuple[ArrayAxes, ...] = (
     (r'', ('batch', 'length')),
 )
 
-# The sampler's pages: parts first, heads fifth.
+# The sampler's blocks: parts first, heads fifth.
 POOL_AXES: tuple[ArrayAxes, ...] = ((r'', ('batch', None, None, None, 'heads')),)
 
 _RULES_IN_USE: contextvars.ContextVar[Rules] = contextvars.ContextVar('rules', default=RULES)

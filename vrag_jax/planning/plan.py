@@ -79,7 +79,7 @@ class Plan:
       phases: training phases by name.
       sampler_params: what the sampler holds of the policy as it lies for sampling, where
         that is not the learner's own; none where nothing is sampled.
-      pool: pages of the sampler's cache, or None where nothing is sampled.
+      pool: blocks of the sampler's cache, or None where nothing is sampled.
       working: what a call to decode copies out of them, at its largest.
       features: the buffer of image features, `[rows, ...]`.
     """
@@ -112,7 +112,7 @@ class Plan:
             out[f'{name}: scores, if not fused'] = phase.scores
         if self.pool is not None:
             out['sampler: copy of the policy'] = self.sampler_params
-            out['sampler: pages of the cache'] = self.pool
+            out['sampler: blocks of the cache'] = self.pool
             out['sampler: copy of a call'] = self.working
         return out | {'image features': self.features}
 

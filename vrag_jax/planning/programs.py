@@ -97,15 +97,15 @@ def _sampler_programs(
         plan.graphdef, plan.model_config, sizes, mesh,
         jax.tree.map(lambda x: x.sharding, plan.pool), rules)
     shards = plan.pool.k.shape[0]
-    pages = sizes.all_attend_pages()[-1]
-    past_end = plan.pool.k.shape[1] * sizes.page_size
+    blocks = sizes.all_attend_blocks()[-1]
+    past_end = plan.pool.k.shape[1] * sizes.block_size
     rows, width = max(sizes.prefill_shapes, key=lambda shape: shape[0] * shape[1])
-    new = _replicated(prefill_inputs(shards, rows, width, pages, past_end), mesh)
+    new = _replicated(prefill_inputs(shards, rows, width, blocks, past_end), mesh)
     played = config.grpo.prompts * config.grpo.group_size
     replies = min(sizes.max_new_tokens, sizes.max_length)
     yield Program('prefill', functions.prefill, (params, plan.pool, new, plan.features),
                   inputs=new, calls=played * (sizes.max_length - replies) / new.tokens.size)
-    slots = _replicated(decode_inputs(sizes, shards, sizes.slots, pages, past_end), mesh)
+    slots = _replicated(decode_inputs(sizes, shards, sizes.slots, blocks, past_end), mesh)
     vocabulary = plan.model_config.text.vocab_size
     rules_of_turns = StopRules(
         np.zeros((STOP_STATES, vocabulary), np.uint8), np.zeros(STOP_STATES, bool),

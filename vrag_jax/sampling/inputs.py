@@ -7,7 +7,7 @@ from vrag_jax.sampling.slots import SamplerConfig
 
 
 def prefill_inputs(
-    shards: int, rows: int, width: int, pages: int, past_end: int
+    shards: int, rows: int, width: int, blocks: int, past_end: int
 ) -> PrefillInputs:
     """Returns no chunks.
 
@@ -15,12 +15,12 @@ def prefill_inputs(
       shards: parts of the cache.
       rows: chunks that there may be; as many more as it takes to split over the shards.
       width: tokens of a chunk.
-      pages: that attention reads of what a row has cached.
+      blocks: that attention reads of what a row has cached.
       past_end: a place past the end of a part of the cache.
     """
     rows = -(-rows // shards) * shards
     return PrefillInputs(
-        table=np.zeros((shards, rows // shards, pages), np.int32),
+        table=np.zeros((shards, rows // shards, blocks), np.int32),
         lengths=np.zeros(rows, np.int32),
         places=np.full((rows, width), past_end, np.int32),
         tokens=np.zeros((rows, width), np.int32),
@@ -29,7 +29,7 @@ def prefill_inputs(
 
 
 def decode_inputs(
-    config: SamplerConfig, shards: int, slots: int, pages: int, past_end: int
+    config: SamplerConfig, shards: int, slots: int, blocks: int, past_end: int
 ) -> DecodeInputs:
     """Returns no requests; arguments as of `prefill_inputs`."""
     rows = -(-slots // shards) * shards
@@ -37,6 +37,6 @@ def decode_inputs(
             for name in ('lengths', 'pending', 'positions', 'automaton', 'budgets')}
     history = np.full((rows, config.max_length), -1, np.int32) if config.draft_tokens else None
     return DecodeInputs(
-        table=np.zeros((shards, rows // shards, pages), np.int32),
+        table=np.zeros((shards, rows // shards, blocks), np.int32),
         places=np.full((rows, config.recent_tokens), past_end, np.int32),
         seeds=np.zeros(rows, np.uint32), stop_after=np.ones((), np.int32), history=history, **ints)

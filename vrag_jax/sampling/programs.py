@@ -1,4 +1,4 @@
-"""The sampler's jitted programs: take in new tokens, decode, copy pages."""
+"""The sampler's jitted programs: prefill, decode, copy blocks of the cache."""
 
 import dataclasses
 import functools
@@ -33,7 +33,7 @@ class PrefillInputs:
     """New tokens of `B` rows, of `D` shards one after the other.
 
     Attributes:
-      table: `[D, B / D, N]` int32 pages of what each row has cached; `N` may be 0.
+      table: `[D, B / D, N]` int32 blocks of what each row has cached; `N` may be 0.
       lengths: `[B]` int32 tokens cached.
       places: `[B, T]` int32 place in the row's part of the pool, past its end for
         padding.
@@ -135,7 +135,7 @@ class Programs:
     Attributes:
       prefill: `(params, pool, PrefillInputs, features) -> pool`.
       decode: `(params, pool, DecodeInputs, key, StopRules, sampling) -> (pool, Decoded)`.
-      copy: `(pool, source [D, C], destination [D, C]) -> pool`, whole pages.
+      copy: `(pool, source [D, C], destination [D, C]) -> pool`, whole blocks.
     """
 
     prefill: Callable
@@ -253,7 +253,7 @@ def make_programs(
 
         passes, recent, _, automaton, stops, _, _, out, logp, sampled = jax.lax.while_loop(
             go_on, step, carry)
-        # What a pass took in is kept where what it drew is: the token before it.
+        # The keys and values of a pass's token are kept where the token that it drew is.
         order = jnp.cumsum(sampled, axis=1) - 1
         places = jnp.where(sampled, jnp.take_along_axis(
             jnp.asarray(slots.places), jnp.maximum(order, 0), axis=1), _pool_tokens(pool))
@@ -283,23 +283,23 @@ def in_dtype_of_products(graphdef: nnx.GraphDef[PolicyModel], params: Params) ->
 
 
 def gather(pool: KVPool, table: jax.Array) -> KVCache:
-    """Copies the pages of each row out of the pool.
+    """Copies the blocks of each row out of the pool.
 
     A copy a call, not a token: it is read by all the call's passes, and compact
-    whatever pages the sequences own.
+    whatever blocks the sequences own.
 
     Args:
-      pool: the pages.
-      table: `[D, B / D, N]` int32 pages of each row.
+      pool: the blocks.
+      table: `[D, B / D, N]` int32 blocks of each row.
 
     Returns:
-      A cache of `B` rows and `N * page_size` tokens.
+      A cache of `B` rows and `N * block_size` tokens.
     """
     def rows(part: jax.Array) -> jax.Array:
-        """`[L, B, KVH, N * page_size, head_dim]`."""
-        pages = jax.vmap(lambda part, table: part[table])(part, table)
-        shards, each, count, size, layers, heads, dim = pages.shape
-        tokens = pages.reshape(shards * each, count * size, layers, heads, dim)
+        """`[L, B, KVH, N * block_size, head_dim]`."""
+        blocks = jax.vmap(lambda part, table: part[table])(part, table)
+        shards, each, count, size, layers, heads, dim = blocks.shape
+        tokens = blocks.reshape(shards * each, count * size, layers, heads, dim)
         return constrain(tokens.transpose(2, 0, 3, 1, 4), (None, 'batch', 'heads'))
 
     return KVCache(rows(pool.k).swapaxes(-1, -2), rows(pool.v))
@@ -309,13 +309,13 @@ def scatter(pool: KVPool, cache: KVCache, places: jax.Array) -> KVPool:
     """Writes tokens of a cache into the pool.
 
     Args:
-      pool: the pages.
+      pool: the blocks.
       cache: of `B` rows and `T` tokens.
       places: `[B, T]` int32 place in the row's part; past its end drops the token.
     """
     def write(part: jax.Array, tokens: jax.Array) -> jax.Array:
-        shards, pages, size = part.shape[:3]
-        flat = part.reshape(shards, pages * size, *part.shape[3:])
+        shards, blocks, size = part.shape[:3]
+        flat = part.reshape(shards, blocks * size, *part.shape[3:])
         new = tokens.reshape(shards, -1, *tokens.shape[2:]).astype(part.dtype)
         flat = jax.vmap(lambda flat, place, new: flat.at[place].set(new, mode='drop'))(
             flat, places.reshape(shards, -1), new)
@@ -330,5 +330,5 @@ def _pool_tokens(pool: KVPool) -> int:
 
 
 def _cached(past: KVCache, lengths: jax.Array) -> jax.Array:
-    """Which tokens of the gathered pages are a row's own, `[B, 1, S]`."""
+    """Which tokens of the gathered blocks are a row's own, `[B, 1, S]`."""
     return (jnp.arange(past.k.shape[-1]) < lengths[:, None])[:, None]

@@ -1,7 +1,7 @@
-"""A sampler with a paged KV cache that lives across turns: take in what is new, decode.
+"""A sampler with a paged KV cache that lives across turns: prefill what is new, decode.
 
-A sequence keeps its pages of the cache for as long as it lives; a slot of compute it
-has only during a call. `prefill` takes in ragged chunks of new tokens; `decode` draws
+A sequence keeps its blocks of the cache for as long as it lives; a slot of compute it
+has only during a call. `prefill` runs ragged chunks of new tokens; `decode` draws
 up to `decode_tokens` tokens for as many sequences as there are slots, in one loop on
 the device that ends a turn where its action is closed (`actions.stopping`), so the
 host is not in the loop, whatever the tokenizer. Who gets the slots is decided by
@@ -27,7 +27,7 @@ from vrag_jax.models.policy import Features, PolicyModel
 from vrag_jax.parallel.sharding import RULES, Rules
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs
-from vrag_jax.sampling.pages import CachedSequence, PageTable
+from vrag_jax.sampling.kv_blocks import BlockTable, CachedSequence
 from vrag_jax.sampling.programs import (
     ACTION,
     ENDED,
@@ -76,7 +76,7 @@ class Chunk:
 class DecodeRequest:
     """A sequence that goes on with its turn.
 
-    All its tokens but the last are cached, and its pages hold `decode_tokens` more.
+    All its tokens but the last are cached, and its blocks hold `decode_tokens` more.
 
     Attributes:
       sequence: its place in the cache.
@@ -116,7 +116,7 @@ class Sampled:
 
 
 class Sampler:
-    """Takes in and draws tokens of sequences whose keys and values are cached.
+    """Prefills and draws tokens of sequences whose keys and values are cached.
 
     Args:
       graphdef: structure of the policy; parameters are given at each call.
@@ -161,7 +161,7 @@ class Sampler:
         self._held: KVPool | None = None
         self._programs = make_programs(
             graphdef, model_config, config, mesh, shardings, rules)
-        self.table = PageTable(self.shards, config.pool_pages(self.shards), config.page_size)
+        self.table = BlockTable(self.shards, config.pool_blocks(self.shards), config.block_size)
         self.tokens_decoded = 0
         self.tokens_prefilled = 0
         self.passes = 0
@@ -173,7 +173,7 @@ class Sampler:
 
     def reset(self) -> None:
         """Forgets every sequence."""
-        self.table = PageTable(self.shards, self.table.pages, self.config.page_size)
+        self.table = BlockTable(self.shards, self.table.blocks, self.config.block_size)
 
     def release(self) -> None:
         """Forgets every sequence and gives the cache's memory back, until the next.
@@ -204,22 +204,22 @@ class Sampler:
           features: buffer of image features, `[F, ...]`.
           sampling: how tokens will be drawn.
         """
-        attends = self.config.all_attend_pages()
+        attends = self.config.all_attend_blocks()
         for rows, width in self.config.prefill_shapes:
-            for pages in (0, *attends):
+            for blocks in (0, *attends):
                 self._pool = self._programs.prefill(
-                    params, self._pool, self._no_chunks(rows, width, pages), features)
+                    params, self._pool, self._no_chunks(rows, width, blocks), features)
         for slots in (self.config.slots, *self.config.fewer_slots):
-            for pages in attends:
-                self._run_decode(params, self._no_requests(slots, pages), sampling)
+            for blocks in attends:
+                self._run_decode(params, self._no_requests(slots, blocks), sampling)
         self._copy([])
 
-    # ---- Taking in tokens
+    # ---- Prefill
 
     def prefill(
         self, params: Params, chunks: Sequence[tuple[CachedSequence, Chunk]], features: Features
     ) -> None:
-        """Caches new tokens of sequences, whose pages must be reserved.
+        """Caches new tokens of sequences, whose blocks must be reserved.
 
         Args:
           params: the policy's parameters.
@@ -265,11 +265,11 @@ class Sampler:
         return taken, left
 
     def _prefill_batch(self, params, shape, batch, features) -> None:
-        pages = self.config.attend_pages(max(sequence.length for sequence, _ in batch))
-        new = self._no_chunks(shape[0], shape[1], pages)
+        blocks = self.config.attend_blocks(max(sequence.length for sequence, _ in batch))
+        new = self._no_chunks(shape[0], shape[1], blocks)
         for row, (sequence, chunk) in self._rows(batch, lambda piece: piece[0], len(new.lengths)):
             n = len(chunk)
-            self._fill_table(new, row, sequence, pages)
+            self._fill_table(new, row, sequence, blocks)
             new.tokens[row, :n] = chunk.tokens
             new.position_ids[:, row, :n] = chunk.position_ids
             new.image_index[row, :n] = chunk.image_index
@@ -288,7 +288,7 @@ class Sampler:
           lengths: tokens of each that its copies begin with.
 
         Returns:
-          The copies of each, which share the pages that these tokens fill; None where
+          The copies of each, which share the blocks that these tokens fill; None where
           too little is free for all of them.
         """
         made: list[list[CachedSequence] | None] = []
@@ -302,16 +302,16 @@ class Sampler:
         return made
 
     def _copy(self, pairs: Sequence[tuple[CachedSequence, CachedSequence]]) -> None:
-        """Copies the page that each second sequence fills in part from the first's."""
+        """Copies the block that each second sequence fills in part from the first's."""
         width = self.config.slots
         for start in range(0, max(1, len(pairs)), width):
             source = np.zeros((self.shards, width), np.int32)
-            destination = np.full((self.shards, width), self.table.pages, np.int32)
+            destination = np.full((self.shards, width), self.table.blocks, np.int32)
             for n, (original, copy) in enumerate(pairs[start : start + width]):
-                whole, rest = divmod(copy.length, self.config.page_size)
+                whole, rest = divmod(copy.length, self.config.block_size)
                 if rest:
-                    source[original.shard, n] = original.pages[whole]
-                    destination[original.shard, n] = copy.pages[whole]
+                    source[original.shard, n] = original.blocks[whole]
+                    destination[original.shard, n] = copy.blocks[whole]
             self._pool = self._programs.copy(self._pool, source, destination)
 
     # ---- Drawing tokens
@@ -334,12 +334,12 @@ class Sampler:
         count = max(np.bincount([r.sequence.shard for r in requests])) * self.shards
         slots = min((n for n in self.config.fewer_slots if n >= count), default=self.config.slots)
         longest = max(request.sequence.length for request in requests)
-        pages = self.config.attend_pages(max(1, longest))
-        inputs = self._no_requests(slots, pages)
+        blocks = self.config.attend_blocks(max(1, longest))
+        inputs = self._no_requests(slots, blocks)
         inputs.stop_after[...] = len(requests) if stop_after is None else stop_after
         placed = list(self._rows(requests, lambda request: request.sequence, len(inputs.lengths)))
         for row, request in placed:
-            self._fill_table(inputs, row, request.sequence, pages)
+            self._fill_table(inputs, row, request.sequence, blocks)
             inputs.places[row] = self.table.places(request.sequence, inputs.places.shape[1])
             inputs.pending[row] = request.pending
             inputs.positions[row] = request.position
@@ -381,18 +381,18 @@ class Sampler:
             yield shard * each + used[shard], item
             used[shard] += 1
 
-    def _fill_table(self, inputs, row: int, sequence: CachedSequence, pages: int) -> None:
+    def _fill_table(self, inputs, row: int, sequence: CachedSequence, blocks: int) -> None:
         inputs.lengths[row] = sequence.length
-        table = inputs.table.reshape(len(inputs.lengths), pages)
-        own = sequence.pages[: min(pages, self.table.needed(sequence.length))]
+        table = inputs.table.reshape(len(inputs.lengths), blocks)
+        own = sequence.blocks[: min(blocks, self.table.needed(sequence.length))]
         table[row, : len(own)] = own
 
-    def _no_chunks(self, rows: int, width: int, pages: int) -> PrefillInputs:
-        return prefill_inputs(self.shards, rows, width, pages, self._past_end)
+    def _no_chunks(self, rows: int, width: int, blocks: int) -> PrefillInputs:
+        return prefill_inputs(self.shards, rows, width, blocks, self._past_end)
 
-    def _no_requests(self, slots: int, pages: int) -> DecodeInputs:
-        return decode_inputs(self.config, self.shards, slots, pages, self._past_end)
+    def _no_requests(self, slots: int, blocks: int) -> DecodeInputs:
+        return decode_inputs(self.config, self.shards, slots, blocks, self._past_end)
 
     @property
     def _past_end(self) -> int:
-        return self.table.pages * self.config.page_size
+        return self.table.blocks * self.config.block_size

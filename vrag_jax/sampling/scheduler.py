@@ -14,7 +14,7 @@ from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache
-from vrag_jax.sampling.pages import CachedSequence
+from vrag_jax.sampling.kv_blocks import CachedSequence
 from vrag_jax.sampling.sampler import Chunk, DecodeRequest, Sampler
 
 
@@ -29,7 +29,7 @@ class Stream(Protocol):
         """Returns tokens `[n]`, positions `[3, n]`, rows among its images' features `[n]`."""
 
     def append_text(self, ids, logprobs=None, sampled: bool = False) -> None:
-        """Takes in what was sampled."""
+        """Appends what was sampled."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,11 +84,11 @@ class _Admission:
 class Scheduler:
     """Drives streams through the sampler, as many at a time as cache and slots allow.
 
-    Streams of a group begin with the same tokens, which are taken in once, as long as one
+    Streams of a group begin with the same tokens, which are prefilled once, as long as one
     of them keeps its part of the cache. A stream whose turn is over gives up its slot at
     once, but keeps its part of the cache. When the cache is full new streams wait; when
-    those that are under way outgrow it, the youngest loses its part, waits, and is taken
-    in anew. What is drawn depends on neither: only on a stream's tokens and its seed.
+    those that are under way outgrow it, the youngest loses its part, waits, and is
+    prefilled anew. What is drawn depends on neither: only on a stream's tokens and its seed.
 
     Args:
       sampler: is reset first, and belongs to the scheduler until all is done.
@@ -138,7 +138,7 @@ class Scheduler:
         self._waiting.append(group)
 
     def resume(self, stream: Stream) -> None:
-        """Puts a stream back after its turn; what it has seen since is taken in."""
+        """Puts a stream back after its turn; what it has seen since is prefilled."""
         job = self._jobs[id(stream)]
         self._starved = False
         job.automaton, job.tokens, job.logprobs = self._sampler.initial, [], []
@@ -170,14 +170,14 @@ class Scheduler:
         return not self._jobs
 
     def step(self) -> list[tuple[Stream, SampledTurn]]:
-        """Takes in what is new and makes one call to decode.
+        """Prefills what is new and makes one call to decode.
 
         Returns:
           The streams whose turns are over, each to be put back by `resume` or taken
           out by `finish`; none where turns only went on.
         """
         self._share(self._admit())
-        self._take_in()
+        self._prefill_new()
         chosen = self._choose()
         self._starved = not chosen
         if not chosen:
@@ -209,9 +209,9 @@ class Scheduler:
         """Gives waiting groups room, oldest first, until the slots are filled.
 
         Returns:
-          Who has come in; the first of a group that is taken in anew is resident.
+          Who has been admitted; the first of a group that is prefilled anew is resident.
         """
-        table, page_size = self._sampler.table, self._config.page_size
+        table, block_size = self._sampler.table, self._config.block_size
         shards = range(self._sampler.shards)
         residents = [self._resident(shard) for shard in shards]
         ready = [sum(job.state is _State.READY for job in jobs) for jobs in residents]
@@ -225,8 +225,8 @@ class Scheduler:
             for shard in sorted(shards, key=lambda s: (ready[s], len(residents[s]))):
                 source = next((job for job in residents[shard] if job.group == group[0].group
                                and job.sequence and job.sequence.length >= prompt > 0), None)
-                # Whole pages are shared; what follows is each member's own.
-                shared = (prompt if source or len(group) > 1 else 0) // page_size
+                # Whole blocks are shared; what follows is each member's own.
+                shared = (prompt if source or len(group) > 1 else 0) // block_size
                 own = table.needed(min(tokens + ahead, self._config.max_length)) - shared
                 common = 0 if source else shared
                 fitting = (table.free(shard) - promised[shard] - common) // max(1, own)
@@ -244,15 +244,15 @@ class Scheduler:
                 members[0].sequence = CachedSequence(shard)
                 members[0].state = _State.READY
             admitted.append(_Admission(members, source))
-            # Pages are taken when tokens are; until then they are spoken for.
+            # Blocks are taken when tokens are; until then they are spoken for.
             promised[shard] += common + len(members) * own
             residents[shard] += members
             ready[shard] += len(members)
         return admitted
 
     def _share(self, admitted: Sequence[_Admission]) -> None:
-        """Gives each group its prompt, which is taken in once for all its members."""
-        # Copies of what is there come first: taking in others may cost a source its place.
+        """Gives each group its prompt, which is prefilled once for all its members."""
+        # Copies of what is there come first: prefilling others may cost a source its place.
         self._copy([(each.source, each.members) for each in admitted if each.source])
         groups = [each.members for each in admitted
                   if not each.source and len(each.members) > 1]
@@ -271,7 +271,7 @@ class Scheduler:
         for _, jobs in groups:
             copies = forks.get(id(jobs))
             if copies is None:
-                # Not even the copies' first pages are free: each takes in the prompt
+                # Not even the copies' first blocks are free: each prefills the prompt
                 # when its turn comes.
                 for job in reversed(jobs):
                     self._wait(job)
@@ -298,13 +298,13 @@ class Scheduler:
                 return False
         return True
 
-    # ---- Taking in and choosing
+    # ---- Prefilling and choosing
 
     def _ready_jobs(self) -> list[_Job]:
         return sorted((job for job in self._jobs.values() if job.state is _State.READY),
                       key=lambda job: job.order)
 
-    def _take_in(self) -> None:
+    def _prefill_new(self) -> None:
         """Caches all tokens but the last of every job that goes on."""
         self._feed([job for job in self._ready_jobs()
                     if job.sequence and len(job.stream) - job.sequence.length > 1])

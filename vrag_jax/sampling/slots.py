@@ -1,4 +1,4 @@
-"""Sizes of a sampler and what it keeps on the device: a pool of key-value pages."""
+"""Sizes of a sampler and what it keeps on the device: a pool of key-value blocks."""
 
 import dataclasses
 import functools
@@ -28,11 +28,11 @@ class SamplerConfig:
       decode_tokens: most tokens that a slot samples in one call to the device.
       refill: share of the slots in use whose turns must end for a call to return
         early, so that others move in.
-      prefill_shapes: rows and tokens of the programs that take in new tokens; one
+      prefill_shapes: rows and tokens of the programs that prefill; one
         compilation each. Longer chunks are fed in several pieces.
       attend_lengths: numbers of cached tokens that attention reads, chosen by the
         longest sequence of a call; one compilation each. `max_length` is always one.
-      page_size: tokens a page of the cache.
+      block_size: tokens a block of the cache.
       cache_tokens: tokens that the cache holds, over all devices; 0 is
         `slots * max_length`. When it is full, sequences wait.
       cache_dtype: dtype of the cache, e.g. 'bfloat16'.
@@ -54,7 +54,7 @@ class SamplerConfig:
     refill: float = 0.25
     prefill_shapes: tuple[Shape, ...] = ((16, 64), (4, 256))
     attend_lengths: tuple[int, ...] = ()
-    page_size: int = 16
+    block_size: int = 16
     cache_tokens: int = 0
     cache_dtype: str = 'float32'
     draft_tokens: int = 0
@@ -63,7 +63,7 @@ class SamplerConfig:
     unroll_depth: int = 4
 
     def __post_init__(self):
-        for name in ('slots', 'max_length', 'max_new_tokens', 'decode_tokens', 'page_size',
+        for name in ('slots', 'max_length', 'max_new_tokens', 'decode_tokens', 'block_size',
                      'draft_ngram'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
@@ -88,7 +88,7 @@ class SamplerConfig:
                              f'than decode_tokens = {self.decode_tokens}')
         if self.cache_tokens and self.cache_tokens < self.most_tokens:
             raise ValueError(f'cache_tokens = {self.cache_tokens} holds not even one sequence of '
-                             f'max_length, which takes {self.most_tokens} with whole pages')
+                             f'max_length, which takes {self.most_tokens} with whole blocks')
 
     def of_process(self, count: int) -> 'SamplerConfig':
         """Returns the sizes of the sampler of one of `count` processes.
@@ -107,8 +107,8 @@ class SamplerConfig:
 
     @property
     def most_tokens(self) -> int:
-        """Tokens of the pages of a sequence of `max_length`."""
-        return math.ceil(self.max_length / self.page_size) * self.page_size
+        """Tokens of the blocks of a sequence of `max_length`."""
+        return math.ceil(self.max_length / self.block_size) * self.block_size
 
     @property
     def decode_steps(self) -> int:
@@ -120,38 +120,38 @@ class SamplerConfig:
         """Tokens, accepted or not, that a call runs in each slot."""
         return self.decode_steps * (self.draft_tokens + 1)
 
-    def attend_pages(self, tokens: int) -> int:
-        """Returns how many pages attention reads where `tokens` are cached at most."""
+    def attend_blocks(self, tokens: int) -> int:
+        """Returns how many blocks attention reads where `tokens` are cached at most."""
         if not tokens:
             return 0
         fitting = [n for n in self.attend_lengths if n >= tokens]
-        return math.ceil(min(fitting, default=self.max_length) / self.page_size)
+        return math.ceil(min(fitting, default=self.max_length) / self.block_size)
 
-    def all_attend_pages(self) -> list[int]:
-        """Returns every value of `attend_pages` but 0."""
-        return sorted({self.attend_pages(n) for n in (*self.attend_lengths, self.max_length)})
+    def all_attend_blocks(self) -> list[int]:
+        """Returns every value of `attend_blocks` but 0."""
+        return sorted({self.attend_blocks(n) for n in (*self.attend_lengths, self.max_length)})
 
-    def pool_pages(self, shards: int) -> int:
-        """Returns the pages of each of `shards` equal parts of the cache.
+    def pool_blocks(self, shards: int) -> int:
+        """Returns the blocks of each of `shards` equal parts of the cache.
 
         Raises:
           ValueError: if a part does not hold one sequence of `max_length`.
         """
         tokens = self.cache_tokens or self.slots * self.max_length
-        pages = math.ceil(tokens / (shards * self.page_size))
-        if pages * self.page_size < self.most_tokens:
+        blocks = math.ceil(tokens / (shards * self.block_size))
+        if blocks * self.block_size < self.most_tokens:
             if self.cache_tokens:
                 raise ValueError(
                     f'cache_tokens = {tokens} over {shards} devices is less than the '
                     f'{self.most_tokens} tokens of one sequence on each')
-            pages = self.most_tokens // self.page_size
-        return pages
+            blocks = self.most_tokens // self.block_size
+        return blocks
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVPool:
-    """Keys and values in pages, each `[D, P, page_size, L, KVH, head_dim]`.
+    """Keys and values in blocks, each `[D, P, block_size, L, KVH, head_dim]`.
 
     A token is one piece of memory. `D` parts, one for each group of devices that
     shares a part of the batch: no device reads another's.
@@ -169,7 +169,7 @@ def batch_shards(mesh: Mesh | None, rules: Rules = RULES) -> int:
 def init_pool(model_config: ModelConfig, config: SamplerConfig, shards: int) -> KVPool:
     """Returns an empty pool in `shards` parts."""
     text = model_config.text
-    shape = (shards, config.pool_pages(shards), config.page_size, text.num_hidden_layers,
+    shape = (shards, config.pool_blocks(shards), config.block_size, text.num_hidden_layers,
              text.num_key_value_heads, text.head_dim)
     dtype = jnp.dtype(config.cache_dtype)
     return KVPool(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
