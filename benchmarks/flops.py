@@ -115,7 +115,7 @@ class RowCosts:
         scores, updates = {}, {}
         for length in lengths:
             learner = make_learner(
-                space, params, rows=ROWS, length=length, fewer_rows=(), shorter=())
+                space, params, rows=ROWS, length=length, row_buckets=(), length_buckets=())
             recorder.take()
             learner.warm_up(space.features, params)
             programs = total(recorder.take())

@@ -136,7 +136,7 @@ def updates(space: RunContext, params: Params, costs: Costs
     config = space.config
     longest = max(LENGTHS)
     settings = dataclasses.replace(
-        config.grpo.learner, length=longest, shorter=(), fewer_rows=(2, 1),
+        config.grpo.learner, length=longest, length_buckets=(), row_buckets=(2, 1),
         rows=max(3, config.grpo.learner.rows * config.grpo.learner.length // longest))
     learner = make_learner(space, params, settings, grpo(config.grpo.loss), 1)
     vocabulary = space.model_config.text.vocab_size

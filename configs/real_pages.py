@@ -29,7 +29,7 @@ def get_config() -> ConfigDict:
     # with such questions and to zoom into such pages.
     config.evidence_sft = True
     config.sft.update({'steps': 120, 'sequences': 24, 'save_every': 60})
-    rows = {'rows': 8, 'fewer_rows': (2,), 'length': 1280}
+    rows = {'rows': 8, 'row_buckets': (2,), 'length': 1280}
     config.sft.learner.update({'algorithm': 'muon', 'lr': 4e-3, **rows})
 
     config.data = ConfigDict({

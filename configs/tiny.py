@@ -73,13 +73,13 @@ def get_config() -> ConfigDict:
             # At a tenth of the peak, where SFT ends, some seeds have not learnt to read.
             'schedule': 'linear', 'end_fraction': 0.0,
             'length': 576, 'span': 1, 'rows': 6, 'windows': 80,
-            'fewer_rows': (2, 1), 'fewer_windows': (40, 20)},
+            'row_buckets': (2, 1), 'window_buckets': (40, 20)},
     })
     config.sft = ConfigDict({
         'steps': 250, 'sequences': 48, 'trajectories': 3000, 'save_every': 100,
         'careful': 0.7, 'loose': 0.15, 'hasty': 0.15,
         'learner': {**learner, 'lr': 3e-4, 'frozen': '^visual/', 'rows': 8,
-                    'fewer_rows': (2, 1), 'length': 384},
+                    'row_buckets': (2, 1), 'length': 384},
     })
     config.grpo = ConfigDict({
         'steps': 60, 'prompts': 32, 'group_size': 5, 'mini_batches': 2, 'save_every': 10,
@@ -90,7 +90,7 @@ def get_config() -> ConfigDict:
     })
     config.grpo.learner = ConfigDict({
         **learner, 'lr': 3e-4, 'warmup_steps': 5, 'schedule': 'linear',
-        'frozen': '^visual/', 'length': 384, 'rows': 8, 'fewer_rows': (2, 1),
+        'frozen': '^visual/', 'length': 384, 'rows': 8, 'row_buckets': (2, 1),
     })
     config.reward = ConfigDict({
         'weights': {'answer': 0.7, 'retrieval': 0.2, 'pattern': 0.1}, 'gate': 'pattern',

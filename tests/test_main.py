@@ -69,6 +69,9 @@ REFUSED = {
     'a flag with the old name of a field':
         ([TINY, '--config.feature_rows=8'],
          'config.feature_rows: is called config.vision_features.rows now'),
+    'the old name of the lengths of rows':
+        ([TINY, '--config.sft.learner.shorter=(128,)'],
+         'config.sft.learner.shorter: is called config.sft.learner.length_buckets now'),
     'the old name of the size of a block':
         ([TINY, '--config.sampler.page_size=8'],
          'config.sampler.page_size: is called config.sampler.block_size now'),

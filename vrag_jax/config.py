@@ -25,6 +25,10 @@ RENAMED = {
     'config.feature_windows': 'config.vision_features.windows',
     'config.feature_span': 'config.vision_features.span',
     'config.sampler.page_size': 'config.sampler.block_size',
+    **{f'config.{phase}.learner.{old}': f'config.{phase}.learner.{new}'
+       for phase in ('pretrain', 'sft', 'grpo') for old, new in (
+           ('fewer_rows', 'row_buckets'), ('fewer_windows', 'window_buckets'),
+           ('shorter', 'length_buckets'))},
     'config.environment.allow_crop': "config.actions (without 'bbox' nothing is cropped)",
     'config.reward.alpha': 'config.reward.weights.retrieval',
     'config.reward.beta': 'config.reward.weights.answer',

@@ -141,7 +141,7 @@ def test_a_sequence_longer_than_a_row_is_refused(make_sequence, model_config):
 
 
 def test_a_small_micro_batch_may_have_fewer_rows(make_sequence, model_config):
-    layout = BatchLayout(rows=8, length=20, windows=4, span=2, fewer_rows=(4, 2))
+    layout = BatchLayout(rows=8, length=20, windows=4, span=2, row_buckets=(4, 2))
     assert [layout.size_for(n)[0] for n in (1, 2, 3, 4, 5, 8)] == [2, 2, 4, 4, 8, 8]
     assert [layout.next_rows(n) for n in (1, 2, 3, 4, 7, 8, 99)] == [2, 2, 2, 4, 4, 8, 8]
     assert [layout.positions(n) // 20 for n in (1, 5, 8, 11)] == [2, 6, 8, 12]
@@ -157,7 +157,7 @@ def test_a_small_micro_batch_may_have_fewer_rows(make_sequence, model_config):
 
 def test_fewer_rows_may_go_with_fewer_windows(make_sequence, model_config):
     layout = BatchLayout(
-        rows=8, length=20, windows=6, span=1, fewer_rows=(4, 2), fewer_windows=(5, 1))
+        rows=8, length=20, windows=6, span=1, row_buckets=(4, 2), window_buckets=(5, 1))
     sizes = [layout.size_for(*need) for need in ((1, 0), (2, 2), (4, 5), (4, 6), (5, 1), (8, 6))]
     assert sizes == [(2, 1), (4, 5), (4, 5), (8, 6), (8, 6), (8, 6)]
     # Two rows with one window each do not fit into the smallest size.
@@ -170,14 +170,14 @@ def test_fewer_rows_may_go_with_fewer_windows(make_sequence, model_config):
 
 @pytest.mark.parametrize(('rows', 'windows'), [((4,), (1, 2)), ((4,), (0,)), ((4,), (9,))])
 def test_fewer_windows_go_with_fewer_rows(rows, windows):
-    with pytest.raises(ValueError, match='fewer_windows'):
-        BatchLayout(rows=8, windows=6, fewer_rows=rows, fewer_windows=windows)
+    with pytest.raises(ValueError, match='window_buckets'):
+        BatchLayout(rows=8, windows=6, row_buckets=rows, window_buckets=windows)
 
 
 @pytest.mark.parametrize('fewer', [(8,), (0,), (2, 9)])
 def test_fewer_rows_are_fewer(fewer):
-    with pytest.raises(ValueError, match='fewer_rows'):
-        BatchLayout(rows=8, fewer_rows=fewer)
+    with pytest.raises(ValueError, match='row_buckets'):
+        BatchLayout(rows=8, row_buckets=fewer)
 
 
 @pytest.mark.parametrize('field', ['rows', 'length', 'windows', 'span'])
@@ -187,8 +187,8 @@ def test_empty_layouts_are_refused(field):
 
 
 def test_the_length_with_the_least_padding_is_taken():
-    layout = BatchLayout(rows=2, length=120, shorter=(40, 60), fewer_rows=(1,), span=1)
-    assert [(one.length, one.rows, one.fewer_rows) for one in layout.lengths()] == [
+    layout = BatchLayout(rows=2, length=120, length_buckets=(40, 60), row_buckets=(1,), span=1)
+    assert [(one.length, one.rows, one.row_buckets) for one in layout.lengths()] == [
         (40, 6, (3,)), (60, 4, (2,)), (120, 2, (1,))]
     for lengths, want in ((6 * [40], 40), (6 * [60], 60), (8 * [30], 60), (4 * [61], 120),
                           ([100, 20, 70, 50], 120)):
@@ -196,5 +196,5 @@ def test_the_length_with_the_least_padding_is_taken():
         assert one.length == want, lengths
         assert sorted(i for row in rows for i in row) == list(range(len(lengths)))
         assert max(sum(lengths[i] for i in row) for row in rows) <= want
-    with pytest.raises(ValueError, match='shorter'):
-        BatchLayout(length=120, shorter=(50,))
+    with pytest.raises(ValueError, match='length_buckets'):
+        BatchLayout(length=120, length_buckets=(50,))

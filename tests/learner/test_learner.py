@@ -114,7 +114,7 @@ def test_micro_batches_add_up_to_the_mini_batch(make_learner, sequences, referen
 @pytest.mark.slow
 def test_no_size_of_micro_batch_compiles_after_the_warm_up(
         make_learner, sequences, reference, policy):
-    learner = make_learner(rows=3, fewer_rows=(2, 1))
+    learner = make_learner(rows=3, row_buckets=(2, 1))
     learner.warm_up(scored=policy[1])
     metrics, weights, compiled = three_updates(learner, sequences)
     # The optimiser's step is taken, and so compiled, in every update.
@@ -132,7 +132,7 @@ def test_the_reference_is_scored_in_the_micro_batches_of_the_update(
         make_learner, sequences, policy, shape):
     # Another policy than the one that is trained, in several micro-batches of two sizes.
     reference = {path: value * 0.9 for path, value in policy[1].items()}
-    sizes = {} if shape else {'rows': 3, 'fewer_rows': (2, 1)}
+    sizes = {} if shape else {'rows': 3, 'row_buckets': (2, 1)}
     learner = make_learner(shape, **sizes)
     if shape:
         reference = jax.device_put(
@@ -327,7 +327,7 @@ def test_frozen_parameters_are_shared_not_copied(make_learner, policy, sequences
 
 
 def test_rows_may_be_shorter(make_learner, sequences, reference):
-    learner = make_learner(rows=2, length=160, shorter=(80,), windows=16)
+    learner = make_learner(rows=2, length=160, length_buckets=(80,), windows=16)
     learner.warm_up()
     before = compilations()
     metrics = learner.update(sequences)

@@ -55,7 +55,7 @@ def test_every_program_lowers_for_the_mesh_it_is_planned_for():
     config = tiny.get_config()
     config.mesh.fsdp = 2
     for learner in (config.pretrain.learner, config.sft.learner, config.grpo.learner):
-        learner.rows, learner.fewer_rows, learner.fewer_windows = 8, (), ()
+        learner.rows, learner.row_buckets, learner.window_buckets = 8, (), ()
     config = parse(RunConfig, config)
     for program in programs(config, plan(config)):
         text = program.lower().as_text()

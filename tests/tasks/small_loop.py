@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.grpo.loss.entropy_coef = 0.01
     for learner in (config.pretrain.learner, config.sft.learner, config.grpo.learner):
         learner.rows = 4
-        learner.fewer_rows = learner.fewer_windows = ()
+        learner.row_buckets = learner.window_buckets = ()
     config.pretrain.learner.update({'lr': 3e-3, 'warmup_steps': 5, 'rows': 1, 'windows': 24})
     config.grpo.learner.lr = 1e-5
     config.grpo.sampling.temperature = 0.5

@@ -25,17 +25,17 @@ class BatchLayout:
 
     Attributes:
       rows: rows a micro-batch (a multiple of the devices that share the batch).
-      fewer_rows: smaller numbers of rows that a micro-batch may have instead, so
+      row_buckets: smaller numbers of rows that a micro-batch may have instead, so
         that a small one costs less; one compilation each. Those that do not split over
         the devices are left out.
       length: tokens a row; a longer sequence is refused.
-      shorter: other lengths that a row may have, divisors of `length`: a micro-batch
+      length_buckets: other lengths that a row may have, divisors of `length`: a micro-batch
         then has as many rows more, so it holds as many tokens. Taken where sequences
         leave less padding in them; one compilation each.
       windows: attention windows for the images of a micro-batch, used where the
         vision tower runs inside the step (otherwise features come from a cache).
       span: windows that the largest image may take, likewise.
-      fewer_windows: windows that go with each of `fewer_rows`; () gives each of
+      window_buckets: windows that go with each of `row_buckets`; () gives each of
         them `windows`.
     """
 
@@ -43,37 +43,38 @@ class BatchLayout:
     length: int = 1024
     windows: int = 64
     span: int = 1
-    fewer_rows: tuple[int, ...] = ()
-    fewer_windows: tuple[int, ...] = ()
-    shorter: tuple[int, ...] = ()
+    row_buckets: tuple[int, ...] = ()
+    window_buckets: tuple[int, ...] = ()
+    length_buckets: tuple[int, ...] = ()
 
     def __post_init__(self):
         for name in ('rows', 'length', 'windows', 'span'):
             if getattr(self, name) < 1:
                 raise ValueError(f'{name} must be positive, got {getattr(self, name)}')
-        if any(not 0 < n < self.length or self.length % n for n in self.shorter):
-            raise ValueError(f'shorter {self.shorter} must be divisors of length = {self.length}')
-        if any(not 0 < n < self.rows for n in self.fewer_rows):
-            raise ValueError(f'fewer_rows {self.fewer_rows} must lie between 0 and {self.rows}')
-        if self.fewer_windows and len(self.fewer_windows) != len(self.fewer_rows):
-            raise ValueError(f'fewer_windows {self.fewer_windows} must be as many as '
-                             f'fewer_rows {self.fewer_rows}')
-        if any(not 0 < n <= self.windows for n in self.fewer_windows):
+        if any(not 0 < n < self.length or self.length % n for n in self.length_buckets):
+            raise ValueError(f'length_buckets {self.length_buckets} must be divisors of '
+                             f'length = {self.length}')
+        if any(not 0 < n < self.rows for n in self.row_buckets):
+            raise ValueError(f'row_buckets {self.row_buckets} must lie between 0 and {self.rows}')
+        if self.window_buckets and len(self.window_buckets) != len(self.row_buckets):
+            raise ValueError(f'window_buckets {self.window_buckets} must be as many as '
+                             f'row_buckets {self.row_buckets}')
+        if any(not 0 < n <= self.windows for n in self.window_buckets):
             raise ValueError(
-                f'fewer_windows {self.fewer_windows} must lie between 0 and {self.windows}')
+                f'window_buckets {self.window_buckets} must lie between 0 and {self.windows}')
 
     def over(self, shards: int) -> 'BatchLayout':
         """Returns the layout without those numbers of rows that do not split over devices."""
-        fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
-        kept = [size for size in zip(self.fewer_rows, fewer, strict=True) if not size[0] % shards]
+        fewer = self.window_buckets or (self.windows,) * len(self.row_buckets)
+        kept = [size for size in zip(self.row_buckets, fewer, strict=True) if not size[0] % shards]
         return dataclasses.replace(
-            self, fewer_rows=tuple(rows for rows, _ in kept),
-            fewer_windows=tuple(windows for _, windows in kept) if self.fewer_windows else ())
+            self, row_buckets=tuple(rows for rows, _ in kept),
+            window_buckets=tuple(windows for _, windows in kept) if self.window_buckets else ())
 
     def size_for(self, rows: int, windows: int = 0) -> tuple[int, int]:
         """Returns the smallest allowed rows and windows that hold as many as are given."""
-        fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
-        sizes = zip(self.fewer_rows, fewer, strict=True)
+        fewer = self.window_buckets or (self.windows,) * len(self.row_buckets)
+        sizes = zip(self.row_buckets, fewer, strict=True)
         return min((size for size in sizes if size[0] >= rows and size[1] >= windows),
                    default=(self.rows, self.windows))
 
@@ -82,29 +83,29 @@ class BatchLayout:
 
         The largest size that is filled, or, where none is, the smallest.
         """
-        sizes = (*self.fewer_rows, self.rows)
+        sizes = (*self.row_buckets, self.rows)
         return max((n for n in sizes if n <= left), default=min(sizes))
 
     def with_length(self, length: int) -> 'BatchLayout':
         """Returns the layout of rows of another length, with as many tokens."""
         more = self.length // length
         return dataclasses.replace(
-            self, length=length, shorter=(), rows=self.rows * more,
-            fewer_rows=tuple(n * more for n in self.fewer_rows))
+            self, length=length, length_buckets=(), rows=self.rows * more,
+            row_buckets=tuple(n * more for n in self.row_buckets))
 
     def lengths(self) -> Iterator['BatchLayout']:
         """Yields a layout for each length, the shortest first, with that length alone."""
-        for length in sorted((*self.shorter, self.length)):
+        for length in sorted((*self.length_buckets, self.length)):
             yield self.with_length(length)
 
     def sizes(self) -> Iterator['BatchLayout']:
         """Yields a layout for each shape that a micro-batch may have, with that shape alone."""
         for layout in self.lengths():
-            fewer = self.fewer_windows or (self.windows,) * len(self.fewer_rows)
+            fewer = self.window_buckets or (self.windows,) * len(self.row_buckets)
             for rows, windows in ((layout.rows, self.windows),
-                                  *zip(layout.fewer_rows, fewer, strict=True)):
+                                  *zip(layout.row_buckets, fewer, strict=True)):
                 yield dataclasses.replace(
-                    layout, rows=rows, windows=windows, fewer_rows=(), fewer_windows=())
+                    layout, rows=rows, windows=windows, row_buckets=(), window_buckets=())
 
     def positions(self, rows: int) -> int:
         """Returns the positions, padding and all, of the micro-batches for so many rows."""

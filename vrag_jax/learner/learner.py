@@ -56,13 +56,13 @@ class LearnerConfig(OptimizerConfig):
       frozen: regular expression searched in parameter paths; what matches is
         not trained. If no part of the vision tower is, image features come from a cache.
       rows: packed rows a micro-batch.
-      fewer_rows: smaller numbers of rows that a micro-batch may have instead.
+      row_buckets: smaller numbers of rows that a micro-batch may have instead.
       length: tokens a row.
-      shorter: other lengths that a row may have, see `BatchLayout`.
+      length_buckets: other lengths that a row may have, see `BatchLayout`.
       windows: attention windows for images a micro-batch, where the vision
         tower is trained.
       span: windows that the largest image may take, likewise.
-      fewer_windows: windows that go with each of `fewer_rows`; () is `windows`.
+      window_buckets: windows that go with each of `row_buckets`; () is `windows`.
       vocab_chunk: ids for which logits exist at a time; 0 is all at once.
     """
 
@@ -71,9 +71,9 @@ class LearnerConfig(OptimizerConfig):
     length: int = 1024
     windows: int = 64
     span: int = 1
-    fewer_rows: tuple[int, ...] = ()
-    fewer_windows: tuple[int, ...] = ()
-    shorter: tuple[int, ...] = ()
+    row_buckets: tuple[int, ...] = ()
+    window_buckets: tuple[int, ...] = ()
+    length_buckets: tuple[int, ...] = ()
     vocab_chunk: int = 8192
 
     def __post_init__(self):
@@ -84,8 +84,8 @@ class LearnerConfig(OptimizerConfig):
 
     @property
     def layout(self) -> BatchLayout:
-        return BatchLayout(self.rows, self.length, self.windows, self.span, self.fewer_rows,
-                           self.fewer_windows, self.shorter)
+        return BatchLayout(self.rows, self.length, self.windows, self.span, self.row_buckets,
+                           self.window_buckets, self.length_buckets)
 
 
 class Learner:

@@ -230,7 +230,8 @@ def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: b
         tokens=np.zeros(2, np.int32), position_ids=np.zeros((3, 2), np.int32),
         loss_mask=np.ones(2, bool), image_index=np.full(2, -1, np.int32), images=())
     rows: FeatureRows | None = (lambda _: {}) if vision_is_frozen else None
-    layout = dataclasses.replace(config.layout, fewer_rows=(), fewer_windows=(), shorter=())
+    layout = dataclasses.replace(
+        config.layout, row_buckets=(), window_buckets=(), length_buckets=())
     return next(micro_batches([sequence], layout, model_config, rows)).batch
 
 
