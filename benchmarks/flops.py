@@ -27,6 +27,7 @@ from absl import app, flags
 from benchmarks import paired
 from benchmarks.flop_counts import Curve, Recorder, count, shapes, total
 from benchmarks.setting import CONFIG, WORKDIR, open_run
+from vrag_jax.data.order import host_rng
 from vrag_jax.learner import steps
 from vrag_jax.learner.learner import Learner
 from vrag_jax.models.common.decoder import init_cache
@@ -36,7 +37,7 @@ from vrag_jax.models.common.parameters import Params, merge
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.run.context import RunContext
 from vrag_jax.training import grpo
-from vrag_jax.training.loop import host_rng
+from vrag_jax.training.rollouts import Collector
 
 _PROMPTS = flags.DEFINE_integer(
     'prompts', 0, 'Questions of the step; 0 is as many as the config says.', lower_bound=0)
@@ -78,7 +79,9 @@ def take_step(space: RunContext, params: Params, prompts: int, recorder: Recorde
     if not learner.vision_is_frozen:
         raise ValueError('work is counted for a frozen vision tower')
     world, questions = space.world(), space.corpus.questions['train']
-    collector = grpo.Collector(space, 'benchmark', world, config.reward, questions, True)
+    phase = grpo.grpo_phase(config.grpo, 'benchmark')
+    collector = Collector(space, phase, world, config.reward, questions, config.grpo.group_size,
+                          keep_features=True)
     space.features.clear()
     recorder.take()
     rollout = collector.collect(params, 0, questions[:prompts])

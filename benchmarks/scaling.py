@@ -26,13 +26,13 @@ from benchmarks import paired
 from benchmarks.setting import CONFIG, WORKDIR, grouped_questions, open_run
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.evaluation.charts import Series, line_chart
-from vrag_jax.learner.steps import grpo
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.rollout.driver import episode_seed, run_policy
 from vrag_jax.run.context import RunContext
 from vrag_jax.sampling.distribution import SamplingConfig
-from vrag_jax.training.sft import make_learner
+from vrag_jax.training.grpo import grpo_phase
+from vrag_jax.training.loop import make_learner
 
 _PLOT = flags.DEFINE_string('plot', '', 'SVG file for the plot.')
 
@@ -138,7 +138,8 @@ def updates(space: RunContext, params: Params, costs: Costs
     settings = dataclasses.replace(
         config.grpo.learner, length=longest, length_buckets=(), row_buckets=(2, 1),
         rows=max(3, config.grpo.learner.rows * config.grpo.learner.length // longest))
-    learner = make_learner(space, params, settings, grpo(config.grpo.loss), 1)
+    phase = grpo_phase(dataclasses.replace(config.grpo, learner=settings, mini_batches=1))
+    learner = make_learner(space, phase, params, total=1)
     vocabulary = space.model_config.text.vocab_size
 
     def train(count: int, length: int):

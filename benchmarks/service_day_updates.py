@@ -13,6 +13,7 @@ from pathlib import Path
 from benchmarks.service_day_pages import write_document
 from configs import build_index as config_file
 from vrag_jax.config import parse
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index
 
@@ -27,7 +28,7 @@ def main(sources: Path, workdir: Path) -> None:
     for line in sys.stdin:
         for document, version in json.loads(line).items():
             write_document(sources, int(document), version)
-        build_index.run(config, workdir)
+        build_index.run(RunContext(config, workdir))
         print('done', file=answers, flush=True)
 
 

@@ -32,32 +32,17 @@ FLOORS = {
     'evaluation': 'actions config corpus data metrics models parallel perception retrieval '
                   'rewards rollout sampling',
     'serving': 'config corpus embedders indexing parallel perception retrieval',
-    'planning': 'config data learner models parallel sampling training',
-    'run': 'actions config corpus data embedders experts indexing learner metrics models parallel '
-           'perception planning retrieval rewards rollout sampling serving training evaluation',
+    'run': 'actions config corpus data embedders evaluation experts indexing learner metrics '
+           'models parallel perception retrieval rewards rollout sampling serving training',
+    # Above `run`: what a run will hold follows from its whole config.
+    'planning': 'config data learner models parallel run sampling training',
     'tasks': 'actions config corpus data embedders evaluation experts indexing learner metrics '
              'models parallel perception planning retrieval rewards rollout run sampling serving '
              'training',
     'main': 'config hardware parallel run tasks',
 }
 # Imports that go upstairs, to be mended.
-UPSTAIRS: set[tuple[str, str]] = {
-    ('evaluation.evaluate', 'run.context'),
-    ('evaluation.outputs', 'run.context'),
-    ('planning.compile', 'run.policy'),
-    ('planning.compile', 'run.settings'),
-    ('planning.plan', 'run.context'),
-    ('planning.plan', 'run.policy'),
-    ('planning.plan', 'run.settings'),
-    ('planning.programs', 'run.policy'),
-    ('planning.programs', 'run.settings'),
-    ('training.grpo', 'run.context'),
-    ('training.grpo', 'run.settings'),
-    ('training.sft', 'experts.evidence'),
-    ('training.sft', 'experts.pretraining'),
-    ('training.sft', 'experts.scripted'),
-    ('training.sft', 'run.context'),
-}
+UPSTAIRS: set[tuple[str, str]] = set()
 
 
 def room(module: str) -> str:

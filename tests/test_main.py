@@ -19,10 +19,12 @@ from absl import app
 from vrag_jax import main
 from vrag_jax.tasks import registry
 
-def accept(config, workdir):
-    Path(workdir, 'accepted.json').write_text(json.dumps(dataclasses.asdict(config)))
+def accept(context):
+    accepted = json.dumps(dataclasses.asdict(context.config))
+    Path(context.workdir, 'accepted.json').write_text(accepted)
 
-registry.TASKS = dict.fromkeys(registry.TASKS, accept)
+registry.TASKS = {name: dataclasses.replace(task, run=accept)
+                  for name, task in registry.TASKS.items()}
 codes = {}
 for name, (folder, arguments) in json.load(sys.stdin).items():
     child = os.fork()

@@ -21,7 +21,7 @@ stdlib_logging.getLogger('transformers').addFilter(
 
 from vrag_jax.config import ConfigError, parse, unknown_field, with_defaults  # noqa: E402
 from vrag_jax.parallel import distributed, processes  # noqa: E402
-from vrag_jax.run import checks as check  # noqa: E402
+from vrag_jax.run.context import RunContext  # noqa: E402
 from vrag_jax.run.settings import RunConfig  # noqa: E402
 from vrag_jax.tasks import registry  # noqa: E402
 
@@ -33,7 +33,7 @@ class ConfigParser(ConfigFileFlagParser):
         config = super().parse(path)
         if isinstance(config, ConfigDict):  # Otherwise it says at its use what is wrong.
             with config.unlocked():
-                with_defaults(config, RunConfig)
+                with_defaults(config, registry.config_class())
             config.lock()
         return config
 
@@ -85,7 +85,7 @@ def main(argv: list[str]) -> None:
     logging.set_verbosity(logging.WARNING)
     stdlib_logging.getLogger('vrag_jax').setLevel(stdlib_logging.INFO)
     try:
-        config = parse(RunConfig, _CONFIG.value)
+        config = parse(registry.config_class(), _CONFIG.value)
     except (ConfigError, OSError) as error:  # OSError: there is no such config file.
         sys.exit(' '.join(str(error).split()))
     with distributed.processes(config.distributed):
@@ -95,7 +95,7 @@ def main(argv: list[str]) -> None:
 def run(config: RunConfig, workdir: Path) -> None:
     """Runs the task of a config, in all processes at once where there are several."""
     try:
-        check.check(config)
+        registry.check(config)
     except ConfigError as error:
         sys.exit(' '.join(str(error).split()))
     if workdir.exists() and not workdir.is_dir():
@@ -106,7 +106,8 @@ def run(config: RunConfig, workdir: Path) -> None:
     if distributed.is_main():
         (workdir / 'config.json').write_text(text + '\n')
     try:
-        registry.TASKS[config.task](config, workdir)
+        context = RunContext(config, workdir, registry.phases(config))
+        registry.TASKS[config.task].run(context)
     except ConfigError as error:  # What is seen only when data are read, or a judge is asked.
         sys.exit(' '.join(str(error).split()))
 

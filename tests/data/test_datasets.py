@@ -36,8 +36,9 @@ from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.families import image_spec, preset
 from vrag_jax.perception.image_ops import PixelLimits
-from vrag_jax.run.corpus import check_paths
 from vrag_jax.run.settings import DataConfig, PolicyConfig, RunConfig
+from vrag_jax.tasks.registry import check
+from vrag_jax.training.settings import SftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = [
@@ -334,13 +335,14 @@ def test_the_command_refuses_in_one_line(arguments, message, tmp_path):
 
 
 def config(**data):
-    return RunConfig('sft', policy=PolicyConfig(preset='tiny'), data=DataConfig(**data))
+    return RunConfig('sft', policy=PolicyConfig(preset='tiny'), data=DataConfig(**data),
+                     sft=SftConfig(epochs=1))
 
 
 def test_a_config_takes_prepared_datasets(prepared_questions, prepared_conversations, folder):
     for trajectories in (folder / 'sft.json', prepared_conversations,
                          f'{prepared_conversations}:train'):
-        check_paths(config(
+        check(config(
             source='files', manifest=str(folder / 'test.json'), trajectories=str(trajectories),
             train_questions=f'{prepared_questions}:train', eval_questions=f'{folder}/test.json'))
 
@@ -355,4 +357,4 @@ def test_a_config_with_anything_else_is_refused(prepared_questions, folder, valu
     value = value.replace('QUESTIONS', f'{prepared_questions}:test').replace(
         'FOLDER', str(folder))
     with pytest.raises(ConfigError, match=message):
-        check_paths(config(trajectories=value))
+        check(config(trajectories=value))

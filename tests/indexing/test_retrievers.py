@@ -349,11 +349,11 @@ def test_build_index_measures_recall_for_its_questions(tmp_path, capsys):
     make_store(tmp_path / 'pages', BEFORE)
     save_questions(tmp_path / 'questions.json', [
         Question(f'q{n}', p.text, 'x', page_ids=(p.page_id,)) for n, p in enumerate(BEFORE)])
-    build_index.run(parse(RunConfig, {
+    build_index.run(RunContext(parse(RunConfig, {
         'task': 'build_index', 'data': {
             'source': 'files', 'manifest': str(tmp_path / 'pages' / 'pages.jsonl'),
             'eval_questions': str(tmp_path / 'questions.json')},
-        'retrieval': {'index': {'exact_below': 10, 'recall_queries': 7}}}), tmp_path / 'work')
+        'retrieval': {'index': {'exact_below': 10, 'recall_queries': 7}}}), tmp_path / 'work'))
     recall = StoredIndex.read(tmp_path / 'work' / 'index').retriever.index.recall
     assert (recall['source'], recall['queries']) == ('given', 7)
     lines = capsys.readouterr().out.splitlines()

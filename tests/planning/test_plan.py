@@ -9,10 +9,11 @@ from ml_collections import ConfigDict
 
 from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny, vrag_released
 from vrag_jax.config import ConfigError, parse
-from vrag_jax.planning.plan import Plan, device_bytes, plan, total_bytes
+from vrag_jax.planning import plan as planning
+from vrag_jax.planning.plan import Plan, device_bytes, total_bytes
 from vrag_jax.planning.programs import programs
-from vrag_jax.run.checks import check
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.tasks.registry import check, phases
 
 CONFIGS = {'sft_3b': sft_3b, 'sft_7b': sft_7b, 'grpo_3b': grpo_3b, 'grpo_7b': grpo_7b}
 # Numbers in the published checkpoints, and in Qwen2.5-3B and -7B, their language models.
@@ -29,6 +30,10 @@ def config_of(name: str, **overrides) -> ConfigDict:
     config = CONFIGS[name].get_config()
     config.update_from_flattened_dict({k.replace('__', '.'): v for k, v in overrides.items()})
     return config
+
+
+def plan(config: RunConfig, **kwargs) -> Plan:
+    return planning.plan(config, phases(config), **kwargs)
 
 
 @pytest.fixture(scope='module')

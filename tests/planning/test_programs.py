@@ -14,14 +14,16 @@ from vrag_jax.models.common.flops import adapter_flops, decoder_flops, training_
 from vrag_jax.models.common.lora import LoraConfig
 from vrag_jax.models.families import preset
 from vrag_jax.parallel.sharding import RULES
-from vrag_jax.planning import compile as compilation
 from vrag_jax.planning.chips import CHIPS
 from vrag_jax.planning.compile import Compiled, iteration_seconds, record
 from vrag_jax.planning.plan import plan
 from vrag_jax.planning.programs import programs
 from vrag_jax.planning.work import Work
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.policy import sampling_shapes
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.tasks import compile as compilation
+from vrag_jax.tasks.registry import phases
 
 GRPO = ['encode images', 'prefill', 'decode', 'grpo: log-probs', 'grpo: gradients',
         'grpo: optimiser']
@@ -30,7 +32,7 @@ GRPO = ['encode images', 'prefill', 'decode', 'grpo: log-probs', 'grpo: gradient
 @pytest.fixture(scope='module')
 def paper():
     config = parse(RunConfig, grpo_3b.get_config())
-    return {p.name: p for p in programs(config, plan(config))}
+    return {p.name: p for p in programs(config, plan(config, phases(config)))}
 
 
 def test_all_programs_of_a_grpo_step(paper):
@@ -57,7 +59,7 @@ def test_every_program_lowers_for_the_mesh_it_is_planned_for():
     for learner in (config.pretrain.learner, config.sft.learner, config.grpo.learner):
         learner.rows, learner.row_buckets, learner.window_buckets = 8, (), ()
     config = parse(RunConfig, config)
-    for program in programs(config, plan(config)):
+    for program in programs(config, plan(config, phases(config))):
         text = program.lower().as_text()
         assert 'mhlo.num_partitions = 8' in text, program.name
 
@@ -105,7 +107,7 @@ def test_overlap_holds_the_cache_and_the_weights_of_before(dtype):
     held = {}
     for config.grpo.overlap in (False, True):
         parsed = parse(RunConfig, config)
-        planned = plan(parsed, devices=one)
+        planned = plan(parsed, phases(parsed), devices=one)
         by_name = {p.name: p for p in programs(parsed, planned)}
         held[config.grpo.overlap] = {
             name: compilation.resident_bytes(parsed, planned, by_name[name])
@@ -140,7 +142,7 @@ def test_a_topology_that_is_none_is_refused(topology, tmp_path):
     config = grpo_3b_lora_16gb.get_config()
     config.task, config.compile.topology = 'compile', topology
     with pytest.raises(ConfigError, match=r'config\.compile\.topology must be like'):
-        compilation.run(parse(RunConfig, config), tmp_path)
+        compilation.run(RunContext(parse(RunConfig, config), tmp_path))
 
 
 @pytest.fixture(scope='module')
@@ -154,9 +156,14 @@ def small():
     return config
 
 
+def run_compile(small, workdir):
+    config = parse(RunConfig, small)
+    compilation.run(RunContext(config, workdir, phases(config)))
+
+
 @pytest.mark.slow
 def test_for_a_real_tpu(small, tmp_path, capsys):
-    compilation.run(parse(RunConfig, small), tmp_path)
+    run_compile(small, tmp_path)
     written = json.loads((tmp_path / 'compile.json').read_text())
     assert written['chips'] == 1 and written['jax'] == jax.__version__
     rows = {row['program']: row for row in written['programs']}
@@ -177,7 +184,7 @@ def test_compiling_again_for_chips_that_are_not_there_leaves_the_cache_alone(sma
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='.*persistent compilation cache')
         for _ in range(2):
-            compilation.run(parse(RunConfig, small), tmp_path)
+            run_compile(small, tmp_path)
     assert jax.config.jax_enable_compilation_cache  # As it was.
 
 
@@ -185,6 +192,6 @@ def test_what_does_not_fit_ends_with_a_message(small, tmp_path):
     small = small.copy_and_resolve_references()
     small.compile.memory_gib, small.compile.programs = 0.001, ('grpo: optimiser',)
     with pytest.raises(SystemExit, match='1 of 1 programs do not fit: grpo: optimiser'):
-        compilation.run(parse(RunConfig, small), tmp_path)
+        run_compile(small, tmp_path)
     assert not any(r['fits'] for r in json.loads(
         (tmp_path / 'compile.json').read_text())['programs'])

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from tests.rollout.test_driver import DRAWN, OPENING
-from vrag_jax.evaluation.outputs import with_images
 from vrag_jax.models.common.images import ProcessedImage
 from vrag_jax.rewards.judge import JudgeError, Judgement, JudgeRequest
 from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.driver import episode_seed, run_expert, run_policy
 from vrag_jax.rollout.scoring import refuse_if_all_failed, score
 from vrag_jax.rollout.trajectory import Trajectory
+from vrag_jax.run.outputs import with_images
 
 
 class Alive:

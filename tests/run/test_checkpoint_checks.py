@@ -7,8 +7,8 @@ import pytest
 from configs import tiny
 from tests.tasks import exports
 from vrag_jax.config import ConfigError, parse
-from vrag_jax.run.checks import check
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.tasks.registry import check
 
 
 @pytest.fixture

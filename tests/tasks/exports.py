@@ -17,7 +17,6 @@ from vrag_jax.config import parse
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.tokenizer import train_tiny_tokenizer
-from vrag_jax.evaluation.outputs import export_policy
 from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.images import ImagePreprocessor
@@ -28,6 +27,7 @@ from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import family_of, image_spec, read_config
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.run.context import RunContext
+from vrag_jax.run.outputs import export_policy
 from vrag_jax.run.settings import RunConfig
 
 

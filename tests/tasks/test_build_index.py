@@ -11,9 +11,10 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.indexing import build as retrievers
 from vrag_jax.indexing.build import open_engine
 from vrag_jax.retrieval.engine import SearchEngine
-from vrag_jax.run.checks import check
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index
+from vrag_jax.tasks.registry import check
 
 
 def config_of(source, **retrieval):
@@ -39,7 +40,7 @@ def search(workdir, query, filters=None):
 
 def test_documents_are_found_and_changes_are_taken_over(make_pdf, source, tmp_path, capsys):
     work = tmp_path / 'work'
-    build_index.run(config_of(source), work)
+    build_index.run(RunContext(config_of(source), work))
     printed = capsys.readouterr().out
     assert '2 added, 0 replaced' in printed and 'ngram, dense: 3 pages' in printed
     assert search(work, 'yellow bananas') == ['fruit_2']
@@ -48,7 +49,7 @@ def test_documents_are_found_and_changes_are_taken_over(make_pdf, source, tmp_pa
     assert search(work, 'yellow bananas, full of fruit', {'year': 1987}) == ['ships_1']
     make_pdf('birds.pdf', 'storks and herons are birds')
     (source / 'ships.pdf').unlink()
-    build_index.run(config_of(source), work)
+    build_index.run(RunContext(config_of(source), work))
     assert '1 added, 0 replaced, 1 unchanged, 1 deleted' in capsys.readouterr().out
     assert search(work, 'herons') == ['birds_1'] and search(work, 'yellow') == ['fruit_2']
     assert len(list((work / 'pages' / 'documents').iterdir())) == 2
@@ -56,7 +57,7 @@ def test_documents_are_found_and_changes_are_taken_over(make_pdf, source, tmp_pa
 
 def test_several_retrievers_are_fused_and_opened_again(source, tmp_path, capsys, monkeypatch):
     work, both = tmp_path / 'work', config_of(source, retrievers=('ngram', 'bm25'))
-    build_index.run(both, work)
+    build_index.run(RunContext(both, work))
     assert 'hybrid: of 2 by reciprocal rank' in capsys.readouterr().out
     assert search(work, 'ships in the harbour') == ['ships_1']
     store = PageStore.open(work / 'pages' / 'pages.jsonl')
@@ -79,11 +80,11 @@ def test_several_retrievers_are_fused_and_opened_again(source, tmp_path, capsys,
 def test_other_settings_build_the_index_anew(source, tmp_path, change):
     work = tmp_path / 'work'
     settings = {'retrievers': ('ngram', 'bm25')}
-    build_index.run(config_of(source, **settings), work)
+    build_index.run(RunContext(config_of(source, **settings), work))
     before = json.loads((work / 'index' / 'manifest.json').read_text())
-    build_index.run(config_of(source, **settings), work)
+    build_index.run(RunContext(config_of(source, **settings), work))
     assert json.loads((work / 'index' / 'manifest.json').read_text()) == before
-    build_index.run(config_of(source, **{**settings, **change}), work)
+    build_index.run(RunContext(config_of(source, **{**settings, **change}), work))
     assert json.loads((work / 'index' / 'manifest.json').read_text()) != before
 
 
@@ -96,14 +97,14 @@ def test_an_embedder_is_loaded_and_its_vectors_are_kept(source, tmp_path, capsys
     work = tmp_path / 'work'
     config = config_of(source, retrievers=('mini',), embedders={
         'mini': {'kind': 'text', 'path': 'minilm', 'text': {'windows': 'mean'}}})
-    build_index.run(config, work)
+    build_index.run(RunContext(config, work))
     printed = capsys.readouterr()
     assert 'mini: embedding: 100%' in printed.err and '3/3' in printed.err
     assert 'text, dense: 3 pages' in printed.out
     engine = open_engine(config.retrieval, PageStore.open(work / 'pages' / 'pages.jsonl'), work)
     # No word of it is on the page.
     assert engine.search(['vessels at the quay'], 1)[0][0].page_id == 'ships_1'
-    build_index.run(config, work)
+    build_index.run(RunContext(config, work))
     assert 'embedded' not in capsys.readouterr().out
 
 
@@ -114,7 +115,7 @@ def test_a_name_with_a_comma_is_given_in_a_tuple(make_pdf, source, tmp_path, cap
         check(config_of(source, sources=str(file)))
     config = config_of(source, sources=(str(source), str(file)))
     check(config)
-    build_index.run(config, work)
+    build_index.run(RunContext(config, work))
     assert '3 added' in capsys.readouterr().out and search(work, 'herons') == ['Acme, Inc_1']
     with pytest.raises(ConfigError, match="sources: expected paths, got ''"):
         config_of(source, sources=('', str(file)))
@@ -124,14 +125,15 @@ def test_scans_alone_are_refused_with_advice(tmp_path, capsys):
     for i in range(2):
         Image.fromarray(np.full((9, 9), i, np.uint8)).save(tmp_path / f'{i}.png')
     with pytest.raises(SystemExit, match="none of the 2 page texts holds a word.*ingestion.ocr="):
-        build_index.run(config_of(f'{tmp_path}/0.png, {tmp_path}/1.png'), tmp_path / 'work')
+        build_index.run(RunContext(
+            config_of(f'{tmp_path}/0.png, {tmp_path}/1.png'), tmp_path / 'work'))
     printed = capsys.readouterr().out
     assert printed.startswith('search: by ngram\n') and '2 pages have no text layer' in printed
 
 
 def test_pages_that_cannot_be_read_are_not_counted_among_the_pages(source, tmp_path, capsys):
     (source / 'broken.png').write_bytes(b'nothing')
-    build_index.run(config_of(source), tmp_path / 'work')
+    build_index.run(RunContext(config_of(source), tmp_path / 'work'))
     assert 'pages: 3, 0 of them by OCR; ' in capsys.readouterr().out
 
 
@@ -156,6 +158,7 @@ def test_configs_that_cannot_work_are_refused(source, tmp_path):
         with pytest.raises(ConfigError, match=message):
             config_of(source, **settings)
     (tmp_path / 'work').mkdir()
-    build_index.run(config_of(source), tmp_path / 'work')
+    build_index.run(RunContext(config_of(source), tmp_path / 'work'))
     with pytest.raises(SystemExit, match='dpi 72, not 100'):
-        build_index.run(config_of(source, ingestion={'dpi': 100, 'workers': 1}), tmp_path / 'work')
+        build_index.run(RunContext(
+            config_of(source, ingestion={'dpi': 100, 'workers': 1}), tmp_path / 'work'))

@@ -16,6 +16,7 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.indexing.page_vectors import PageVectors
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index
 
@@ -92,12 +93,12 @@ def test_two_processes_index_as_one_and_search_as_maxsim_by_hand(source, checkpo
 
 
 def test_pooled_tokens_are_the_means_of_squares(source, checkpoint, tmp_path):
-    build_index.run(parse(RunConfig, {
+    build_index.run(RunContext(parse(RunConfig, {
         'task': 'build_index', 'data': {'source': 'files'}, 'retrieval': {
             'sources': str(source), 'ingestion': {'dpi': 72, 'workers': 1},
             'retrievers': ('pages',), 'late_interaction': {'tokens': {'pooling': 2}},
             'embedders': {'pages': {'kind': 'colqwen', 'path': str(checkpoint)}}}}),
-        tmp_path / 'work')
+        tmp_path / 'work'))
     embedder = load_embedder(EmbedderConfig('colqwen', str(checkpoint)))
     store = PageStore.open(tmp_path / 'work' / 'pages' / 'pages.jsonl')
     retriever = SearchEngine.open(tmp_path / 'work' / 'index', store, [embedder]).retriever

@@ -11,8 +11,8 @@ from vrag_jax.config import ConfigError, parse, with_defaults
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.embedders.visual import VisualConfig
 from vrag_jax.indexing.settings import RetrievalConfig
-from vrag_jax.run import checks as check
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.tasks import registry
 
 
 @pytest.fixture(scope='module')
@@ -61,7 +61,7 @@ def test_nothing_else_may_be_asked_for_beside_it():
 
 def test_checkpoints_that_are_one_pass(folder):
     for name in ('adapter', 'converted'):
-        check.check(config_of(folder, folder / name))
+        registry.check(config_of(folder, folder / name))
 
 
 def test_a_base_is_found_beside_its_adapter_or_given(folder, tmp_path):
@@ -70,12 +70,12 @@ def test_a_base_is_found_beside_its_adapter_or_given(folder, tmp_path):
     file = tmp_path / 'adapter' / 'adapter_config.json'
     stored = json.loads(file.read_text())
     file.write_text(json.dumps({**stored, 'base_model_name_or_path': 'vidore/base'}))
-    check.check(config_of(folder, tmp_path / 'adapter'))
+    registry.check(config_of(folder, tmp_path / 'adapter'))
     (tmp_path / 'base').rename(tmp_path / 'elsewhere')
     with pytest.raises(ConfigError, match=r"^config\.retrieval\.colqwen2: .*adapter of "
                                           r"'vidore/base'.*`colqwen2_base`"):
-        check.check(config_of(folder, tmp_path / 'adapter'))
-    check.check(config_of(folder, tmp_path / 'adapter',
+        registry.check(config_of(folder, tmp_path / 'adapter'))
+    registry.check(config_of(folder, tmp_path / 'adapter',
                           colqwen2_base=str(tmp_path / 'elsewhere')))
 
 
@@ -94,14 +94,14 @@ def test_another_checkpoint_is_refused_in_one_line(config, message, folder, tmp_
                   if 'custom_text_proj' not in name}
         cases.tiny.write_checkpoint(target, config, shapes)
     with pytest.raises(ConfigError, match=r'^config\.retrieval\.colqwen2: .*' + message) as caught:
-        check.check(config_of(folder, target))
+        registry.check(config_of(folder, target))
     assert '\n' not in str(caught.value)
 
 
 def test_a_wrong_path_is_refused_in_one_line(folder, tmp_path):
     with pytest.raises(ConfigError, match=r'^config\.retrieval\.colqwen2: .*no such checkpoint '
                                           r'directory$'):
-        check.check(config_of(folder, tmp_path / 'none'))
+        registry.check(config_of(folder, tmp_path / 'none'))
 
 
 def test_a_plan_needs_no_checkpoint(tmp_path):
@@ -110,4 +110,4 @@ def test_a_plan_needs_no_checkpoint(tmp_path):
     config.task, config.grpo.learner.rows = 'plan', 8
     config.mesh.tensor = 1
     config.retrieval.colqwen2 = str(tmp_path / 'none')
-    check.check(parse(RunConfig, config))
+    registry.check(parse(RunConfig, config))

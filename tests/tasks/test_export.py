@@ -4,6 +4,7 @@
 """
 
 import json
+from types import SimpleNamespace
 
 import ml_dtypes
 import numpy as np
@@ -15,12 +16,13 @@ from tests.tasks import export_cases as cases
 from tests.tasks import exports
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.evaluation.outputs import export_policy
+from vrag_jax.evaluation.evaluate import Evaluation
 from vrag_jax.models.common.hf_files import COMPANIONS
 from vrag_jax.models.common.lora import merged_parameter
 from vrag_jax.models.common.tokenizer import SPECIAL_TOKENS, load_tokenizer
+from vrag_jax.run.outputs import export_policy
 from vrag_jax.run.settings import RunConfig
-from vrag_jax.tasks import files, loop
+from vrag_jax.tasks import grpo, loop
 
 RECORD = json.loads(cases.RECORD.read_text())
 READ = {(version, name): found for version, policies in RECORD['versions'].items()
@@ -168,27 +170,24 @@ class EvaluationFailed(Exception):
 
 
 @pytest.mark.parametrize(('task', 'phases'), [
-    (files.run_grpo, ('grpo',)), (loop.run, ('pretrain', 'sft', 'grpo'))],
-    ids=['grpo', 'loop'])
+    (grpo, ('grpo',)), (loop, ('run_pretraining', 'run_sft', 'run_grpo'))], ids=['grpo', 'loop'])
 def test_the_policy_is_there_when_its_evaluation_fails(tmp_path, monkeypatch, task, phases):
     space = exports.workspace(tmp_path)
     params = space.initial_params()
-    module = files if task is files.run_grpo else loop
     # Neither trained nor with pages: only the order of what follows is looked at.
     for phase in phases:
-        monkeypatch.setattr(module, phase, lambda *args, **kwargs: params)
+        monkeypatch.setattr(task, phase, lambda *args, **kwargs: params)
     monkeypatch.setattr(type(space), 'world', lambda *args, **kwargs: None)
-    monkeypatch.setattr(module, 'test_questions', lambda space: [])
-    if module is files:
-        monkeypatch.setattr(files, 'report_retrieval', lambda corpus: {})
-        monkeypatch.setattr(type(space), 'corpus', None)
+    monkeypatch.setattr(type(space), 'corpus', SimpleNamespace(questions={'train': [], 'test': []}))
+    if task is grpo:
+        monkeypatch.setattr(grpo, 'report_retrieval', lambda corpus: {})
 
     def fail(*args, **kwargs):
         raise EvaluationFailed
 
-    monkeypatch.setattr(module, 'evaluate', fail)
+    monkeypatch.setattr(Evaluation, '_play', fail)
     with pytest.raises(EvaluationFailed):
-        task(space)
+        task.run(space)
     np.testing.assert_array_equal(
         weights(tmp_path / 'policy')['model.norm.weight'],
         params['language_model/norm/scale'])

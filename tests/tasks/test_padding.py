@@ -11,7 +11,6 @@ from vrag_jax.experts.pretraining import PretrainingExercises
 from vrag_jax.learner.batch import micro_batches
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
-from vrag_jax.training.sft import expert_trajectories
 
 BATCHES = 12
 
@@ -29,7 +28,7 @@ def space(tmp_path_factory):
 @pytest.fixture(scope='module')
 def played(space):
     """Sequences of the three experts, with the shares of SFT."""
-    found = expert_trajectories(space, space.world(), space.config.sft.shares, 240)
+    found = space.demonstrations().scripted(space.world(), space.config.sft.shares, 240)
     return [t.sequence() for t in found]
 
 

@@ -22,9 +22,9 @@ from vrag_jax.data.prompt import PROMPT_FILE, Prompt, read_prompt
 from vrag_jax.data.records import Message, load_sharegpt, split_system
 from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import read_config
-from vrag_jax.run import checks as check
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.tasks import registry
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIG = 'configs/vrag_released.py'
@@ -118,9 +118,9 @@ def runs(folder, tmp_path_factory):
     assert 'prompt of the conversations' in text
     # The vision tower is trained, as in the authors' script; the bonus moves the weights of
     # the decoder although a random policy earns nothing, and searches for nothing.
-    tuned = {'policy.checkpoint': sft / 'policy', 'learner.frozen': '', 'learner.windows': 64,
-             'learner.span': 8, 'learner.warmup_steps': 0, 'learner.lr': 0.01,
-             'grpo.loss.entropy_coef': 0.1}
+    tuned = {'policy.checkpoint': sft / 'policy', 'grpo.learner.frozen': '',
+             'grpo.learner.windows': 64, 'grpo.learner.span': 8, 'grpo.learner.warmup_steps': 0,
+             'grpo.learner.lr': 0.01, 'grpo.loss.entropy_coef': 0.1}
     code, text = run(*flags(folder, grpo, 'grpo', **tuned))
     assert code == 0, text[-3000:]
     return sft, grpo
@@ -213,7 +213,7 @@ def test_half_precision_that_would_swallow_updates_is_refused(folder, dtype):
         'prompt.text': FRAME, 'data.manifest': str(folder / 'pages.jsonl'),
         'data.train_questions': str(folder / 'questions.json'), 'mesh.fsdp': -1})
     with pytest.raises(ConfigError, match=f'config.policy.param_dtype: {dtype} rounds updates'):
-        check.check(parse(RunConfig, config))
+        registry.check(parse(RunConfig, config))
 
 
 def test_the_conversations_of_the_reference_become_the_ids_of_the_template(shared_dir, folder):

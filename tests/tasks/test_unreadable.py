@@ -9,11 +9,10 @@ from configs import vrag_released
 from tests.tasks.tiny_checkpoint import write_checkpoint
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.indexing.build import load_embedders
-from vrag_jax.run import checks as check
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import build_corpus
 from vrag_jax.run.settings import RunConfig
-from vrag_jax.tasks.files import run_sft
+from vrag_jax.tasks import registry, sft
 
 TURNS = [{'role': 'user', 'content': 'Who won?'},
          {'role': 'assistant', 'content': '<answer>1</answer>'}]
@@ -74,7 +73,7 @@ def test_conversations(tmp_path, checkpoint, records):
     config = config_of('sft', data__trajectories=str(tmp_path / 'sft.json'),
                        policy__checkpoint=str(checkpoint))
     with pytest.raises(ConfigError, match='config.data.trajectories: '):
-        run_sft(RunContext(config, tmp_path))
+        sft.run(RunContext(config, tmp_path))
 
 
 @pytest.mark.parametrize(('file', 'content'), [
@@ -98,4 +97,4 @@ def test_a_checkpoint(tmp_path, checkpoint, file, content):
                        data__manifest=str(tmp_path / 'p.jsonl'),
                        data__train_questions=str(tmp_path / 'q.json'))
     with pytest.raises(ConfigError, match=f'config.policy.checkpoint: .*{file}'):
-        check.check(config)
+        registry.check(config)

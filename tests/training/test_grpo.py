@@ -16,8 +16,10 @@ from vrag_jax.data.records import Question
 from vrag_jax.learner.losses import GrpoLossConfig
 from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.trajectory import Trajectory, Turn
-from vrag_jax.run.settings import GrpoConfig
-from vrag_jax.training import grpo
+from vrag_jax.training import grpo, rollouts
+from vrag_jax.training.overlap import RolloutAhead
+from vrag_jax.training.rollouts import Collector, Rollout
+from vrag_jax.training.settings import GrpoConfig
 
 SIZE = 3
 QUESTIONS = [Question(uid=f'q{n}', query='?', answer='1') for n in range(12)]
@@ -55,18 +57,17 @@ def space(monkeypatch):
         return [trajectory(q, 0.5 if q.uid in FLAT else float(n % SIZE == 0), images=[picture])
                 for n, (q, picture) in enumerate(zip(questions, pictures, strict=True))]
 
-    monkeypatch.setattr(grpo, 'run_policy', run_policy)
-    monkeypatch.setattr(grpo, 'score', lambda *_: None)
+    monkeypatch.setattr(rollouts, 'run_policy', run_policy)
+    monkeypatch.setattr(rollouts, 'score', lambda *_: None)
 
-    def make(**config):
-        run = types.SimpleNamespace(
-            config=types.SimpleNamespace(
-                seed=0, grpo=GrpoConfig(group_size=SIZE, prompts=4, mini_batches=1, **config)),
-            sampler=types.SimpleNamespace(release=lambda: None), judge=None, features=None,
-            actions=get_actions(), for_sampling=lambda params: params,
+    def make(dynamic_sampling=0):
+        phase = grpo.grpo_phase(GrpoConfig(group_size=SIZE, prompts=4, mini_batches=1))
+        context = types.SimpleNamespace(
+            seed=0, sampler=types.SimpleNamespace(release=lambda: None), judge=None,
+            actions=get_actions(), features=None, for_sampling=lambda params: params,
             clear_features=lambda: None)
-        collector = grpo.Collector(
-            run, 'grpo', None, RewardConfig(), QUESTIONS, keep_features=True)
+        collector = Collector(context, phase, None, RewardConfig(), QUESTIONS, SIZE,
+                              keep_features=True, dynamic_sampling=dynamic_sampling)
         return collector, calls
 
     return make
@@ -158,7 +159,7 @@ class Learner:
 
 
 def rollout_of(*groups):
-    return grpo.Rollout([[trajectory(QUESTIONS[n], **fields) for fields in group]
+    return Rollout([[trajectory(QUESTIONS[n], **fields) for fields in group]
                          for n, group in enumerate(groups)], {})
 
 
@@ -187,7 +188,7 @@ def test_masked_trajectories_count_in_their_groups_mean_alone():
 
 def test_a_mini_batch_with_nothing_to_learn_is_counted_and_skipped():
     learner = Learner()
-    assert grpo.update(learner, 'reference', grpo.Rollout([], {}), config(mini_batches=2),
+    assert grpo.update(learner, 'reference', Rollout([], {}), config(mini_batches=2),
                        None, RNG) == {}
     assert learner.skipped == 2 and not learner.updates
     groups = rollout_of([RIGHT, {**WRONG, 'truncated': True}])
@@ -256,19 +257,19 @@ def test_a_rollout_ahead_has_the_weights_before_the_update():
         def collect(self, params, step, prompts):
             assert going.wait(20)
             seen.append((step, prompts, {k: float(v) for k, v in params.items()}))
-            return grpo.Rollout([], {'step': step})
+            return Rollout([], {'step': step})
 
     learner = Learner()
     trainable, frozen = {'a': jnp.float32(1)}, {'b': jnp.float32(2)}
     learner.state = types.SimpleNamespace(
         trainable=trainable, frozen=frozen, params=trainable | frozen)
-    with grpo.RolloutAhead(Collector(), lambda params: params) as ahead:
+    with RolloutAhead(Collector(), lambda params: params) as ahead:
         assert ahead.pop(4) is None
         ahead.start(5, learner, ['question'])
         learner.state.trainable['a'].delete()  # As the update does, which donates it.
         learner.state.trainable = {'a': jnp.float32(3)}
         going.set()
-        assert ahead.pop(5) == grpo.Rollout([], {'step': 5})
+        assert ahead.pop(5) == Rollout([], {'step': 5})
         assert ahead.pop(5) is None
     assert seen == [(5, ['question'], {'a': 1.0, 'b': 2.0})]
 
@@ -278,7 +279,7 @@ def test_a_rollout_ahead_that_fails_is_heard_of():
         def collect(self, params, step, prompts):
             raise ConnectionError('the judge is gone')
 
-    with (grpo.RolloutAhead(Collector(), lambda params: {}) as ahead,
+    with (RolloutAhead(Collector(), lambda params: {}) as ahead,
           pytest.raises(ConnectionError, match='the judge is gone')):
         ahead.start(1, Learner(), [])
         ahead.pop(1)
@@ -287,7 +288,7 @@ def test_a_rollout_ahead_that_fails_is_heard_of():
 def test_image_features_are_forgotten_where_the_vision_tower_changes(space):
     collector, _ = space()
     forgotten = []
-    collector._space.clear_features = lambda: forgotten.append(True)
+    collector._context.clear_features = lambda: forgotten.append(True)
     collector.collect({}, 0, QUESTIONS[:1])
     assert not forgotten
     collector._keep_features = False
@@ -301,7 +302,7 @@ def test_only_what_the_update_would_take_is_copied_for_a_rollout_ahead():
     class Collector:
         def collect(self, params, step, prompts):
             got.append(params)
-            return grpo.Rollout([], {})
+            return Rollout([], {})
 
     def for_sampling(params):
         return {**params, 'cast': params['cast'].astype(jnp.bfloat16)}
@@ -310,7 +311,7 @@ def test_only_what_the_update_would_take_is_copied_for_a_rollout_ahead():
     frozen = {'frozen': jnp.ones(4)}
     learner = types.SimpleNamespace(state=types.SimpleNamespace(
         trainable=trainable, frozen=frozen, params=trainable | frozen))
-    with grpo.RolloutAhead(Collector(), for_sampling) as ahead:
+    with RolloutAhead(Collector(), for_sampling) as ahead:
         ahead.start(0, learner, [])
         ahead.pop(0)
     assert got[0]['cast'].dtype == jnp.bfloat16 and got[0]['frozen'] is frozen['frozen']
@@ -330,9 +331,9 @@ def test_an_error_beside_a_rollout_ahead_gives_it_up(space, monkeypatch):
             noticed.wait(0.01)
 
     collector, _ = space()
-    monkeypatch.setattr(grpo, 'run_policy', run_policy)
+    monkeypatch.setattr(rollouts, 'run_policy', run_policy)
     learner = Learner()
-    with pytest.raises(MemoryError), grpo.RolloutAhead(collector, lambda params: {}) as ahead:
+    with pytest.raises(MemoryError), RolloutAhead(collector, lambda params: {}) as ahead:
         ahead.start(0, learner, QUESTIONS[:4])
         assert began.wait(20)
         raise MemoryError

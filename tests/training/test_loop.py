@@ -1,13 +1,17 @@
 """A phase goes on from its checkpoint, unless that was made by another."""
 
 import dataclasses
+import types
 
 import jax.numpy as jnp
 import pytest
 
+from vrag_jax.learner.learner import LearnerConfig
+from vrag_jax.learner.steps import supervised
 from vrag_jax.learner.train_state import TrainState
 from vrag_jax.metrics import MetricsWriter
-from vrag_jax.training.loop import run_phase
+from vrag_jax.training.loop import Iterations
+from vrag_jax.training.phase import Phase
 
 
 class Counting:
@@ -29,15 +33,20 @@ class Counting:
 @pytest.fixture
 def run(tmp_path):
     """Returns a function that runs a phase and gives the steps that it took."""
-    def run(total, seed=0, updates=2):
+    def run(total, seed=0, updates=2, stop=None):
         learner, steps = Counting(), []
-
-        def step(index, _):
-            steps.append(index)
-            return learner.update(updates)
-
-        run_phase('grpo', learner, tmp_path / 'checkpoints', seed, total, lambda index: index,
-                  step, MetricsWriter(tmp_path), save_every=2, updates_per_step=updates)
+        phase = Phase('grpo', supervised, LearnerConfig(), save_every=2, updates=updates)
+        context = types.SimpleNamespace(
+            seed=seed, workdir=tmp_path, metrics=MetricsWriter(tmp_path),
+            clear_features=lambda: None)
+        iterations = Iterations(context, phase, learner, total)
+        left = iterations.left
+        for step in iterations:
+            if step == stop:
+                return steps
+            steps.append(step)
+            context.metrics.write(step + 1, learner.update(updates))
+        assert left == len(steps)
         return steps
 
     return run
@@ -45,6 +54,10 @@ def run(tmp_path):
 
 def test_it_goes_on_where_it_stopped(run):
     assert run(3) == [0, 1, 2] and run(5) == [3, 4] and run(5) == []
+
+
+def test_what_came_after_the_last_checkpoint_is_done_again(run):
+    assert run(6, stop=3) == [0, 1, 2] and run(6) == [2, 3, 4, 5]
 
 
 def test_a_checkpoint_of_other_settings_is_refused(run):

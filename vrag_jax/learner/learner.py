@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import re
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -80,6 +81,10 @@ class LearnerConfig(OptimizerConfig):
         super().__post_init__()
         if self.vocab_chunk < 0:
             raise ValueError(f'vocab_chunk must not be negative, got {self.vocab_chunk}')
+        try:
+            re.compile(self.frozen)
+        except re.error as error:
+            raise ValueError(f'frozen is not a regular expression: {error}') from error
         _ = self.layout  # Raises where the shape cannot work.
 
     @property

@@ -1,8 +1,7 @@
-"""Compiles every program of a run's steps for accelerators that need not be there."""
+"""Programs compiled ahead of time for accelerators, and what is learnt of them."""
 
 import contextlib
 import dataclasses
-import json
 import re
 import tempfile
 import time
@@ -13,12 +12,11 @@ from typing import Any
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
-from vrag_jax.config import ConfigError
 from vrag_jax.models.common.flops import training_flops
 from vrag_jax.models.families import family_of
-from vrag_jax.planning.chips import GIB, Chip, bound, parse_topology, topology_devices
-from vrag_jax.planning.plan import Plan, device_bytes, plan
-from vrag_jax.planning.programs import Program, programs
+from vrag_jax.planning.chips import GIB, Chip, bound
+from vrag_jax.planning.plan import Plan, device_bytes
+from vrag_jax.planning.programs import Program
 from vrag_jax.planning.work import Work, work
 from vrag_jax.run.policy import sampler_copy
 from vrag_jax.run.settings import RunConfig
@@ -68,46 +66,6 @@ class Compiled:
     def total(self) -> int:
         """Bytes of a chip while it runs, with all that the run holds."""
         return self.resident + self.inputs + self.temporaries + self.outputs
-
-
-def run(config: RunConfig, workdir: Path) -> None:
-    """Prints what every program takes, and writes it to `workdir/compile.json`.
-
-    Raises:
-      SystemExit: if a program does not fit.
-    """
-    try:
-        chip, _ = parse_topology(config.compile.topology)
-        devices = topology_devices(config.compile.topology)
-        planned = plan(config, devices=devices)
-    except ValueError as error:
-        raise ConfigError(f'config.{error}') from error
-    memory = config.compile.memory_gib or chip.hbm_gib
-    print(f'{config.policy.preset} on {config.compile.topology}: {planned.mesh.size} chips '
-          f'({", ".join(f"{k} {v}" for k, v in planned.mesh.shape.items() if v > 1) or "one"}), '
-          f'{planned.parameter_count / 1e9:.2f}B parameters, {memory:.2f} GiB a chip')
-    print(HEADER)
-    rows, failed = [], []
-    for program in programs(config, planned):
-        patterns = config.compile.programs
-        if patterns and not any(re.search(pattern, program.name) for pattern in patterns):
-            continue
-        with without_compilation_cache():
-            compiled = compile_program(config, planned, program)
-        print(line(compiled, chip, memory), flush=True)
-        rows.append(record(compiled, chip, memory))
-        if compiled.error or compiled.total > memory * GIB:
-            failed.append(compiled.name)
-    seconds = iteration_seconds(rows)
-    print(f'an iteration of trajectories of full length takes {sum(seconds.values()):.0f} s or '
-          f'more: {", ".join(f"{name} {value:.1f} s" for name, value in seconds.items())}')
-    (workdir / 'compile.json').write_text(json.dumps({
-        'topology': config.compile.topology, 'chips': planned.mesh.size,
-        'mesh': dict(planned.mesh.shape), 'preset': config.policy.preset,
-        'parameters': planned.parameter_count, 'memory_gib': memory, 'jax': jax.__version__,
-        'peak_flops': chip.flops, 'iteration_seconds': seconds, 'programs': rows}, indent=1) + '\n')
-    if failed:
-        raise SystemExit(f'{len(failed)} of {len(rows)} programs do not fit: {", ".join(failed)}')
 
 
 def iteration_seconds(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
@@ -166,18 +124,20 @@ def resident_bytes(config: RunConfig, planned: Plan, program: Program) -> int:
     with it; while it samples, there is a copy of the policy as it lies then.
     """
     held: list[Any] = [planned.params, planned.features]
-    # The sampler's cache is given back before an update.
-    if planned.pool is not None and (program.samples or config.grpo.overlap):
-        held.append(planned.pool)
     phase = planned.phases.get(program.phase)
     if phase is None and planned.phases:
         phase = list(planned.phases.values())[-1]
+    overlap = phase is not None and phase.phase.overlap
+    # The sampler's cache is given back before an update.
+    if planned.pool is not None and (program.samples or overlap):
+        held.append(planned.pool)
     if phase is not None:
         held += [phase.state.trainable, phase.state.opt_state, phase.gradients]
-    if program.samples or config.grpo.overlap:
+    if program.samples or overlap:
+        # Beside the learner it samples with weights that are no longer the learner's.
+        own = phase.state.trainable if phase is not None and overlap else {}
         held.append(sampler_copy(
-            planned.params, {} if phase is None else phase.state.trainable, config, planned.mesh,
-            family_of(planned.model_config).axes))
+            planned.params, own, config, planned.mesh, family_of(planned.model_config).axes))
     return device_bytes(held)
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -26,7 +25,7 @@ from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.decoder import KVCache, init_cache
 from vrag_jax.models.common.parameters import Params
-from vrag_jax.models.families import family_of, image_spec, is_vision, needs_tokenizer
+from vrag_jax.models.families import family_of, image_spec, is_vision
 from vrag_jax.models.policy import Features, PolicyModel
 from vrag_jax.parallel.mesh import make_mesh, mesh_platform
 from vrag_jax.parallel.sharding import (
@@ -35,10 +34,10 @@ from vrag_jax.parallel.sharding import (
     spec,
     with_rules,
 )
-from vrag_jax.run.context import RunContext
 from vrag_jax.run.policy import Shapes, abstract_policy, policy_config, sampler_copy
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
+from vrag_jax.training.phase import Phase
 
 GIB = 2**30
 
@@ -48,6 +47,7 @@ class PlannedPhase:
     """What a training phase will hold; every leaf has a shape, a dtype and a sharding.
 
     Attributes:
+      phase: of what.
       state: parameters, optimiser state, step.
       gradients: the accumulator, like the trainable parameters.
       batch: a micro-batch.
@@ -57,6 +57,7 @@ class PlannedPhase:
       functions: of a step, jitted.
     """
 
+    phase: Phase
     state: TrainState
     gradients: Params
     batch: Batch
@@ -128,15 +129,17 @@ class Plan:
 
 
 def plan(
-    config: RunConfig, tokenizer: Any = None, devices: Sequence[jax.Device] | None = None
+    config: RunConfig, phases: Sequence[Phase], tokenizer: Any = None,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Plan:
     """Builds a run up to the allocation of its weights.
 
-    Phases are those with steps or epochs; the sampler is planned unless the only
-    phase is SFT.
+    The sampler is planned where a phase rolls out, and where none trains: then the policy is
+    evaluated.
 
     Args:
       config: a checked config.
+      phases: those of the run, see `tasks.registry.phases`.
       tokenizer: of the tiny policy, see `policy_config`.
       devices: on which it will run; all of this machine's by default.
 
@@ -157,33 +160,18 @@ def plan(
         config.vision_features.rows, jnp.dtype(config.policy.dtype))
     features = _placed(features, jax.tree.map(
         lambda _: NamedSharding(mesh, PartitionSpec()), features))
-    phases = {}
-    for field, learner in config.learners.items():
-        loss: steps.Loss = steps.supervised
-        name, temperature = field.removesuffix('.learner'), 1.0
-        if name == 'grpo':
-            loss = steps.grpo(config.grpo.loss)
-            temperature = config.grpo.sampling.temperature
-        phases[name] = _phase(
-            graphdef, params, features, model_config, learner, loss, temperature, mesh, rules)
+    planned = {phase.name: _phase(phase, graphdef, params, features, model_config, mesh, rules)
+               for phase in phases}
     copied: Shapes = {}
     pool, working = None, None
-    if list(phases) != ['sft']:
+    if not phases or any(phase.rollout for phase in phases):
         pool = abstract_pool(model_config, config.sampler, mesh, sampler_rules)
         working = _working_cache(model_config, config.sampler, mesh, sampler_rules)
-        trainable = list(phases.values())[-1].state.trainable if phases else {}
-        copied = sampler_copy(
-            params, trainable, config, mesh, family_of(model_config).axes)
-    return Plan(config.task, model_config, graphdef, mesh, params, phases, copied, pool, working,
+        # With an overlap it samples beside the learner, with weights that are no longer its own.
+        changing = planned[phases[-1].name].state.trainable if phases and phases[-1].overlap else {}
+        copied = sampler_copy(params, changing, config, mesh, family_of(model_config).axes)
+    return Plan(config.task, model_config, graphdef, mesh, params, planned, copied, pool, working,
                 features)
-
-
-def run(config: RunConfig, workdir: Path) -> None:
-    """Prints the plan of a config, and writes it to `workdir/plan.txt`."""
-    from_scratch = needs_tokenizer(config.policy.preset) and not config.policy.checkpoint
-    text = str(plan(config, RunContext(config, workdir).tokenizer if from_scratch else None))
-    (workdir / 'plan.txt').write_text(text + '\n')
-    print(text)
 
 
 def total_bytes(tree: Any) -> int:
@@ -198,11 +186,11 @@ def device_bytes(tree: Any) -> int:
 
 
 def _phase(
-    graphdef: nnx.GraphDef[PolicyModel], params: Params, features: Features,
-    model_config: ModelConfig, config: LearnerConfig, loss: steps.Loss, temperature: float,
-    mesh: Mesh, rules: Rules,
+    phase: Phase, graphdef: nnx.GraphDef[PolicyModel], params: Params, features: Features,
+    model_config: ModelConfig, mesh: Mesh, rules: Rules,
 ) -> PlannedPhase:
     """Plans a phase as `Learner` builds it, and traces a step."""
+    config = phase.learner
     optimizer = make_optimizer(config, total_steps=1)
     shapes = jax.eval_shape(
         lambda p: create_train_state(p, optimizer, config.frozen), dict(params))
@@ -213,15 +201,16 @@ def _phase(
     batch = _batch(config, model_config, vision_is_frozen)
     batch = _placed(batch, batch_sharding(mesh, batch, rules))
     functions = steps.make_steps(
-        graphdef, optimizer, loss, steps.StepConfig(temperature, config.vocab_chunk), shardings,
-        rules)
+        graphdef, optimizer, phase.loss,
+        steps.StepConfig(phase.temperature, config.vocab_chunk), shardings, rules)
     total = jax.ShapeDtypeStruct((), jnp.float32)
     gradients, metrics = jax.eval_shape(
         functions.gradients, state, state.trainable, batch,
         features if vision_is_frozen else None, total, total)
     gradients = _placed(gradients, shardings.trainable)
     scores = _scores(config, model_config, mesh, rules)
-    return PlannedPhase(state, gradients, batch, scores, tuple(sorted(metrics)), functions)
+    return PlannedPhase(
+        phase, state, gradients, batch, scores, tuple(sorted(metrics)), functions)
 
 
 def _batch(config: LearnerConfig, model_config: ModelConfig, vision_is_frozen: bool) -> Batch:

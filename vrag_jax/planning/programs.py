@@ -14,6 +14,7 @@ from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.planning.plan import Plan, PlannedPhase
 from vrag_jax.run.policy import Shapes, sampling_shapes
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import make_encoder
 from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs
 from vrag_jax.sampling.programs import StopRules, make_programs
@@ -81,11 +82,11 @@ def programs(config: RunConfig, plan: Plan) -> Iterator[Program]:
     if plan.pool is not None or not all(p.batch.images is not None for p in plan.phases.values()):
         yield Program('encode images', make_encoder(plan.graphdef, mesh, sampler_rules),
                       (sampling, images, plan.features, rows), inputs=(images, rows),
-                      calls=_image_tokens(config, spec.factor) / len(rows))
+                      calls=_image_tokens(config, plan, spec.factor) / len(rows))
     if plan.pool is not None:
         yield from _sampler_programs(config, plan, sampling, sampler_rules)
-    for name, phase in plan.phases.items():
-        yield from _learner_programs(config, name, phase, plan)
+    for phase in plan.phases.values():
+        yield from _learner_programs(config, phase, plan)
 
 
 def _sampler_programs(
@@ -101,7 +102,7 @@ def _sampler_programs(
     past_end = plan.pool.k.shape[1] * sizes.block_size
     rows, width = max(sizes.prefill_shapes, key=lambda shape: shape[0] * shape[1])
     new = _replicated(prefill_inputs(shards, rows, width, blocks, past_end), mesh)
-    played = config.grpo.prompts * config.grpo.group_size
+    played, how = _rollout(config, plan)
     replies = min(sizes.max_new_tokens, sizes.max_length)
     yield Program('prefill', functions.prefill, (params, plan.pool, new, plan.features),
                   inputs=new, calls=played * (sizes.max_length - replies) / new.tokens.size)
@@ -114,52 +115,48 @@ def _sampler_programs(
     yield Program(
         'decode', functions.decode,
         (params, plan.pool, slots, _replicated(key, mesh), _replicated(rules_of_turns, mesh),
-         config.grpo.sampling),
+         how),
         inputs=(slots, _replicated(rules_of_turns, mesh)), loop=sizes.decode_steps,
         calls=played * replies / (len(slots.lengths) * sizes.decode_steps))
 
 
-def _learner_programs(
-    config: RunConfig, name: str, phase: PlannedPhase, plan: Plan
-) -> Iterator[Program]:
-    mesh, state, functions = plan.mesh, phase.state, phase.functions
-    features = None if phase.batch.images is not None else plan.features
+def _learner_programs(config: RunConfig, planned: PlannedPhase, plan: Plan) -> Iterator[Program]:
+    phase, mesh, state, functions = planned.phase, plan.mesh, planned.state, planned.functions
+    name = phase.name
+    features = None if planned.batch.images is not None else plan.features
     number = _replicated(jax.ShapeDtypeStruct((), jnp.float32), mesh)
     key = None
-    if config.policy.lora.dropout and name != 'grpo':  # See `training.grpo`.
+    if config.policy.lora.dropout and phase.dropout:
         key = _replicated(np.zeros(2, np.uint32), mesh)
-    tokens, rows = phase.batch.tokens.size, len(phase.batch.tokens)
-    # Rows are as long as the longest trajectory.
-    calls, updates, scored = _sequences(config, name) / rows, 1, 0
-    if name == 'grpo':
-        updates = config.grpo.mini_batches
-        scored = bool(config.grpo.loss.kl_coef) + (config.grpo.old_source == 'learner')
-    if scored:
+    tokens, rows = planned.batch.tokens.size, len(planned.batch.tokens)
+    calls = phase.sequences / rows  # Rows are as long as the longest trajectory.
+    if phase.scored:
         yield Program(f'{name}: log-probs', functions.logprobs,
-                      (state.params, phase.batch, features), inputs=phase.batch, phase=name,
-                      calls=scored * calls)
+                      (state.params, planned.batch, features), inputs=planned.batch, phase=name,
+                      calls=len(phase.scored) * calls)
     yield Program(
         f'{name}: gradients', functions.gradients,
-        (state, phase.gradients, phase.batch, features, number, number, key),
-        inputs=phase.batch, phase=name, rows=rows, tokens=tokens, calls=calls)
+        (state, planned.gradients, planned.batch, features, number, number, key),
+        inputs=planned.batch, phase=name, rows=rows, tokens=tokens, calls=calls)
     yield Program(
         f'{name}: optimiser', functions.step,
-        ((state.trainable, state.opt_state, state.step), phase.gradients), phase=name,
-        calls=updates)
+        ((state.trainable, state.opt_state, state.step), planned.gradients), phase=name,
+        calls=phase.updates)
 
 
-def _sequences(config: RunConfig, name: str) -> int:
-    """Returns how many sequences an iteration of a phase learns from."""
-    if name == 'pretrain':
-        return sum(config.pretrain.exercises(config.pretrain.steps - 1))
-    return config.sft.sequences if name == 'sft' else (
-        config.grpo.prompts * config.grpo.group_size)
+def _rollout(config: RunConfig, plan: Plan) -> tuple[int, SamplingConfig]:
+    """Returns how many trajectories a rollout has at most, and how their tokens are drawn."""
+    phases = [planned.phase for planned in plan.phases.values()]
+    largest = max((p for p in phases if p.rollout), key=lambda p: p.trajectories, default=None)
+    if largest is None or largest.rollout is None:  # An evaluation, of so many at a time.
+        return config.sampler.slots, config.evaluation.sampling
+    return largest.trajectories, largest.rollout
 
 
-def _image_tokens(config: RunConfig, factor: int) -> int:
+def _image_tokens(config: RunConfig, plan: Plan, factor: int) -> int:
     """Returns the tokens of an iteration's images, all of them different and of full size."""
     environment = config.environment
-    shown = config.grpo.prompts * config.grpo.group_size * (environment.max_turns - 1)
+    shown = _rollout(config, plan)[0] * (environment.max_turns - 1)
     return shown * environment.max_pixels // factor**2
 
 

@@ -2,7 +2,8 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Collection, Mapping
+import time
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.evaluation.evaluate import Evaluation
+from vrag_jax.experts.demonstrations import Demonstrations
 from vrag_jax.indexing.build import announce
 from vrag_jax.metrics import MetricsWriter
 from vrag_jax.models.common.config import ModelConfig
@@ -45,6 +48,7 @@ from vrag_jax.run.prompt import choose_prompt
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
+from vrag_jax.training.phase import Phase
 
 
 class RunContext:
@@ -53,17 +57,36 @@ class RunContext:
     Args:
       config: the run's config.
       workdir: where the run keeps its files.
+      phases: those of the config that have an iteration, to be planned or compiled.
+
+    Attributes:
+      started: `time.monotonic()` when the context was made.
     """
 
-    def __init__(self, config: RunConfig, workdir: Path):
+    def __init__(self, config: RunConfig, workdir: Path, phases: Sequence[Phase] = ()):
         self.config = config
         self.workdir = workdir
-        self.mesh: Mesh = make_mesh(config.mesh.sizes())
-        # Each process samples its own episodes, on its own devices.
-        self.sampling_mesh = local_mesh(self.mesh)
+        self.phases = phases
+        self.started = time.monotonic()
         self.learner_rules = with_rules(config.mesh.learner_rules)
         self.sampler_rules = with_rules(config.mesh.sampler_rules)
-        self.metrics = MetricsWriter(workdir)
+
+    @property
+    def seed(self) -> int:
+        return self.config.seed
+
+    @functools.cached_property
+    def mesh(self) -> Mesh:
+        return make_mesh(self.config.mesh.sizes())
+
+    @functools.cached_property
+    def sampling_mesh(self) -> Mesh:
+        """The devices of this process, on which it samples its own episodes."""
+        return local_mesh(self.mesh)
+
+    @functools.cached_property
+    def metrics(self) -> MetricsWriter:
+        return MetricsWriter(self.workdir)
 
     @property
     def platform(self) -> str:
@@ -182,11 +205,25 @@ class RunContext:
 
     @functools.cached_property
     def judge(self) -> AnswerJudge:
-        """The run's judge; a task asks for it first, so that one that cannot work shows."""
-        judge = open_judge(self.config.judge)
+        """The run's judge; a task announces it first, so that one that cannot work shows."""
+        return open_judge(self.config.judge)
+
+    def announce_judge(self) -> None:
+        """Opens the judge, and says which it is."""
+        judge = self.judge
         if is_main():
             print(f'answers are judged by {judge.name}', flush=True)
-        return judge
+
+    def demonstrations(self) -> Demonstrations:
+        """Experts on the training questions."""
+        return Demonstrations(
+            self.corpus.questions['train'], self.corpus.layouts, self.config.reward, self.judge,
+            self.config.sampler.max_length, self.seed)
+
+    def evaluation(self) -> Evaluation:
+        """Measures policies on the test questions."""
+        return Evaluation(
+            self, self.config.evaluation, self.config.reward, self.corpus.questions['test'])
 
     @functools.cached_property
     def sampler(self) -> Sampler:
@@ -209,9 +246,10 @@ class RunContext:
         return self._feature_cache(self.mesh, self.learner_rules)
 
     def clear_features(self) -> None:
-        """Forgets all image features."""
-        self.features.clear()
-        self.learner_features.clear()
+        """Forgets all image features, if there are any."""
+        for name in ('features', 'learner_features'):
+            if name in self.__dict__:  # Made already.
+                getattr(self, name).clear()
 
     def _feature_cache(self, mesh: Mesh, rules: Rules) -> ImageFeatureCache:
         sizes = self.config.vision_features

@@ -3,18 +3,12 @@
 import dataclasses
 import logging
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from vrag_jax.config import ConfigError, naming
-from vrag_jax.corpus.names import existing
+from vrag_jax.config import naming
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.data.datasets import (
-    check_conversations,
-    check_questions,
-    read_questions,
-    split_sources,
-)
+from vrag_jax.data.datasets import read_questions, split_sources
 from vrag_jax.data.pageworld import build as pageworld
 from vrag_jax.data.pageworld.layout import PageSpec
 from vrag_jax.data.records import Question, with_unique_uids
@@ -22,7 +16,6 @@ from vrag_jax.embedders.interface import Embedder
 from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.indexing.build import open_engine
-from vrag_jax.models.families import needs_tokenizer
 from vrag_jax.perception.image_ops import PixelLimits, show_page
 from vrag_jax.retrieval.remote import RemoteSearch
 from vrag_jax.retrieval.search import PageSearch
@@ -47,72 +40,6 @@ class Corpus:
     engine: PageSearch
     questions: Mapping[str, list[Question]]
     layouts: Mapping[str, PageSpec]
-
-
-def check_paths(config: RunConfig) -> None:
-    """Raises a `ConfigError` that says what to pass where a file is not given or not there."""
-    paths = {'policy.checkpoint': (config.policy.checkpoint, False)}
-    if config.retrieval.sources and config.task != 'build_index':
-        raise ConfigError('config.retrieval.sources: only the task build_index reads documents; '
-                          'pass the pages it has made with --config.data.manifest=PATH')
-    for source in config.retrieval.source_paths:
-        if not existing(Path(source)).exists():
-            raise ConfigError(f'config.retrieval.sources: {source} does not exist')
-    if config.data.source == 'files':
-        # Fine-tuning on conversations meets no pages but those in them.
-        paths['data.manifest'] = (
-            config.data.manifest, not config.retrieval.sources and (
-                config.task != 'sft' or not config.policy.checkpoint))
-        paths['data.train_questions'] = (config.data.train_questions, config.task == 'grpo')
-        paths['data.eval_questions'] = (config.data.eval_questions, config.task == 'evaluate')
-    paths['data.trajectories'] = (
-        config.data.trajectories, config.task == 'sft' and config.data.source == 'files')
-    paths['data.image_root'] = (config.data.image_root, False)
-    if not needs_tokenizer(config.policy.preset):
-        paths['policy.checkpoint'] = (config.policy.checkpoint, True)
-    checkpoint = config.policy.checkpoint
-    if checkpoint and Path(checkpoint).exists() and not Path(checkpoint, 'config.json').is_file():
-        raise ConfigError(f'config.policy.checkpoint: {checkpoint} holds no config.json; '
-                          'pass a checkpoint directory with --config.policy.checkpoint=PATH')
-    for name, (value, required) in paths.items():
-        if required and not value and config.task not in ('plan', 'compile'):
-            raise ConfigError(f'config.{name}: not given; pass --config.{name}=PATH')
-        if value:
-            try:
-                _PATH_CHECKS.get(name, _check_exists)(value)
-            except FileNotFoundError as error:
-                raise ConfigError(f'config.{name}: {error}; '
-                                  f'pass an existing path with --config.{name}=PATH') from error
-            except ValueError as error:
-                raise ConfigError(f'config.{name}: {error}') from error
-
-
-def _check_exists(path: str) -> None:
-    if not Path(path).exists():
-        raise FileNotFoundError(f'{path} does not exist')
-
-
-def _check_manifest(path: str) -> None:
-    _check_exists(str(existing(Path(path))))
-
-
-def _check_question_sources(text: str) -> None:
-    for source in split_sources(text):
-        check_questions(source)
-
-
-def _check_folder(path: str) -> None:
-    if not Path(path).is_dir():
-        raise FileNotFoundError(f'{path} is no folder')
-
-
-_PATH_CHECKS: Mapping[str, Callable[[str], None]] = {
-    'data.manifest': _check_manifest,
-    'data.train_questions': _check_question_sources,
-    'data.eval_questions': _check_question_sources,
-    'data.image_root': _check_folder,
-    'data.trajectories': check_conversations,
-}
 
 
 def build_corpus(config: RunConfig, workdir: Path,

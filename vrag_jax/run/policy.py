@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -145,17 +145,17 @@ def sampling_shapes(
 
 
 def sampler_copy(
-    params: Mapping[str, Any], trainable: Mapping[str, Any], config: RunConfig, mesh: Mesh,
+    params: Mapping[str, Any], changing: Container[str], config: RunConfig, mesh: Mesh,
     axes: Sequence[ArrayAxes] = PARAMETER_AXES,
 ) -> Shapes:
     """Returns what the sampler holds of the policy besides the learner's own arrays.
 
-    Parameters that lie for sampling as they lie for learning are shared. With
-    `grpo.overlap` it samples beside the learner, with weights that are no longer its own.
+    Parameters that lie for sampling as they lie for learning are shared.
 
     Args:
       params: shapes of all parameters, as they lie for learning.
-      trainable: those of them that are trained.
+      changing: paths of those that are not shared anyhow, because the learner changes them
+        while the sampler goes on with the weights before.
       config: the run's config.
       mesh: the devices.
       axes: see `sampling_shapes`.
@@ -165,7 +165,7 @@ def sampler_copy(
     def shared(path: str) -> bool:
         own = zip(jax.tree.leaves(placed[path]), jax.tree.leaves(params[path]), strict=True)
         return all(x.dtype == y.dtype and x.sharding.is_equivalent_to(y.sharding, len(x.shape))
-                   for x, y in own) and not (config.grpo.overlap and path in trainable)
+                   for x, y in own) and path not in changing
 
     return {path: value for path, value in placed.items() if not shared(path)}
 

@@ -1,15 +1,16 @@
 """The typed form of a config: every section a frozen dataclass of its room."""
 
 import dataclasses
-import re
+from collections.abc import Mapping
+from typing import TypeVar
 
 from vrag_jax.actions.observation import Messages
 from vrag_jax.actions.registry import DEFAULT_ACTIONS, get_actions
-from vrag_jax.config import ConfigError, naming
+from vrag_jax.config import naming
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.data.prompt import QUESTION
+from vrag_jax.evaluation.evaluate import EvaluationConfig
 from vrag_jax.indexing.settings import RetrievalConfig
-from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.models.common.attention import BACKENDS
 from vrag_jax.models.common.layers import REMAT
 from vrag_jax.models.common.lora import LoraConfig
@@ -22,13 +23,12 @@ from vrag_jax.rewards.model_judge import JudgeConfig
 from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.environment import EnvironmentConfig
 from vrag_jax.rollout.world import ObservingConfig
-from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import VisionFeaturesConfig
 from vrag_jax.sampling.slots import SamplerConfig
 from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.training.settings import GrpoConfig, PretrainConfig, SftConfig
 
-TASKS = ('loop', 'build_index', 'serve_index', 'sft', 'grpo', 'evaluate', 'plan', 'compile')
+T = TypeVar('T')
 DTYPES = ('float32', 'bfloat16', 'float16')
 
 
@@ -185,23 +185,6 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class EvaluationConfig:
-    """Held-out evaluation.
-
-    Attributes:
-      questions: how many test questions; 0 takes all.
-      sampling: how trajectories are drawn.
-      vanilla_pages: pages that vanilla RAG retrieves with the question.
-      report_trajectories: how many are drawn in the report.
-    """
-
-    questions: int = 240
-    sampling: SamplingConfig = SamplingConfig()
-    vanilla_pages: int = 1
-    report_trajectories: int = 12
-
-
-@dataclasses.dataclass(frozen=True)
 class CompileConfig:
     """Compiling a run's programs for accelerators that are not there.
 
@@ -254,30 +237,25 @@ class RunConfig:
     compile: CompileConfig = CompileConfig()
     serving: ServiceConfig = ServiceConfig()
 
-    @property
-    def learners(self) -> dict[str, LearnerConfig]:
-        """Settings of the learners of the phases that have steps or epochs, by field."""
-        lengths = {
-            'pretrain.learner': (self.pretrain.steps, self.pretrain.learner),
-            'sft.learner': (self.sft.steps or self.sft.epochs, self.sft.learner),
-            'grpo.learner': (self.grpo.steps or self.grpo.epochs, self.grpo.learner),
-        }
-        return {name: learner for name, (length, learner) in lengths.items() if length}
-
     def __post_init__(self):
-        if self.task not in TASKS:
-            raise ConfigError(f'config.task: must be one of {TASKS}, got {self.task!r}')
         with naming('config.actions'):
             get_actions(self.actions)
-        for phase in ('pretrain', 'sft', 'grpo'):
-            try:
-                re.compile(getattr(self, phase).learner.frozen)
-            except re.error as error:
-                raise ConfigError(f'config.{phase}.learner.frozen: not a regular expression: '
-                                  f'{error}') from error
-        length = self.grpo.learner.length
-        if (self.grpo.steps or self.grpo.epochs) and length < self.sampler.max_length:
-            raise ConfigError(
-                f'config.grpo.learner.length: {length} is shorter than '
-                f'config.sampler.max_length = {self.sampler.max_length}: trajectories would not fit'
-            )
+
+    def section(self, cls: type[T]) -> T:
+        """Returns the section of a task that is not one of this class's own fields.
+
+        Args:
+          cls: its dataclass; a config that was made without the section has its defaults.
+        """
+        values = (getattr(self, field.name) for field in dataclasses.fields(self))
+        return next((value for value in values if isinstance(value, cls)), cls())
+
+
+def with_sections(sections: Mapping[str, type]) -> type[RunConfig]:
+    """Returns the class of a config that has further sections, of tasks that bring them.
+
+    Args:
+      sections: their dataclasses, all of whose fields have defaults, by name.
+    """
+    fields = [(name, cls, dataclasses.field(default=cls())) for name, cls in sections.items()]
+    return dataclasses.make_dataclass('RunConfig', fields, bases=(RunConfig,), frozen=True)

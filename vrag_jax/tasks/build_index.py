@@ -4,6 +4,7 @@ import dataclasses
 import time
 from pathlib import Path
 
+from vrag_jax.config import ConfigError
 from vrag_jax.corpus.ingestion.directories import MANIFEST
 from vrag_jax.corpus.ingestion.ingest import ingest, remove_unused
 from vrag_jax.corpus.ocr import missing_extra
@@ -12,19 +13,22 @@ from vrag_jax.indexing.build import announce, embed_pages, load_embedders, texts
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import build_corpus, page_manifest, report_retrieval
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.task import Task
 
 PAGES = 'pages'  # Where in its workdir the task keeps the pages.
 
 
-def run(config: RunConfig, workdir: Path) -> None:
+def run(context: RunContext) -> None:
     """Ingests `retrieval.sources`, if there are any, and indexes the pages.
 
     Without sources the pages are those of `config.data`. With questions in `config.data` the
     quality of the search is printed too. Of several processes one ingests and indexes; all
     embed.
     """
+    config, workdir = context.config, context.workdir
     announce(config.retrieval)
     if config.retrieval.sources:
         config = _ingest(config, workdir / PAGES)
@@ -70,3 +74,19 @@ def _ingest(config: RunConfig, directory: Path) -> RunConfig:
     barrier('ingested')
     data = dataclasses.replace(config.data, source='files', manifest=str(directory / MANIFEST))
     return dataclasses.replace(config, data=data)
+
+
+def needs(config: RunConfig) -> tuple[str, ...]:
+    """The pages, unless they are made of documents."""
+    return () if config.retrieval.sources else ('data.manifest',)
+
+
+def check(config: RunConfig) -> None:
+    if config.retrieval.url:
+        raise ConfigError('config.retrieval.url: build_index has its own index; leave it empty')
+    if config.retrieval.index_dir:
+        raise ConfigError('config.retrieval.index_dir: build_index writes WORKDIR/index; '
+                          'leave it empty')
+
+
+TASK = Task(run, check=check, needs=needs, policy=False)

@@ -1,25 +1,52 @@
 """Tasks by name: what each value of `config.task` runs."""
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from vrag_jax.config import ConfigError
+from vrag_jax.run import checks
+from vrag_jax.run.settings import RunConfig, with_sections
+from vrag_jax.run.task import Task
+from vrag_jax.tasks import (
+    build_index,
+    compile,
+    evaluate,
+    grpo,
+    loop,
+    plan,
+    rejection_sft,
+    serve_index,
+    sft,
+)
+from vrag_jax.training.phase import Phase
 
-from vrag_jax.planning import compile, plan
-from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
-from vrag_jax.tasks import build_index, files, loop, serve_index
-
-
-def _in_workspace(task: Callable[[RunContext], None]) -> Callable[[RunConfig, Path], None]:
-    return lambda config, workdir: task(RunContext(config, workdir))
-
-
-TASKS: Mapping[str, Callable[[RunConfig, Path], None]] = {
-    'loop': _in_workspace(loop.run),
-    'build_index': build_index.run,
-    'serve_index': serve_index.run,
-    'sft': _in_workspace(files.run_sft),
-    'grpo': _in_workspace(files.run_grpo),
-    'evaluate': _in_workspace(files.run_evaluate),
-    'plan': plan.run,
-    'compile': compile.run,
+TASKS: dict[str, Task] = {
+    'loop': loop.TASK,
+    'build_index': build_index.TASK,
+    'serve_index': serve_index.TASK,
+    'sft': sft.TASK,
+    'grpo': grpo.TASK,
+    'rejection_sft': rejection_sft.TASK,
+    'evaluate': evaluate.TASK,
+    'plan': plan.TASK,
+    'compile': compile.TASK,
 }
+
+
+def config_class() -> type[RunConfig]:
+    """Returns the class of a whole config, with the sections of tasks that have one."""
+    return with_sections({name: task.settings for name, task in TASKS.items() if task.settings})
+
+
+def phases(config: RunConfig) -> list[Phase]:
+    """Returns the training phases of all tasks that have an iteration by the config."""
+    made = [build(config) for task in TASKS.values() for build in task.phases]
+    return list({phase.name: phase for phase in made if phase.trains}.values())
+
+
+def check(config: RunConfig) -> None:
+    """Refuses a config that cannot run here, before anything heavy starts.
+
+    Raises:
+      ConfigError: naming the field.
+    """
+    if config.task not in TASKS:
+        raise ConfigError(f'config.task: must be one of {tuple(TASKS)}, got {config.task!r}')
+    checks.check(config, TASKS[config.task], phases(config))

@@ -3,6 +3,7 @@
 import logging
 from pathlib import Path
 
+from vrag_jax.config import ConfigError
 from vrag_jax.corpus.artifact import MANIFEST, ArtifactError
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.indexing.build import (
@@ -13,23 +14,31 @@ from vrag_jax.indexing.build import (
     open_engine,
 )
 from vrag_jax.retrieval.engine import SearchEngine
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import page_manifest
 from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.task import Task
 from vrag_jax.serving.config import check_packages
 
 _LOG = logging.getLogger(__name__)
 
 
-def run(config: RunConfig, workdir: Path) -> None:
+def check(config: RunConfig) -> None:
+    """Refuses the index of another service, and a machine without the extra `serve`."""
+    if config.retrieval.url:
+        raise ConfigError('config.retrieval.url: serve_index has its own index; leave it empty')
+    check_packages()
+
+
+def run(context: RunContext) -> None:
     """Serves the index in `workdir` until the process is stopped.
 
     It is built if there is none. One that cannot be served (of other pages or settings, or
     damaged) ends the command and stays as it is. A manifest of pages or an index that is replaced
     meanwhile, e.g. by `build_index` in the same `workdir`, is taken over without a restart.
     """
-    check_packages()
     try:
-        _serve(config, workdir)
+        _serve(context.config, context.workdir)
     except (ValueError, OSError, ImportError) as error:
         raise SystemExit(f'serve: {error}') from error
 
@@ -67,3 +76,6 @@ def _serve(config: RunConfig, workdir: Path) -> None:
         print(warm_up(live.current.engine.retriever, config.serving.get_results,
                       config.serving.warm_up), flush=True)
     serve(live, config.serving)
+
+
+TASK = Task(run, check=check, mesh=False, policy=False)

@@ -1,17 +1,11 @@
-"""GRPO: roll groups out, score them, update; the next rollout may run beside the update."""
+"""GRPO: roll groups out, score them, update the policy."""
 
 import dataclasses
-import threading
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any
+from collections.abc import Sequence
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from vrag_jax.actions.action import ActionType
-from vrag_jax.actions.registry import action_metrics
+from vrag_jax.data.order import epoch_slice, host_rng
 from vrag_jax.data.records import Question
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.learner import steps
@@ -20,228 +14,78 @@ from vrag_jax.learner.losses import DRIFT
 from vrag_jax.learner.variants import ADVANTAGES
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.parallel.distributed import is_main
-from vrag_jax.parallel.processes import merge_shares, share
-from vrag_jax.rewards.table import RewardConfig, reward_metrics
-from vrag_jax.rollout.driver import episode_seed, run_policy
-from vrag_jax.rollout.scoring import refuse_if_all_failed, score
+from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
-from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import GrpoConfig
-from vrag_jax.training.answer_spread import AnswerSpread, without_spread
-from vrag_jax.training.loop import host_rng, run_phase
-from vrag_jax.training.sft import directory, epoch_slice, make_learner, total_steps
-
-FAILURES_THAT_TELL = 8
-"""Answers of an iteration from which on a judge that fails on all of them ends the run."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Rollout:
-    """Scored groups of an iteration.
-
-    Attributes:
-      groups: trajectories of each question, `group_size` each.
-      metrics: of all trajectories that were sampled, also of those that were dropped.
-    """
-
-    groups: list[list[Trajectory]]
-    metrics: dict[str, float]
+from vrag_jax.training.answer_spread import AnswerSpread
+from vrag_jax.training.context import TrainingContext
+from vrag_jax.training.loop import Iterations, make_learner
+from vrag_jax.training.overlap import RolloutAhead
+from vrag_jax.training.phase import Phase
+from vrag_jax.training.rollouts import Collector, Rollout
+from vrag_jax.training.settings import GrpoConfig
 
 
-def grpo(space: RunContext, params: Params, name: str, world: World,
-         reward: RewardConfig) -> Params:
+def grpo_phase(config: GrpoConfig, name: str = 'grpo') -> Phase:
+    """Returns the phase of GRPO."""
+    trajectories = config.prompts * config.group_size
+    scored = {'old': config.old_source == 'learner', 'reference': bool(config.loss.kl_coef)}
+    return Phase(
+        name, steps.grpo(config.loss, old_is_current=config.old_is_current), config.learner,
+        config.save_every, config.steps, config.epochs, items=config.prompts,
+        sequences=trajectories, updates=config.mini_batches,
+        temperature=config.sampling.temperature,
+        # The ratio is one of policies: with dropout it would be that of what is dropped, too.
+        dropout=False,
+        scored=tuple(whose for whose, is_scored in scored.items() if is_scored),
+        rollout=config.sampling, trajectories=trajectories, overlap=config.overlap)
+
+
+def grpo(context: TrainingContext, phase: Phase, config: GrpoConfig, params: Params, world: World,
+         reward: RewardConfig, questions: Sequence[Question]) -> Params:
     """Trains with group-relative policy optimisation.
 
     Args:
-      space: the run.
+      context: the run.
+      phase: see `grpo_phase`.
+      config: the rest of the settings.
       params: weights to start from; they are the frozen reference, too.
-      name: of the phase, for metrics and checkpoints.
       world: where the episodes take place.
       reward: what trajectories earn.
+      questions: to train on.
 
     Returns:
       The weights after the last iteration.
     """
-    config = space.config.grpo
-    questions = space.corpus.questions['train']
-    total = total_steps(config.steps, config.epochs, config.prompts, len(questions))
-    loss = steps.grpo(config.loss, old_is_current=config.old_is_current)
-    # The ratio is one of policies: with dropout it would be that of what is dropped, too.
-    learner = make_learner(space, params, space.config.grpo.learner, loss,
-                           total * config.mini_batches, config.sampling.temperature,
-                           dropout=False)
-    features = space.learner_features if learner.vision_is_frozen else None
-    space.clear_features()
-    collector = Collector(space, name, world, reward, questions, learner.vision_is_frozen)
+    total = phase.iterations(len(questions))
+    learner = make_learner(context, phase, params, total)
+    features = context.learner_features if learner.vision_is_frozen else None
+    context.clear_features()
+    collector = Collector(context, phase, world, reward, questions, config.group_size,
+                          learner.vision_is_frozen, config.dynamic_sampling)
+    spread = AnswerSpread(context.judge.name)
+    iterations = Iterations(context, phase, learner, total)
+    if iterations.left:
+        learner.warm_up(features, params if phase.scored else None)
+        collector.warm_up(learner.state.params)
 
-    spread = AnswerSpread(space.judge.name)
-
-    def warm_up() -> None:
-        scored = config.loss.kl_coef or config.old_source == 'learner'
-        learner.warm_up(features, params if scored else None)
-        space.learner_features.warm_up(learner.state.params)
-        placed = space.for_sampling(learner.state.params)
-        space.features.warm_up(placed)
-        space.sampler.warm_up(placed, space.features.buffer, config.sampling)
-
-    def prepare(step: int) -> list[Question]:
+    def prompts(step: int) -> list[Question]:
         return [questions[i] for i in epoch_slice(
-            len(questions), config.prompts, step, space.config.seed, name)]
+            len(questions), config.prompts, step, context.seed, phase.name)]
 
-    def iterate(step: int, prompts: list[Question]) -> Mapping[str, float]:
-        rollout = ahead.pop(step)
-        if rollout is None:
-            rollout = collector.collect(learner.state.params, step, prompts)
-        # A checkpoint holds no rollout, so none is under way when it is saved.
-        if config.overlap and step + 1 < total and (step + 1) % config.save_every:
-            ahead.start(step + 1, learner, prepare(step + 1))
-        if is_main():
-            spread.add(rollout.metrics)
-        metrics = update(learner, params, rollout, config, features,
-                         host_rng(space.config.seed, name, step))
-        return metrics | rollout.metrics
-
-    with RolloutAhead(collector, space.for_sampling) as ahead:
-        run_phase(
-            name, learner, directory(space, name), space.config.seed, total, prepare,
-            iterate, space.metrics, config.save_every, updates_per_step=config.mini_batches,
-            warm_up=warm_up, on_save=space.clear_features)
+    with RolloutAhead(collector, context.for_sampling) as ahead:
+        for step in iterations:
+            rollout = ahead.pop(step) or collector.collect(
+                learner.state.params, step, prompts(step))
+            # A checkpoint holds no rollout, so none is under way when it is saved.
+            if phase.overlap and step + 1 < total and not phase.saves_after(step):
+                ahead.start(step + 1, learner, prompts(step + 1))
+            if is_main():
+                spread.add(rollout.metrics)
+            metrics = update(learner, params, rollout, config, features,
+                             host_rng(context.seed, phase.name, step))
+            context.metrics.write(step + 1, metrics | rollout.metrics)
     return learner.state.params
-
-
-class Collector:
-    """Samples and scores the groups of an iteration.
-
-    Args:
-      space: the run.
-      name: of the phase, in seeds.
-      world: where the episodes take place.
-      reward: what trajectories earn.
-      questions: from which dropped groups are replaced.
-      keep_features: whether image features outlive an update: the vision tower is
-        frozen.
-    """
-
-    def __init__(self, space: RunContext, name: str, world: World, reward: RewardConfig,
-                 questions: Sequence[Question], keep_features: bool):
-        self._space = space
-        self._config = space.config.grpo
-        self._name = name
-        self._world = world
-        self._reward = reward
-        self._questions = questions
-        self._keep_features = keep_features
-        self._cancelled = threading.Event()
-
-    def cancel(self) -> None:
-        """Ends rollouts, under way or to come, with a `CancelledError`."""
-        self._cancelled.set()
-
-    def collect(self, params: Params, step: int, prompts: Sequence[Question]) -> Rollout:
-        """Rolls out the groups of a step.
-
-        With `dynamic_sampling`, groups in which all rewards are equal are dropped, and
-        as many questions that the step has not had take their place, while there are some
-        and for so many rounds at most (DAPO, arXiv 2503.14476). Which they are depends on
-        the seed, the step and what was dropped.
-
-        Args:
-          params: the policy's weights.
-          step: of the phase.
-          prompts: the step's questions.
-        """
-        if not self._keep_features:
-            self._space.clear_features()
-        params = self._space.for_sampling(params)
-        sampled = self._sample(params, step, 0, prompts)
-        kept, everything, rounds = sampled, list(sampled), 0
-        if self._config.dynamic_sampling:
-            had = {question.uid for question in prompts}
-            kept, everything = _with_spread(sampled), _without_pixels(sampled)
-            while len(kept) < len(prompts) and rounds < self._config.dynamic_sampling:
-                left = [question for question in self._questions if question.uid not in had]
-                if not left:
-                    break
-                rounds += 1
-                rng = host_rng(self._space.config.seed, f'{self._name}/round{rounds}', step)
-                new = rng.choice(
-                    len(left), min(len(prompts) - len(kept), len(left)), replace=False)
-                asked = [left[i] for i in new.tolist()]
-                had |= {question.uid for question in asked}
-                sampled = self._sample(params, step, rounds, asked)
-                everything += _without_pixels(sampled)
-                kept += _with_spread(sampled)
-        self._space.sampler.release()
-        trajectories = [t for group in everything for t in group]
-        refuse_if_all_failed(trajectories, self._space.judge, FAILURES_THAT_TELL)
-        metrics = rollout_metrics(trajectories, self._space.actions)
-        metrics |= {'no_spread': without_spread(everything, 'total'),
-                    'no_spread_answer': without_spread(everything, 'answer'),
-                    'rounds': float(1 + rounds)}
-        return Rollout(kept, metrics)
-
-    def _sample(self, params: Params, step: int, round_number: int,
-                prompts: Sequence[Question]) -> list[list[Trajectory]]:
-        size, space = self._config.group_size, self._space
-        grouped = [question for question in prompts for _ in range(size)]
-        where = (step,) if not round_number else (step, f'round{round_number}')
-        seeds = [episode_seed(space.config.seed, self._name, *where, i)
-                 for i in range(len(grouped))]
-        own = share(grouped, size)
-        played = run_policy(
-            self._world, space.sampler, space.features, params, [grouped[i] for i in own],
-            self._config.sampling, [seeds[i] for i in own], cancelled=self._cancelled.is_set)
-        score(played, self._reward, space.judge)
-        if jax.process_count() > 1:
-            # The learner needs the patches, and nobody the pictures.
-            played = [dataclasses.replace(t, images=[]) for t in played]
-        trajectories = merge_shares(played, len(grouped), size)
-        return [trajectories[i : i + size] for i in range(0, len(trajectories), size)]
-
-
-class RolloutAhead:
-    """Rolls out the next iteration in a thread, with the weights before this one's update.
-
-    What is trained on is then sampled by a policy that is one iteration older; the loss
-    corrects it by the sampler's log-probs. A context manager; when it is left by an
-    error, what is under way is given up.
-
-    Args:
-      collector: does it.
-      for_sampling: lays a policy out for the sampler.
-    """
-
-    def __init__(self, collector: Collector, for_sampling: Callable[[Params], Params]):
-        self._collector = collector
-        self._for_sampling = for_sampling
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix='rollout')
-        self._under_way: dict[int, Future[Rollout]] = {}
-        self._copy = jax.jit(lambda params: jax.tree.map(jnp.copy, params))
-
-    def __enter__(self) -> 'RolloutAhead':
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
-        if kind is not None:
-            self._collector.cancel()
-        self._pool.shutdown(cancel_futures=True)
-
-    def start(self, step: int, learner: Learner, prompts: Sequence[Question]) -> None:
-        """Begins the rollout of a step."""
-        # The update donates the weights: what is not cast or moved for the sampler is copied.
-        trainable = learner.state.trainable
-        params = self._for_sampling(learner.state.params)
-        donated = {path: value for path, value in params.items()
-                   if path in trainable and value is trainable[path]}
-        params = {**params, **self._copy(donated)}
-        self._under_way[step] = self._pool.submit(
-            self._collector.collect, params, step, prompts)
-
-    def pop(self, step: int) -> Rollout | None:
-        """Waits for the rollout of a step; None if it was not begun."""
-        future = self._under_way.pop(step, None)
-        return None if future is None else future.result()
 
 
 def update(learner: Learner, reference: Params, rollout: Rollout, config: GrpoConfig,
@@ -324,37 +168,7 @@ def drift(learner: Sequence[np.ndarray], sampler: Sequence[np.ndarray],
             'drift_share': float((differences > DRIFT).mean())}
 
 
-def _with_spread(groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
-    return [group for group in groups if _has_spread(group)]
-
-
-def _without_pixels(groups: Sequence[list[Trajectory]]) -> list[list[Trajectory]]:
-    """Groups for the metrics: rounds over rounds of images would fill the host's memory."""
-    return [[dataclasses.replace(t, images=[], processed=[]) for t in group] for group in groups]
-
-
-def _has_spread(group: Sequence[Trajectory]) -> bool:
-    return len({t.rewards['total'] for t in group}) > 1
-
-
 def _is_masked(trajectory: Trajectory, config: GrpoConfig) -> bool:
     """Whether a trajectory counts in its group's mean, but is not trained on."""
     return ((config.mask_truncated and trajectory.truncated)
             or (config.mask_unfinished and not trajectory.finished))
-
-
-def rollout_metrics(
-    trajectories: Sequence[Trajectory], actions: Sequence[ActionType]
-) -> dict[str, float]:
-    """Means over trajectories: rewards, turns, lengths, actions."""
-    taken = [turn.action for t in trajectories for turn in t.turns]
-    return {
-        **reward_metrics([t.rewards for t in trajectories]),
-        'finished': float(np.mean([t.finished for t in trajectories])),
-        'turns': float(np.mean([len(t.turns) for t in trajectories])),
-        'length': float(np.mean([len(t.tokens) for t in trajectories])),
-        'judge_failures': float(sum(t.judge_failed for t in trajectories)),
-        'invalid': float(np.mean([action.kind == 'invalid' for action in taken])),
-        **action_metrics(actions, taken),
-        'tokens_sampled': float(sum(t.loss_mask.sum() for t in trajectories)),
-    }

@@ -14,6 +14,7 @@ from vrag_jax.corpus.ingestion.ingest import ingest
 from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.words import page_words
+from vrag_jax.run.context import RunContext
 from vrag_jax.run.settings import RunConfig
 from vrag_jax.tasks import build_index
 
@@ -214,7 +215,7 @@ def test_the_flag_of_own_manifests_asks_for_the_extra(tmp_path, monkeypatch):
         config(ocr='never')
     monkeypatch.setitem(sys.modules, 'rapidocr', None)
     with pytest.raises(SystemExit, match=r'ingestion: .*vrag-jax\[ocr\]'):
-        build_index.run(config(), tmp_path / 'work')
+        build_index.run(RunContext(config(), tmp_path / 'work'))
     assert not ingest_module.directories.read_entries(tmp_path / 'work' / 'pages')
 
 

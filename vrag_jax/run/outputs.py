@@ -24,7 +24,7 @@ from vrag_jax.run.context import RunContext
 
 
 def write_results(
-    space: RunContext, methods: Mapping[str, Sequence[Trajectory]], started: float, title: str,
+    space: RunContext, methods: Mapping[str, Sequence[Trajectory]], title: str,
     facts: Mapping[str, float] | None = None,
 ) -> None:
     """Writes `results.json`, the drawn trajectories and `report.html`.
@@ -32,7 +32,6 @@ def write_results(
     Args:
       space: the run.
       methods: scored trajectories of each method; those of the last are drawn.
-      started: `time.monotonic()` of the run's start.
       title: heading of the report.
       facts: further facts about the run.
     """
@@ -54,12 +53,10 @@ def write_results(
             # As taken: the config may give epochs instead, and a task has some phases only.
             **{f'{phase}_steps': steps
                for phase, steps in steps_taken(space.workdir / 'metrics.jsonl').items()},
-            # Only the whole loop draws them from experts.
-            **({'sft_trajectories': config.sft.trajectories} if config.task == 'loop' else {}),
             **({'checkpoint': config.policy.checkpoint} if config.policy.checkpoint else {}),
             'prompt': space.prompt.text,
             'sampling': dataclasses.asdict(config.evaluation.sampling),
-            'seconds': round(time.monotonic() - started),
+            'seconds': round(time.monotonic() - space.started),
             'compilations': compilations(),
             'peak_memory_gb': round(peak_memory_gb(), 2),
             **(facts or {}),
