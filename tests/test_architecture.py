@@ -116,6 +116,7 @@ TO_ADD = {
     'a reward': ('tests/rewards/brevity.py', 'tests/rewards/test_table.py'),
     'a loss variant': ('tests/learner/unclipped.py', 'tests/learner/test_clip_objectives.py'),
     'a policy family': ('tests/models/two_part_family.py', 'tests/models/test_own_family.py'),
+    'a task': ('tests/tasks/count_questions.py', 'tests/tasks/test_own_task.py'),
     'a retriever': ('tests/retrieval/headings.py', 'tests/retrieval/test_new_kind.py'),
 }
 LINES_TO_ADD_ONE = 80
