@@ -1,6 +1,7 @@
 """The floors of the house: which room may import which, in no circle; what it takes to add one."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,6 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / 'vrag_jax'
 MODULES = sorted(path for path in PACKAGE.rglob('*.py') if path.name != '__init__.py')
 MOST_LINES = 400
+ARCHITECTURE = PACKAGE.parent / 'docs' / 'ARCHITECTURE.md'
 
 # Room -> rooms that it may import; `config` to `registry` are single modules.
 FLOORS = {
@@ -142,3 +144,35 @@ def test_one_is_added_by_one_file_from_outside_the_package(what):
     # Nothing else of the tests helps it, and how it is done is written down.
     assert not imported(added)
     assert f'## Add {what}' in (ROOT / 'docs' / 'EXTENDING.md').read_text(encoding='utf-8')
+
+
+def picture() -> str:
+    """Rooms on their floors, the highest first: each as low as what it imports lets it be."""
+    floor: dict[str, int] = {}
+    while len(floor) < len(FLOORS):
+        for name, allowed in FLOORS.items():
+            if name not in floor and all(below in floor for below in allowed.split()):
+                floor[name] = 1 + max((floor[below] for below in allowed.split()), default=0)
+    rooms = {n: sorted(name for name in FLOORS if floor[name] == n) for n in floor.values()}
+    return '\n'.join(f'{n:>2} | {"   ".join(rooms[n])}' for n in sorted(rooms, reverse=True))
+
+
+def test_the_picture_of_the_house_is_up_to_date():
+    assert f'```\n{picture()}\n```' in ARCHITECTURE.read_text(encoding='utf-8')
+
+
+def test_a_run_is_read_from_the_command_to_the_loop_in_under_500_lines():
+    text = ARCHITECTURE.read_text(encoding='utf-8')
+    named = re.findall(r'^\d\. `(vrag_jax/\S+\.py)`$', text, re.MULTILINE)
+    assert named[0] == 'vrag_jax/main.py' and len(named) == 5
+    assert sum(len((ROOT / file).read_text(encoding='utf-8').splitlines()) for file in named) < 500
+
+
+def test_what_the_walks_name_is_there():
+    text = ARCHITECTURE.read_text(encoding='utf-8')
+    for file in re.findall(r'`((?:vrag_jax/)?\w+/[\w/]+\.py)`', text):
+        assert any((root / file).is_file() for root in (ROOT, PACKAGE)), file
+    source = '\n'.join(path.read_text(encoding='utf-8') for path in MODULES)
+    walks = text[text.index('## A page'):]
+    for name in re.findall(r'\(`(?:\w+\.)*(\w+)`\)', walks):
+        assert re.search(rf'(class|def) {name}\b', source), name
