@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrag_jax.rewards.answer import anls, edit_distance, exact_match, normalise, token_f1
+from vrag_jax.rewards.answer import anls, exact_match, normalise, token_f1
 
 
 @pytest.mark.parametrize('text, expected', [
@@ -71,8 +71,9 @@ def recursive_distance(a: str, b: str) -> int:
 
 @settings(deadline=None)
 @given(st.text('abc', max_size=5), st.text('abc', max_size=5))
-def test_edit_distance_is_the_recursive_definition(a, b):
-    assert edit_distance(a, b) == recursive_distance(a, b)
+def test_anls_is_the_recursive_definition(a, b):
+    distance = recursive_distance(a, b) / max(len(a), len(b), 1)
+    assert anls(a, [b]) == (1 - distance if distance < 0.5 else 0.0)
 
 
 @pytest.mark.parametrize('answer, references, expected', [

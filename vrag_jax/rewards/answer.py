@@ -5,6 +5,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable
 
+from rapidfuzz.distance import Levenshtein
+
 THOUSANDS = re.compile(r'(?<![\d.,])\d{1,3}(?:,\d{3})+(?![\d,])')
 _PERCENT = re.compile(r'%|\bper\s?cent\b')
 # An article stands before a word: the A of 'panel A' is none.
@@ -71,13 +73,7 @@ def anls(answer: str, references: Iterable[str], threshold: float = 0.5) -> floa
 
 
 def _similarity(a: str, b: str, threshold: float) -> float:
-    longest = max(len(a), len(b))
-    if longest == 0:
-        return 1.0
-    # The distance is at least the difference in length: no need to work it out.
-    if abs(len(a) - len(b)) >= threshold * longest:
-        return 0.0
-    distance = edit_distance(a, b) / longest
+    distance = Levenshtein.normalized_distance(a, b)
     return 1.0 - distance if distance < threshold else 0.0
 
 
@@ -103,13 +99,3 @@ def _words(text: str) -> Counter[str]:
 def _f1(found: Counter[str], expected: Counter[str]) -> float:
     shared = (found & expected).total()
     return 2 * shared / (found.total() + expected.total()) if shared else 0.0
-
-
-def edit_distance(a: str, b: str) -> int:
-    """Levenshtein distance: insertions, deletions and substitutions cost 1."""
-    row = list(range(len(b) + 1))
-    for i, x in enumerate(a, start=1):
-        diagonal, row[0] = row[0], i
-        for j, y in enumerate(b, start=1):
-            diagonal, row[j] = row[j], min(row[j] + 1, row[j - 1] + 1, diagonal + (x != y))
-    return row[-1]
