@@ -15,7 +15,7 @@ from vrag_jax.models.common.lora import LoraConfig
 from vrag_jax.models.families import preset
 from vrag_jax.parallel.sharding import RULES
 from vrag_jax.planning.chips import CHIPS
-from vrag_jax.planning.compile import Compiled, iteration_seconds, record
+from vrag_jax.planning.compile import Compiled, iteration_seconds, record, resident_bytes
 from vrag_jax.planning.plan import plan
 from vrag_jax.planning.programs import programs
 from vrag_jax.planning.work import Work
@@ -110,7 +110,7 @@ def test_overlap_holds_the_cache_and_the_weights_of_before(dtype):
         planned = plan(parsed, phases(parsed), devices=one)
         by_name = {p.name: p for p in programs(parsed, planned)}
         held[config.grpo.overlap] = {
-            name: compilation.resident_bytes(parsed, planned, by_name[name])
+            name: resident_bytes(parsed, planned, by_name[name])
             for name in ('decode', 'grpo: gradients')}
     size = lambda x: math.prod(x.shape) * x.dtype.itemsize  # noqa: E731
     pool = sum(map(size, jax.tree.leaves(planned.pool)))

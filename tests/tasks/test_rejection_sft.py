@@ -55,6 +55,7 @@ def rows_of(context):
     return [row for row in rows if row['phase'] == 'rejection_sft']
 
 
+@pytest.mark.slow
 def test_it_learns_from_what_was_right_and_goes_on_from_its_checkpoint(context, policy):
     world, questions = context.world(), context.corpus.questions['train']
     first = rejection_sft.train(context, policy, world, questions)

@@ -76,6 +76,38 @@ class Prompt:
         path.write_text(json.dumps(fields, ensure_ascii=False, indent=1) + '\n', encoding='utf-8')
 
 
+@dataclasses.dataclass(frozen=True)
+class PromptConfig:
+    """What questions are asked with.
+
+    A policy that was fine-tuned keeps its prompt in its directory (`data.prompt.PROMPT_FILE`).
+    Where neither `text` nor `file` is given it gets that one; SFT on conversations takes the
+    prompt that these begin with.
+
+    Attributes:
+      text: of the question's turn, with `{question}` once, and `{actions}` where a line about
+        each action shall stand; '' leaves it to `file`, the policy or the conversations.
+      file: a file with that text, or a `.json` with `text` and `system`.
+      system: text of the system turn; '' leaves it to `file`, the policy, or the chat template.
+      fallback: text for a policy that brings none; '' refuses such a policy.
+      may_differ: whether a policy may get another prompt than it was fine-tuned on.
+    """
+
+    text: str = ''
+    file: str = ''
+    system: str = ''
+    fallback: str = QUESTION
+    may_differ: bool = False
+
+    def __post_init__(self):
+        if self.text and self.file:
+            raise ValueError('text and file are both given; pass one of them')
+        for name in ('text', 'fallback'):
+            value = getattr(self, name)
+            if value and value.count(QUESTION) != 1:
+                raise ValueError(f"{name} must hold '{QUESTION}' once, got {value!r}")
+
+
 def read_prompt(path: str | os.PathLike) -> Prompt:
     """Reads a prompt: a `.json` file with `text` and perhaps `system`, or a text with `{question}`.
 

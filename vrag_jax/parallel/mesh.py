@@ -1,5 +1,6 @@
 """The device mesh: data, fsdp, sequence and tensor axes over the devices of every process."""
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 
@@ -7,9 +8,41 @@ import jax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh
 
+from vrag_jax.parallel.sharding import with_rules
+
 # Rows of a batch go over `data` and `fsdp`, their tokens over `sequence`; parameters over
 # `fsdp` and `tensor`; see `sharding.RULES`.
 AXES = ('data', 'fsdp', 'sequence', 'tensor')
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """The devices, and what is spread over them.
+
+    Attributes:
+      data, fsdp, sequence, tensor: devices along each axis; one of them may be -1 for
+        the rest.
+      learner_rules, sampler_rules: logical axes that are spread otherwise than
+        `parallel.sharding.RULES` says, when learning and when sampling, e.g.
+        `(('embed', ()), ('mlp', ('fsdp', 'tensor')))`.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    sequence: int = 1
+    tensor: int = 1
+    learner_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    sampler_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
+
+    def __post_init__(self):
+        for changes in (self.learner_rules, self.sampler_rules):
+            with_rules(changes)
+            for name, axes in changes:
+                if any(axis not in AXES for axis in axes):
+                    raise ValueError(f'rule of {name!r}: {axes} must be some of {AXES}')
+
+    def sizes(self) -> dict[str, int]:
+        return {axis: getattr(self, axis) for axis in AXES}
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:

@@ -8,7 +8,7 @@ from vrag_jax.actions.observation import Messages
 from vrag_jax.actions.registry import DEFAULT_ACTIONS, get_actions
 from vrag_jax.config import naming
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.data.prompt import QUESTION
+from vrag_jax.data.prompt import PromptConfig
 from vrag_jax.evaluation.evaluate import EvaluationConfig
 from vrag_jax.indexing.settings import RetrievalConfig
 from vrag_jax.models.common.attention import BACKENDS
@@ -17,8 +17,7 @@ from vrag_jax.models.common.lora import LoraConfig
 from vrag_jax.models.common.quantization import require
 from vrag_jax.models.families import presets
 from vrag_jax.parallel.distributed import DistributedConfig
-from vrag_jax.parallel.mesh import AXES
-from vrag_jax.parallel.sharding import with_rules
+from vrag_jax.parallel.mesh import MeshConfig
 from vrag_jax.rewards.model_judge import JudgeConfig
 from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.environment import EnvironmentConfig
@@ -30,36 +29,6 @@ from vrag_jax.training.settings import GrpoConfig, PretrainConfig, SftConfig
 
 T = TypeVar('T')
 DTYPES = ('float32', 'bfloat16', 'float16')
-
-
-@dataclasses.dataclass(frozen=True)
-class MeshConfig:
-    """The devices, and what is spread over them.
-
-    Attributes:
-      data, fsdp, sequence, tensor: devices along each axis; one of them may be -1 for
-        the rest.
-      learner_rules, sampler_rules: logical axes that are spread otherwise than
-        `parallel.sharding.RULES` says, when learning and when sampling, e.g.
-        `(('embed', ()), ('mlp', ('fsdp', 'tensor')))`.
-    """
-
-    data: int = -1
-    fsdp: int = 1
-    sequence: int = 1
-    tensor: int = 1
-    learner_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
-    sampler_rules: tuple[tuple[str, tuple[str, ...]], ...] = ()
-
-    def __post_init__(self):
-        for changes in (self.learner_rules, self.sampler_rules):
-            with_rules(changes)
-            for name, axes in changes:
-                if any(axis not in AXES for axis in axes):
-                    raise ValueError(f'rule of {name!r}: {axes} must be some of {AXES}')
-
-    def sizes(self) -> dict[str, int]:
-        return {axis: getattr(self, axis) for axis in AXES}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,38 +82,6 @@ class PolicyConfig:
             raise ValueError('quantization is for what is not trained: set lora.rank')
         if self.adapter and not self.lora.rank:
             raise ValueError('adapter needs lora.rank')
-
-
-@dataclasses.dataclass(frozen=True)
-class PromptConfig:
-    """What questions are asked with.
-
-    A policy that was fine-tuned keeps its prompt in its directory (`data.prompt.PROMPT_FILE`).
-    Where neither `text` nor `file` is given it gets that one; SFT on conversations takes the
-    prompt that these begin with.
-
-    Attributes:
-      text: of the question's turn, with `{question}` once, and `{actions}` where a line about
-        each action shall stand; '' leaves it to `file`, the policy or the conversations.
-      file: a file with that text, or a `.json` with `text` and `system`.
-      system: text of the system turn; '' leaves it to `file`, the policy, or the chat template.
-      fallback: text for a policy that brings none; '' refuses such a policy.
-      may_differ: whether a policy may get another prompt than it was fine-tuned on.
-    """
-
-    text: str = ''
-    file: str = ''
-    system: str = ''
-    fallback: str = QUESTION
-    may_differ: bool = False
-
-    def __post_init__(self):
-        if self.text and self.file:
-            raise ValueError('text and file are both given; pass one of them')
-        for name in ('text', 'fallback'):
-            value = getattr(self, name)
-            if value and value.count(QUESTION) != 1:
-                raise ValueError(f"{name} must hold '{QUESTION}' once, got {value!r}")
 
 
 @dataclasses.dataclass(frozen=True)
