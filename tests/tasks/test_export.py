@@ -185,7 +185,8 @@ def test_the_policy_is_there_when_its_evaluation_fails(tmp_path, monkeypatch, ta
     def fail(*args, **kwargs):
         raise EvaluationFailed
 
-    monkeypatch.setattr(Evaluation, '_play', fail)
+    monkeypatch.setattr(Evaluation, 'policy', fail)
+    monkeypatch.setattr(Evaluation, 'vanilla_rag', fail)
     with pytest.raises(EvaluationFailed):
         task.run(space)
     np.testing.assert_array_equal(
