@@ -42,7 +42,7 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.embedders.text import TextConfig
+from vrag_jax.embedders.text import TextEmbedderConfig
 from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.indexing.embed_corpus import embed_corpus
 from vrag_jax.indexing.settings import FUSION_CONSTANT, RetrievalConfig
@@ -126,7 +126,7 @@ def parts(data: DataSet, kept: Path) -> dict[str, Retriever]:
         'BM25': Bm25Retriever.of_texts(ids, data.texts)}
     for windows, name in (('max', 'MiniLM, best window of a page'),
                           ('mean', 'MiniLM, mean of its windows')):
-        embedder = load_embedder(EmbedderConfig(text=TextConfig(windows=windows)))
+        embedder = load_embedder(EmbedderConfig(text=TextEmbedderConfig(windows=windows)))
         vectors = embed_corpus(embedder, data.store, data.texts,
                                kept / f'{data.name}_minilm_{windows}', dtype='float32',
                                progress=print)

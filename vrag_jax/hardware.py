@@ -1,4 +1,4 @@
-"""What this process computes on, found out before JAX is, and what a run on CPUs alone needs.
+"""Finds the hardware before JAX is imported, and sets what a CPU-only run needs.
 
 On a CPU the buffers of a step are memory of the process, given back and asked for anew again
 and again, which costs up to half of the time. Kept, and in huge pages, they cost nothing.

@@ -14,8 +14,8 @@ from vrag_jax.embedders import bert
 from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.embedders.text import (
-    TextConfig,
     TextEmbedder,
+    TextEmbedderConfig,
     pool,
     reads_latin,
     wheel_directory,
@@ -113,7 +113,7 @@ def test_pooling_is_over_real_tokens_on_either_side():
 
 def test_a_long_page_has_windows_that_overlap(folder):
     """Windows of 6 tokens hold 4 words, the last of which begins the next window."""
-    config = TextConfig(max_length=6, overlap=0.25)
+    config = TextEmbedderConfig(max_length=6, overlap=0.25)
     embedder = TextEmbedder(folder / 'bert', config)
     words = 'revenue of the chart left page grows query revenue chart'.split()
     windows = [' '.join(words[start : start + 4]) for start in (0, 3, 6)]
@@ -124,15 +124,16 @@ def test_a_long_page_has_windows_that_overlap(folder):
     # One of exactly one window has no second, empty one.
     assert len(embedder.embed_pages([page(' '.join(words[:4]))])[0]) == 1
 
-    mean = TextEmbedder(folder / 'bert', TextConfig(max_length=6, overlap=0.25, windows='mean'))
+    mean = TextEmbedder(
+        folder / 'bert', TextEmbedderConfig(max_length=6, overlap=0.25, windows='mean'))
     assert not mean.multi_vector and mean.fingerprint != embedder.fingerprint
     np.testing.assert_allclose(mean.embed_pages([page(' '.join(words))])[0],
                                unit(vectors[0].mean(0, keepdims=True)), atol=1e-5)
 
 
 def test_prefixes_stand_before_queries_and_each_window(folder):
-    plain = TextEmbedder(folder / 'bert', TextConfig(max_length=8, overlap=0))
-    e5 = TextEmbedder(folder / 'bert', TextConfig(
+    plain = TextEmbedder(folder / 'bert', TextEmbedderConfig(max_length=8, overlap=0))
+    e5 = TextEmbedder(folder / 'bert', TextEmbedderConfig(
         max_length=8, overlap=0, query_prefix='query: ', page_prefix='passage: '))
     np.testing.assert_allclose(e5.embed_queries(['chart'])[0],
                                plain.embed_queries(['query: chart'])[0], atol=1e-5)
@@ -144,7 +145,7 @@ def test_prefixes_stand_before_queries_and_each_window(folder):
 
 
 def test_few_shapes_are_compiled(folder):
-    embedder = TextEmbedder(folder / 'bert', TextConfig(max_length=20), batch_tokens=256)
+    embedder = TextEmbedder(folder / 'bert', TextEmbedderConfig(max_length=20), batch_tokens=256)
     texts = [' '.join(['chart'] * n) for n in range(1, 18)]
     embedder.embed_pages([page(text) for text in texts])
     embedder.embed_pages([page(text) for text in texts[::-1] + texts])
@@ -178,11 +179,11 @@ def test_a_directory_that_does_not_fit_is_named(file, text, message, folder, tmp
 
 def test_lengths_that_cannot_be_are_refused(folder):
     with pytest.raises(ValueError, match='positions'):
-        TextEmbedder(folder / 'xlm-roberta', TextConfig(max_length=23))
+        TextEmbedder(folder / 'xlm-roberta', TextEmbedderConfig(max_length=23))
     with pytest.raises(ValueError, match='no room'):
-        TextEmbedder(folder / 'bert', TextConfig(max_length=2))
+        TextEmbedder(folder / 'bert', TextEmbedderConfig(max_length=2))
     with pytest.raises(ValueError, match='overlap'):
-        TextConfig(overlap=1)
+        TextEmbedderConfig(overlap=1)
 
 
 @pytest.fixture(scope='module')

@@ -7,7 +7,7 @@ import pytest
 
 from tests.embedders import golden_cases as cases
 from tests.serving.test_server import start
-from vrag_jax.embedders.text import TextConfig, TextEmbedder
+from vrag_jax.embedders.text import TextEmbedder, TextEmbedderConfig
 from vrag_jax.retrieval.fusion import HybridRetriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
@@ -24,7 +24,7 @@ def embedder(tmp_path):
         shapes = json.loads(str(golden['shapes']))
     cases.write_checkpoint(tmp_path / 'bert', cases.bert_config('bert'), shapes)
     cases.word_tokenizer().save(str(tmp_path / 'bert' / 'tokenizer.json'))
-    return TextEmbedder(tmp_path / 'bert', TextConfig(
+    return TextEmbedder(tmp_path / 'bert', TextEmbedderConfig(
         pooling='mean', max_length=24, overlap=0, windows='mean'), batch_tokens=128)
 
 

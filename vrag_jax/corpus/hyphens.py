@@ -1,4 +1,4 @@
-"""Words that go on in the next line: joined if that makes a word of their document.
+"""Words hyphenated across lines: joined where the joined form is a word of the document.
 
 `long-` + `term` stays `long-term`, `infor-` + `mation` becomes `information`: what stands
 unbroken elsewhere in the document decides, then how its other words were broken.

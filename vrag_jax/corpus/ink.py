@@ -1,4 +1,4 @@
-"""Text that a page shows and no word box covers: letters in a scan, a chart, a screenshot.
+"""Finds ink that no word box covers: text in a scan, a chart, a screenshot.
 
 Found by what letters look like in any script, not read: blots of a few points' height on an
 even ground that stand in rows. Photographs have blots, too, but no even ground.

@@ -1,4 +1,4 @@
-"""Versions of files that stay on disk until nobody reads them any more.
+"""Leases: versions of files stay on disk until their last reader has moved on.
 
 A manifest is replaced as a whole; the files that it names are deleted when no manifest in use
 names them. Who reads a manifest holds a lease: a shared lock (`flock`) on the very file that

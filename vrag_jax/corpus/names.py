@@ -1,4 +1,4 @@
-"""Names in one form of Unicode: macOS writes `e` and an accent where others write `é`."""
+"""Unicode normalisation of names: macOS decomposes accented letters, others do not."""
 
 import unicodedata
 from pathlib import Path

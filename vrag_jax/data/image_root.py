@@ -1,4 +1,4 @@
-"""Which folder the image files of SFT conversations are relative to."""
+"""Finds the folder that image paths of SFT conversations are relative to."""
 
 import os
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""A sequence whose items are made when they are asked for."""
+"""A lazily evaluated sequence."""
 
 from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar, overload

@@ -1,4 +1,4 @@
-"""Which pages of a corpus the reference pages of a question are."""
+"""Resolves a question's reference pages to pages of the corpus."""
 
 import re
 import unicodedata

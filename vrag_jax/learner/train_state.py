@@ -1,4 +1,4 @@
-"""What a training step reads and writes: parameters, optimiser state, step."""
+"""Training state: parameters, optimiser state, step."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""What the processes of a run share out, tell each other, and hold together."""
+"""Work sharing and communication between the processes of a run."""
 
 import functools
 import itertools

@@ -1,4 +1,4 @@
-"""TPU chips: what they can do, and topologies of them to compile for."""
+"""TPU chips: peak figures, and topologies to compile for."""
 
 import dataclasses
 import os

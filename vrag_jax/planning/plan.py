@@ -1,4 +1,4 @@
-"""A run up to, and not including, the allocation of its weights: shapes, shardings, bytes."""
+"""Plans a run without allocating its weights: shapes, shardings, bytes."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""Every program of a run's steps, with the shapes and shardings of its arguments."""
+"""Every jitted program of a run, with the shapes and shardings of its arguments."""
 
 import dataclasses
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What a compiled program does: operations, memory traffic, exchanges between devices.
+"""Analysis of a compiled program: FLOPs, memory traffic, collectives.
 
 XLA's own analysis counts the body of a loop once, however often it runs, and a kernel of
 Pallas or cuDNN not at all; here loops count as often as they go round.

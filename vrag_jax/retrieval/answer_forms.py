@@ -1,4 +1,4 @@
-"""Leaves out of a question what only says how to write its answer: 'Answer in millions.'."""
+"""Strips answer-format instructions, such as 'Answer in millions.', from a question."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""Calls that come at the same time from many threads are answered together."""
+"""Batches concurrent calls from many threads."""
 
 import threading
 from collections import deque

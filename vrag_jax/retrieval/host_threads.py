@@ -1,4 +1,4 @@
-"""Work on many queries in pieces, one on each core of the host."""
+"""Splits work on many queries over the host's cores."""
 
 import functools
 import os

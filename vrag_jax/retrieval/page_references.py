@@ -1,4 +1,4 @@
-"""Pages that a query names by their number: 'the chart on page 14', 'slide three', '第3页'."""
+"""Page numbers named in a query: 'the chart on page 14', 'slide three', '第3页'."""
 
 import re
 from collections.abc import Iterable, Sequence

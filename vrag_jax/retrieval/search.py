@@ -1,4 +1,4 @@
-"""Search as those see it who want pages: the interface, in this process or by a service."""
+"""The page search interface, in this process or through a service."""
 
 from collections.abc import Sequence
 from typing import Any, Protocol

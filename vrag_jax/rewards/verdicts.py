@@ -1,4 +1,4 @@
-"""What a judge model is asked, and how its reply is read."""
+"""The judge model's prompt, and how its verdict is parsed."""
 
 import dataclasses
 import re

@@ -1,4 +1,4 @@
-"""Carries out the actions of finished turns in threads, while other episodes decode."""
+"""Executes the actions of finished turns in threads while other episodes decode."""
 
 import concurrent.futures
 from collections import deque

@@ -1,4 +1,4 @@
-"""A finished episode: what was seen, sampled and earned."""
+"""A finished episode: what was shown, sampled and earned."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The world of the episodes: starts them, and carries out what was sampled."""
+"""Starts episodes and advances them by sampled turns."""
 
 import dataclasses
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""What the tasks share: devices, corpus, policy, sampler, built from the config."""
+"""The context of a run: devices, corpus, policy, sampler, built from the config on demand."""
 
 import dataclasses
 import functools

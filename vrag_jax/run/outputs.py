@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: results, trajectories, report, policy."""
+"""The outputs of a run: results, trajectories, report, exported policy."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Says how many of the questions' reference pages are among the pages there are."""
+"""Reports how many of the questions' reference pages the corpus holds."""
 
 import logging
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Guesses of the next tokens by prompt lookup: what followed the same words before."""
+"""Draft tokens by prompt lookup: what followed the same tokens before."""
 
 import jax
 import jax.numpy as jnp

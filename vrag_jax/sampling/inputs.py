@@ -1,4 +1,4 @@
-"""Inputs of the sampler's programs in which every row is empty, to be filled in."""
+"""Empty inputs of the sampler's programs, to be filled in."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Who has the slots: continuous batching of sequences over turns, with a bounded cache."""
+"""Continuous batching of sequences across turns, within a bounded KV cache."""
 
 import dataclasses
 import enum

@@ -1,4 +1,4 @@
-"""Answers that are made and sent piece by piece, as their clients take them."""
+"""Streamed answers, produced as fast as the client reads them."""
 
 import asyncio
 import itertools

@@ -1,4 +1,4 @@
-"""Connections that cannot be held without end: time limits of a request's parts, and a number."""
+"""Connection limits: how many, and how long each part of a request may take."""
 
 import asyncio
 import json

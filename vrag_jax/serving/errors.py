@@ -1,4 +1,4 @@
-"""What is wrong with a request, for whoever sent it."""
+"""Errors of a request, as reported to its sender."""
 
 
 class RequestError(Exception):

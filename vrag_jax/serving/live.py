@@ -1,4 +1,4 @@
-"""Pages and their index as they are on disk: replaced under requests that go on."""
+"""Hot reload: pages and index are replaced on disk while requests keep running."""
 
 import contextlib
 import dataclasses

@@ -1,4 +1,4 @@
-"""How much a service has to do, and how much memory requests and answers hold."""
+"""Load limits of a service: work in progress, and memory held by requests and answers."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""What a service compiles before anybody asks: the programs of its embedders, in all sizes."""
+"""Warm-up of a service: compiles its embedders' programs in all sizes before the first request."""
 
 import time
 from collections.abc import Iterator

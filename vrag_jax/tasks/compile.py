@@ -1,4 +1,4 @@
-"""Compiles every program of a run's steps for accelerators that need not be there."""
+"""Ahead-of-time compilation of a run's programs for accelerators that need not be present."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""Whether groups differ in their answers' rewards: where none does, nothing is learnt of them."""
+"""Tracks the share of groups without any spread in their answer rewards."""
 
 import logging
 from collections.abc import Mapping, Sequence

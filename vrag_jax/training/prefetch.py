@@ -1,4 +1,4 @@
-"""Items of the next steps, made by a pool of threads while the present one runs."""
+"""Prefetching: a thread pool prepares the items of the next steps during the current one."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence

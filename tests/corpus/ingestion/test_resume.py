@@ -14,7 +14,7 @@ from PIL import Image
 from vrag_jax.corpus.ingestion import folders
 from vrag_jax.corpus.ingestion.folders import PageRecord
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.pool import Task, WorkerPool, _Process
+from vrag_jax.corpus.ingestion.pool import ReadingTask, WorkerPool, _Process
 from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.words import Word
@@ -154,7 +154,7 @@ def inspection(make_pdf):
     def tasks(count):
         for i in range(count):
             file = make_pdf(f'{i}.pdf', 'x')
-            yield Task({'task': 'inspect', 'document': {
+            yield ReadingTask({'task': 'inspect', 'document': {
                 'name': str(i), 'kind': 'pdf', 'files': [str(file)], 'labels': ['x'],
                 'numbers': []}}, i)
     return tasks

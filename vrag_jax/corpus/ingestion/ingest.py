@@ -1,4 +1,4 @@
-"""Ingestion: the pages of an index become those of its sources.
+"""Ingestion: brings the pages of an index up to date with its sources.
 
 What a directory holds at the end depends on sources and settings alone, not on what was
 there before, nor on the order in which processes work or how often they were killed:
@@ -19,7 +19,7 @@ from vrag_jax.corpus.ingestion import directories, folders, reading
 from vrag_jax.corpus.ingestion.directories import Entry
 from vrag_jax.corpus.ingestion.known_pages import KnownPages
 from vrag_jax.corpus.ingestion.metadata import Metadata, read_metadata
-from vrag_jax.corpus.ingestion.pool import Task, WorkerPool
+from vrag_jax.corpus.ingestion.pool import ReadingTask, WorkerPool
 from vrag_jax.corpus.ingestion.report import IngestReport
 from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.ingestion.sources import Document, Found, find_documents, source_names
@@ -162,9 +162,9 @@ class _Run:
         """Finds out which documents have to be read."""
         tasks = iter(documents)
 
-        def next_task() -> Task | None:
+        def next_task() -> ReadingTask | None:
             for document in tasks:
-                return Task({'task': 'inspect', 'document': dataclasses.asdict(document)},
+                return ReadingTask({'task': 'inspect', 'document': dataclasses.asdict(document)},
                             document)
             return None
 
@@ -199,7 +199,7 @@ class _Run:
         missing = {key: folders.missing_pages(targets[key], reply['pages'])
                    for key, (_, reply) in self._todo.items()}
 
-        def tasks() -> Iterator[Task]:
+        def tasks() -> Iterator[ReadingTask]:
             step = self._config.pages_per_task
             for key, (document, reply) in self._todo.items():
                 chunks = [missing[key][i:i + step] for i in range(0, len(missing[key]), step)]
@@ -208,7 +208,7 @@ class _Run:
                     ready.append(key)
                 for chunk in chunks:
                     if key not in failed:
-                        yield Task({
+                        yield ReadingTask({
                             'task': 'read', 'indices': chunk,
                             'document': dataclasses.asdict(document.part(chunk)),
                             'folder': str(targets[key]),
@@ -220,12 +220,12 @@ class _Run:
 
         chunks = tasks()
 
-        def next_task() -> Task | None:
+        def next_task() -> ReadingTask | None:
             task = None if ready else next(chunks, None)
             if task is None and ready:
                 key = ready.popleft()
                 document, reply = self._todo[key]
-                task = Task({
+                task = ReadingTask({
                     'task': 'finish', 'document': dataclasses.asdict(document),
                     'folder': str(targets[key]), 'pages': reply['pages'],
                     'stamps': reply['stamps']}, (key, 0))

@@ -1,4 +1,4 @@
-"""Pages of image files that need not be read again, whatever document they are part of now.
+"""Pages of image files that need not be read again, even if they moved to another document.
 
 A folder of images is one document, and with one image more it is another: what was made of the
 others before, OCR included, is taken over by the content of the image file.

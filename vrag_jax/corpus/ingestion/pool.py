@@ -21,7 +21,7 @@ _PACKAGE_ROOT = Path(vrag_jax.__file__).resolve().parents[1]
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class ReadingTask:
     """What a worker is to do: the fields of its request, and what it is for.
 
     Attributes:
@@ -57,7 +57,8 @@ class WorkerPool:
         for worker in self._workers:
             worker.end()
 
-    def run(self, next_task: Callable[[], Task | None]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    def run(self, next_task: Callable[[], ReadingTask | None]
+            ) -> Iterator[tuple[Any, dict[str, Any]]]:
         """Runs tasks until there are none; yields (key, reply) as they end.
 
         Args:
@@ -67,7 +68,7 @@ class WorkerPool:
         Raises:
           ImportError: if a package that an extra brings is not there.
         """
-        waiting: Task | None = None
+        waiting: ReadingTask | None = None
         with selectors.DefaultSelector() as selector:
             while True:
                 for number in range(self.size):
@@ -119,13 +120,13 @@ class _Process:
             env={**os.environ, 'PYTHONPATH': path, **threads})
         assert self._process.stdout is not None
         self.replies = self._process.stdout
-        self.task: Task | None = None
+        self.task: ReadingTask | None = None
         self.started = 0.0
         self.dead = False
         self._reason = ''
         self._send(dataclasses.asdict(config))
 
-    def start(self, task: Task) -> None:
+    def start(self, task: ReadingTask) -> None:
         self.task, self.started = task, time.monotonic()
         self._send(task.request)
 

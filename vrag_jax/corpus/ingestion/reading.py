@@ -1,4 +1,4 @@
-"""Which pages of a document are read by OCR, and what of another run's pages can stay.
+"""Which pages of a document OCR reads, and which pages of an earlier run are kept.
 
 The folder of a document has a suffix by what was read in it: '' nothing, `OCR` what needs it,
 `ALL` everything. Where they would hold the same, there is one name: of a document whose text

@@ -1,4 +1,4 @@
-"""What the glyphs of a PDF page look like, and which characters they are said to be.
+"""Glyph shapes of a PDF page, and the characters that its text layer maps them to.
 
 A text layer names a character for each glyph (the font's encoding, or its ToUnicode map).
 Where that map is wrong the names are nonsense, and the glyphs are not: an `a` that rises as

@@ -1,4 +1,4 @@
-"""What stands where on the pages of a document: drawn by chance, then by Pillow."""
+"""Random page layouts: what is on each page of a document, and where."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""What is written down of a page by one who sees it well: the targets of training."""
+"""Ground-truth transcripts of page regions, the targets of pretraining."""
 
 import math
 import random

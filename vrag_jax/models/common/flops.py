@@ -1,4 +1,4 @@
-"""The least arithmetic of a policy: what no program can do without."""
+"""Minimum FLOPs of a policy's forward and backward pass."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""What the fields of a HF config.json stand for: defaults, other names, what is not supported."""
+"""Fields of HF's config.json: defaults, aliases, and what is not supported."""
 
 import dataclasses
 import math

@@ -1,4 +1,4 @@
-"""What stands beside the weights in a HF checkpoint directory, in and out."""
+"""Files beside the weights of a HF checkpoint directory, read and written."""
 
 import copy
 import json

@@ -1,4 +1,4 @@
-"""Where parameters lie in a HF checkpoint: names, shapes and order of its tensors."""
+"""Tensor names, shapes and order of a HF checkpoint."""
 
 import dataclasses
 from collections.abc import Callable, Mapping

@@ -1,4 +1,4 @@
-"""What both towers are made of: linear layers, norms, SwiGLU, stacks of layers."""
+"""Building blocks of both towers: linear layers, norms, SwiGLU, scanned stacks."""
 
 import dataclasses
 from collections.abc import Callable

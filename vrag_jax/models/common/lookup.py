@@ -1,4 +1,4 @@
-"""Rows of a table, looked up in the dtype of the computation, with a gradient in float32."""
+"""Embedding lookup in the compute dtype with a float32 gradient."""
 
 import functools
 from collections.abc import Sequence

@@ -1,4 +1,4 @@
-"""Bytes of images as the numbers that the vision tower takes.
+"""Image bytes to patches and to the vision tower's input numbers.
 
 On the host, and on the way to the devices, a patch is the bytes of its pixels. The HF image
 processor makes float32 numbers of them and repeats an image as the frames of a video: eight

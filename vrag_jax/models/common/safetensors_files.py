@@ -1,4 +1,4 @@
-"""safetensors files written a tensor at a time; the library takes all of a file's at once."""
+"""Writes safetensors files one tensor at a time, so that a file never has to fit into memory."""
 
 import dataclasses
 import json

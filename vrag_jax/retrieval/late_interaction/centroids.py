@@ -1,4 +1,4 @@
-"""Which of many centroids a page's tokens are near: cheap bounds of MaxSim for many pages."""
+"""Cheap MaxSim bounds for many pages, from the centroids that their tokens are near."""
 
 import dataclasses
 import itertools

@@ -1,4 +1,4 @@
-"""Sizes to which ragged arrays are padded, so that few programs are compiled."""
+"""Bucket sizes to which ragged arrays are padded, so that few programs are compiled."""
 
 
 def bucket(size: int, least: int = 1, steps: int = 2) -> int:

@@ -1,4 +1,4 @@
-"""Tokens of pages one after the other: read from a store, pooled, made to queries."""
+"""Iterates over the token vectors of pages: read from a store, pooled, or turned into queries."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
