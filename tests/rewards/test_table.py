@@ -89,7 +89,7 @@ def test_a_reward_from_outside_is_named_in_a_config_counted_and_reported():
     assert [t.rewards for t in trajectories] == [
         {'answer': 1.0, 'brevity': 1.0, 'pattern': 1.0, 'total': pytest.approx(1.0)},
         {'answer': 0.0, 'brevity': 0.5, 'pattern': 1.0, 'total': pytest.approx(0.2)}]
-    metrics = rollout_metrics(trajectories)
+    metrics = rollout_metrics(trajectories, ())
     assert {name: value for name, value in metrics.items()
             if name in ('reward', 'accuracy') or name.startswith('reward_')} == pytest.approx(
                 {'reward': 0.6, 'accuracy': 0.5, 'reward_brevity': 0.75, 'reward_pattern': 1.0})

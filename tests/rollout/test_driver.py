@@ -115,7 +115,7 @@ def test_the_sequence_of_a_trajectory(expert_trajectories):
     plain = trajectory.sequence()
     assert plain.advantages is None and plain.old_logprobs is None
     np.testing.assert_array_equal(plain.loss_mask, trajectory.loss_mask.astype(np.float32))
-    scored = trajectory.sequence(-1.5, trajectory.logprobs, trajectory.logprobs)
+    scored = trajectory.sequence(-1.5, trajectory.logprobs)
     np.testing.assert_array_equal(scored.advantages, np.where(trajectory.loss_mask, -1.5, 0))
 
 
