@@ -16,7 +16,7 @@ import numpy as np
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.words import Word, page_words
 from vrag_jax.retrieval.lexical.terms import split_terms
-from vrag_jax.retrieval.search import PageSearch
+from vrag_jax.retrieval.page_search import PageSearch
 from vrag_jax.rewards.retrieval import recall
 
 KS = (1, 3, 5)

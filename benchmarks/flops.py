@@ -32,8 +32,8 @@ from vrag_jax.learner import steps
 from vrag_jax.learner.learner import Learner
 from vrag_jax.models.common.decoder import init_cache
 from vrag_jax.models.common.images import ProcessedImage
-from vrag_jax.models.common.packing import bucket_size, count_windows, pack_images
 from vrag_jax.models.common.parameters import Params, merge
+from vrag_jax.models.common.patch_packing import bucket_size, count_windows, pack_images
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.run.context import RunContext
 from vrag_jax.training import grpo

@@ -22,9 +22,9 @@ from benchmarks import paired
 from benchmarks.ingestion_worker import digest
 from vrag_jax.corpus.artifact import MANIFEST
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
+from vrag_jax.corpus.page_texts import page_texts
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.corpus.text import page_texts
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.lexical.ngram import fit_words
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
@@ -41,7 +41,7 @@ INGEST = '''
 import sys
 from pathlib import Path
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 config = IngestConfig(workers=int(sys.argv[3]), ocr=sys.argv[4])
 ingest([Path(sys.argv[1])], Path(sys.argv[2]), config, progress=False)
 '''

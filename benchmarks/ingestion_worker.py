@@ -13,7 +13,7 @@ import pypdfium2
 
 from benchmarks import paired
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 
 
 def digest(folder: Path) -> str:

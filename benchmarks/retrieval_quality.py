@@ -36,16 +36,16 @@ from benchmarks.evidence import (
 from benchmarks.fusion import choose, settings
 from vrag_jax.corpus.ingestion.directories import MANIFEST
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.ocr import OcrReader
+from vrag_jax.corpus.page_texts import page_texts
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.embedders.text import TextEmbedderConfig
+from vrag_jax.embedders.text_embedder import TextEmbedderConfig
 from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.indexing.embed_corpus import embed_corpus
-from vrag_jax.indexing.settings import FUSION_CONSTANT, RetrievalConfig
+from vrag_jax.indexing.retrieval_config import FUSION_CONSTANT, RetrievalConfig
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever

@@ -14,7 +14,7 @@ from benchmarks.service_day_pages import write_document
 from configs import build_index as config_file
 from vrag_jax.config import parse
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import build_index
 
 

@@ -10,7 +10,7 @@ from absl import flags
 from vrag_jax.config import parse
 from vrag_jax.data.records import Question
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 # Not named as the flags of `vrag_jax.main`, beside which a test may import this.
 WORKDIR = flags.DEFINE_string('run', 'runs/tiny', 'Folder of a finished run.')

@@ -28,7 +28,7 @@ from vrag_jax.learner.optimizer import learning_rate
 from vrag_jax.learner.variants import KL_LIMIT, LOG_RATIO_LIMIT
 from vrag_jax.models.common.pixels import patch_values
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 MASKED = -1e30  # Logits of suppressed ids; finite, so that 0 * log 0 is 0.
 

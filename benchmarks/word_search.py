@@ -26,7 +26,7 @@ from benchmarks import paired
 from benchmarks.corpora import documents_texts, mixed_queries, synthetic_texts, write_pages
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.indexing.build import open_engine
-from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 from vrag_jax.retrieval.lexical.ngram import NgramListsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig

@@ -176,3 +176,21 @@ def test_what_the_walks_name_is_there():
     walks = text[text.index('## A page'):]
     for name in re.findall(r'\(`(?:\w+\.)*(\w+)`\)', walks):
         assert re.search(rf'(class|def) {name}\b', source), name
+
+
+# Rooms hold one module a value of the config, a policy family or a kind of retriever; these are
+# named after what they are of.
+NAMED_BY_PATTERN = {'registry', 'context', 'config', 'family', 'model', 'retriever', 'policy',
+                    'answer', 'tokenizer', *(path.stem for path in (PACKAGE / 'tasks').glob('*.py'))}
+
+
+def test_no_two_modules_share_a_name():
+    names = [path.stem for path in MODULES if path.stem not in NAMED_BY_PATTERN]
+    assert {name for name in names if names.count(name) > 1} == set()
+
+
+def test_no_two_public_classes_share_a_name():
+    classes = [node.name for path in MODULES
+               for node in ast.parse(path.read_text(encoding='utf-8')).body
+               if isinstance(node, ast.ClassDef) and not node.name.startswith('_')]
+    assert {name for name in classes if classes.count(name) > 1} == set()

@@ -22,7 +22,7 @@ stdlib_logging.getLogger('transformers').addFilter(
 from vrag_jax.config import ConfigError, parse, unknown_field, with_defaults  # noqa: E402
 from vrag_jax.parallel import distributed, processes  # noqa: E402
 from vrag_jax.run.context import RunContext  # noqa: E402
-from vrag_jax.run.settings import RunConfig  # noqa: E402
+from vrag_jax.run.run_config import RunConfig  # noqa: E402
 from vrag_jax.tasks import registry  # noqa: E402
 
 

@@ -10,14 +10,14 @@ from vrag_jax.actions.registry import DEFAULT_ACTIONS, action_metrics, get_actio
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.evaluation.compare import compare
-from vrag_jax.evaluation.metrics import summarize
 from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import save_results
+from vrag_jax.evaluation.summary import summarize
 from vrag_jax.evaluation.trajectory_io import load_trajectories, save_trajectories
 from vrag_jax.models.common.tokenizer import token_bytes
 from vrag_jax.rollout.driver import run_expert
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 
 @pytest.fixture(scope='module')

@@ -6,7 +6,7 @@ import pytest
 
 from vrag_jax.corpus.hyphens import join_lines
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 
 # Breaks between syllables, decided by the words themselves: of a typeset book.

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
-from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.data.pageworld.files import build
+from vrag_jax.data.tiny_tokenizer import train_tiny_tokenizer
 from vrag_jax.models.common.tokenizer import as_chat_tokenizer, byte_level_tokenizer
 
 TEXTS = ['<think> A K M. K top left.</think><bbox>[12,34,56,78]</bbox>',

@@ -36,9 +36,9 @@ from vrag_jax.experts.conversations import conversation_sequences
 from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.families import image_spec, preset
 from vrag_jax.perception.image_ops import PixelLimits
-from vrag_jax.run.settings import DataConfig, PolicyConfig, RunConfig
+from vrag_jax.run.run_config import DataConfig, PolicyConfig, RunConfig
 from vrag_jax.tasks.registry import check
-from vrag_jax.training.settings import SftConfig
+from vrag_jax.training.phase_configs import SftConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 QUESTIONS = [

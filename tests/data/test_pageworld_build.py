@@ -6,9 +6,9 @@ import json
 import pytest
 
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.data.pageworld import build as building
-from vrag_jax.data.pageworld.build import build, load
+from vrag_jax.data.pageworld import files as building
 from vrag_jax.data.pageworld.config import SPLITS
+from vrag_jax.data.pageworld.files import build, load
 
 
 def files(folder):

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import Page, PageStore, scan_folder
 from vrag_jax.data.records import load_questions
 from vrag_jax.data.reference_pages import ReferencePages

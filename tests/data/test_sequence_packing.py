@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrag_jax.data.packing import pack
+from vrag_jax.data.row_packing import pack
 
 
 def test_by_hand():

@@ -4,7 +4,7 @@ Needs torch and transformers, neither jax nor this package; from the repository:
 
     python -m tests.embedders.make_goldens [directory of all-MiniLM-L6-v2]
 
-The directory is that of `vrag_jax.embedders.text.wheel_directory`.
+The directory is that of `vrag_jax.embedders.text_embedder.wheel_directory`.
 """
 
 import json

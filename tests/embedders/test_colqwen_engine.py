@@ -14,7 +14,7 @@ from safetensors.numpy import load_file, save_file
 from tests.embedders import colqwen_cases as cases
 from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.embedders.visual import VisualConfig
+from vrag_jax.embedders.visual_embedder import VisualConfig
 
 FORMATS = [('colqwen2', 'adapter'), ('colqwen2', 'merged'), ('colqwen2', 'converted'),
            ('colqwen2_5', 'adapter'), ('colqwen2_5', 'merged')]

@@ -17,8 +17,8 @@ from tests.embedders import colqwen_cases as cases
 from tests.embedders import golden_cases as tiny
 from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
+from vrag_jax.retrieval.late_interaction.late_settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
-from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 
 # Words of the prompt, each one token of Qwen's vocabulary.
 WORDS = ('user', 'Describe', 'Ġthe', 'Ġimage')

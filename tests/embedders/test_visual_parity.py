@@ -18,7 +18,7 @@ from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.embedders.visual import VisualConfig
+from vrag_jax.embedders.visual_embedder import VisualConfig
 from vrag_jax.indexing.embed_corpus import embed_corpus
 from vrag_jax.models.common.parameters import merge
 from vrag_jax.parallel.mesh import make_mesh

@@ -9,9 +9,9 @@ import shutil
 
 import pytest
 
-from vrag_jax.evaluation.metrics import summarize
 from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import save_results
+from vrag_jax.evaluation.summary import summarize
 from vrag_jax.evaluation.trajectory_io import load_trajectories, save_trajectories
 
 

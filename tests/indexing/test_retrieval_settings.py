@@ -9,14 +9,14 @@ from configs import build_index, build_index_colqwen, build_index_hybrid
 from vrag_jax.config import ConfigError, parse, with_defaults
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.indexing.build import announce
-from vrag_jax.indexing.settings import (
+from vrag_jax.indexing.retrieval_config import (
     FUSION_CONSTANT,
     NGRAM_WEIGHT,
     TEXT_WEIGHT,
     RetrievalConfig,
 )
 from vrag_jax.retrieval.fusion import HybridConfig
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 TEXT, IMAGES = EmbedderConfig(), EmbedderConfig(kind='colqwen', path='colqwen2')
 MEASURED = HybridConfig((NGRAM_WEIGHT, TEXT_WEIGHT), FUSION_CONSTANT)

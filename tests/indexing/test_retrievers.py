@@ -20,18 +20,18 @@ from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.indexing import build as retrievers
 from vrag_jax.indexing.build import embed_pages, is_of, open_engine
 from vrag_jax.indexing.page_vectors import PageVectors
-from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridConfig
 from vrag_jax.retrieval.late_interaction.fde import FdeConfig
+from vrag_jax.retrieval.late_interaction.late_settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
-from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.token_store import TokenConfig
 from vrag_jax.retrieval.single_vector.index import IndexConfig
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
 from vrag_jax.retrieval.stored_index import StoredIndex
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import build_index
 
 QUERIES = ['word3 of page7', 'word0 word5', 'word9 page1 new', 'replaced']

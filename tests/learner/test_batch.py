@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from vrag_jax.learner.batch import BatchLayout, fit_rows, micro_batches
-from vrag_jax.models.common.packing import count_windows
+from vrag_jax.models.common.patch_packing import count_windows
 
 LAYOUT = BatchLayout(rows=2, length=80, windows=6, span=2)
 

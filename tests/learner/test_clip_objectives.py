@@ -8,7 +8,7 @@ import pytest
 from tests.learner import unclipped  # noqa: F401 (registers an objective)
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.learner.losses import GrpoLossConfig, grpo_loss
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 LOW, HIGH, C = 0.2, 0.3, 1.6
 OLD = -1.0

@@ -23,8 +23,8 @@ from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.perception.frames import Frame
 from vrag_jax.rollout.environment import EnvironmentConfig
 from vrag_jax.rollout.episode import Episode
-from vrag_jax.run.policy import policy_config
-from vrag_jax.run.settings import PolicyConfig, RunConfig
+from vrag_jax.run.policy_setup import policy_config
+from vrag_jax.run.run_config import PolicyConfig, RunConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler

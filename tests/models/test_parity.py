@@ -33,8 +33,8 @@ from vrag_jax.models.common.lora import (
     save_adapters,
 )
 from vrag_jax.models.common.mrope import rope_index
-from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.patch_packing import pack_images
 
 
 @functools.cache

@@ -11,8 +11,8 @@ from configs import grpo_3b, grpo_3b_lora_16gb, grpo_7b, sft_3b, sft_7b, tiny, v
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.planning import plan as planning
 from vrag_jax.planning.plan import Plan, device_bytes, total_bytes
-from vrag_jax.planning.programs import programs
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.planning.run_programs import programs
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks.registry import check, phases
 
 CONFIGS = {'sft_3b': sft_3b, 'sft_7b': sft_7b, 'grpo_3b': grpo_3b, 'grpo_7b': grpo_7b}

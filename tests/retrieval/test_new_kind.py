@@ -12,7 +12,7 @@ from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.indexing.build import is_of, open_engine
-from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.retrieval import kinds
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever

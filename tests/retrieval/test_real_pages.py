@@ -7,8 +7,8 @@ import pytest
 
 from tests.retrieval.engines import index_words
 from vrag_jax.corpus.ocr import OcrReader
+from vrag_jax.corpus.page_texts import page_texts
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.corpus.text import page_texts
 from vrag_jax.data.records import Question, load_questions
 from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.retrieval.engine import SearchEngine

@@ -10,7 +10,7 @@ import pytest
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.remote import RemoteSearch, RemoteSearchConfig, SearchServiceError
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 KNOWN = {f'p{n}' for n in range(100)}
 FAST = {'backoff_s': 0.01, 'max_backoff_s': 0.02}

@@ -10,7 +10,7 @@ import pytest
 
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.corpus.pages import Page, PageStore
-from vrag_jax.retrieval.batching import MicroBatcher
+from vrag_jax.retrieval.call_batching import MicroBatcher
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridConfig, HybridRetriever
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever

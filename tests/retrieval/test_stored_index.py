@@ -15,7 +15,7 @@ from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.indexing.build import open_engine
 from vrag_jax.indexing.embed_corpus import contents
-from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.lexical.ngram import NgramVectorsRetriever
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder

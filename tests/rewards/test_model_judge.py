@@ -13,7 +13,7 @@ from tests.rewards.test_judge import MISSING, RIGHT, WRONG, score
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.rewards.judge import JudgeError, JudgeRequest, RuleJudge
 from vrag_jax.rewards.model_judge import JudgeConfig, OpenAIJudge, open_judge
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 
 class FakeServer:

@@ -12,7 +12,7 @@ from vrag_jax.rewards.registry import REWARDS
 from vrag_jax.rewards.table import RewardConfig, combine
 from vrag_jax.rollout.scoring import score
 from vrag_jax.rollout.trajectory import Trajectory, Turn
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.training.rollouts import rollout_metrics
 
 

@@ -11,9 +11,9 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.chat import ChatFormat
-from vrag_jax.data.pageworld.build import build
 from vrag_jax.data.pageworld.config import PageWorldConfig
-from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.data.pageworld.files import build
+from vrag_jax.data.tiny_tokenizer import train_tiny_tokenizer
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.parameters import flat_params

@@ -10,7 +10,7 @@ from vrag_jax.actions.observation import Messages
 from vrag_jax.retrieval.hits import Hit
 from vrag_jax.retrieval.remote import RemoteSearchConfig
 from vrag_jax.rollout.environment import Environment, EnvironmentConfig
-from vrag_jax.serving.config import ServiceLimits
+from vrag_jax.serving.service_config import ServiceLimits
 
 SEARCH = '<think>x</think><search>{}</search>'
 ANSWER = '<think>x</think><answer>42</answer>'

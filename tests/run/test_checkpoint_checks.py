@@ -7,7 +7,7 @@ import pytest
 from configs import tiny
 from tests.tasks import exports
 from vrag_jax.config import ConfigError, parse
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks.registry import check
 
 

@@ -8,8 +8,8 @@ from flax import nnx
 from vrag_jax.metrics import compilations
 from vrag_jax.models.common.axes import parameter_shardings
 from vrag_jax.models.common.images import ProcessedImage
-from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.patch_packing import pack_images
 from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.parallel.mesh import make_mesh

@@ -17,9 +17,9 @@ from tests.retrieval.engines import index_words
 from vrag_jax.corpus.pages import Page, PageStore  # noqa: E402
 from vrag_jax.retrieval.engine import SearchEngine  # noqa: E402
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder  # noqa: E402
-from vrag_jax.serving.config import ServiceConfig  # noqa: E402
 from vrag_jax.serving.live import LiveIndex  # noqa: E402
 from vrag_jax.serving.server import listen, server_config  # noqa: E402
+from vrag_jax.serving.service_config import ServiceConfig  # noqa: E402
 
 SIZE = 300, 200
 # Id, document, page, text, own fields.

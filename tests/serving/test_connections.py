@@ -14,8 +14,8 @@ from tests.retrieval.engines import index_words
 from tests.serving.conftest import PAGES, load_from, running, write_corpus
 from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
-from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.live import LiveIndex
+from vrag_jax.serving.service_config import ServiceLimits
 
 QUICK = ServiceLimits(header_seconds=0.5, body_seconds=0.5, idle_seconds=1.0, answer_seconds=1.0)
 REQUEST = b'GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n'

@@ -18,8 +18,8 @@ from tests.serving.test_search_service import fault, wait_for
 from tests.serving.test_server import start
 from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder
-from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.live import LiveIndex
+from vrag_jax.serving.service_config import ServiceLimits
 
 
 def test_a_small_request_cannot_ask_for_a_large_answer(client):

@@ -14,7 +14,7 @@ from tests.serving.conftest import PAGES, SIZE, picture, running
 from tests.serving.test_search_service import fault
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import PixelLimits, crop_and_zoom, show_page
-from vrag_jax.serving.config import ServiceLimits
+from vrag_jax.serving.service_config import ServiceLimits
 
 
 def get(client, page_id, **params):

@@ -6,7 +6,7 @@ import pytest
 
 from tests.serving.conftest import PAGES, running
 from vrag_jax.retrieval.remote import RemoteSearch, RemoteSearchConfig, SearchServiceError
-from vrag_jax.serving.config import ServiceLimits
+from vrag_jax.serving.service_config import ServiceLimits
 
 
 @pytest.fixture

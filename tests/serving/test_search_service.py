@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from tests.serving.conftest import PAGES, live_index, running
-from vrag_jax.serving.config import ServiceLimits
+from vrag_jax.serving.service_config import ServiceLimits
 
 
 def ids(hits):

@@ -18,9 +18,9 @@ from tests.serving.conftest import PAGES
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.embedders.registry import EmbedderConfig
 from vrag_jax.indexing.build import open_engine
-from vrag_jax.indexing.settings import RetrievalConfig
-from vrag_jax.serving.config import ServiceConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.serving.server import listen
+from vrag_jax.serving.service_config import ServiceConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -11,7 +11,7 @@ from benchmarks.service_day_pages import Spelled, name, read_picture, write_docu
 from tests.retrieval.engines import index_words
 from tests.serving.conftest import running
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore, load_image
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramEncoder

@@ -7,11 +7,11 @@ import pytest
 
 from tests.embedders import golden_cases as cases
 from tests.serving.test_server import start
-from vrag_jax.embedders.text import TextEmbedder, TextEmbedderConfig
+from vrag_jax.embedders.text_embedder import TextEmbedder, TextEmbedderConfig
 from vrag_jax.retrieval.fusion import HybridRetriever
 from vrag_jax.retrieval.lexical.bm25 import Bm25Retriever
 from vrag_jax.retrieval.single_vector.retriever import DenseRetriever
-from vrag_jax.serving.config import WarmUpConfig
+from vrag_jax.serving.service_config import WarmUpConfig
 from vrag_jax.serving.warm_up import warm_up
 
 TEXTS = ['chart of revenue', 'the left page', 'revenue grows']

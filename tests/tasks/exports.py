@@ -16,19 +16,19 @@ from tests.tasks import export_cases as cases
 from vrag_jax.config import parse
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.data.tiny_tokenizer import train_tiny_tokenizer
 from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.images import ImagePreprocessor
 from vrag_jax.models.common.mrope import rope_index
-from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.patch_packing import pack_images
 from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import family_of, image_spec, read_config
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.outputs import export_policy
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 
 def write_source(directory: Path) -> Path:

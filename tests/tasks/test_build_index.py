@@ -12,7 +12,7 @@ from vrag_jax.indexing import build as retrievers
 from vrag_jax.indexing.build import open_engine
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import build_index
 from vrag_jax.tasks.registry import check
 
@@ -89,7 +89,7 @@ def test_other_settings_build_the_index_anew(source, tmp_path, change):
 
 
 def test_an_embedder_is_loaded_and_its_vectors_are_kept(source, tmp_path, capsys):
-    from vrag_jax.embedders.text import wheel_directory
+    from vrag_jax.embedders.text_embedder import wheel_directory
     try:
         wheel_directory()
     except FileNotFoundError as error:

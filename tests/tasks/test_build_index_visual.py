@@ -17,7 +17,7 @@ from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
 from vrag_jax.indexing.page_vectors import PageVectors
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import build_index
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,9 +9,9 @@ from configs import build_index, build_index_colqwen, grpo_3b, grpo_7b, serve_in
 from tests.embedders import colqwen_cases as cases
 from vrag_jax.config import ConfigError, parse, with_defaults
 from vrag_jax.embedders.registry import EmbedderConfig
-from vrag_jax.embedders.visual import VisualConfig
-from vrag_jax.indexing.settings import RetrievalConfig
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.embedders.visual_embedder import VisualConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import registry
 
 

@@ -21,7 +21,7 @@ from vrag_jax.models.common.hf_files import COMPANIONS
 from vrag_jax.models.common.lora import merged_parameter
 from vrag_jax.models.common.tokenizer import SPECIAL_TOKENS, load_tokenizer
 from vrag_jax.run.outputs import export_policy
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import grpo, loop
 
 RECORD = json.loads(cases.RECORD.read_text())

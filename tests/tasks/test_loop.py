@@ -10,7 +10,7 @@ from tests.tasks.small_loop import STEPS
 from vrag_jax.config import parse
 from vrag_jax.models.common.tokenizer import SPECIAL_TOKENS
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 METHODS = {
     'vanilla_rag', 'no_crop', 'pretrained', 'sft', 'grpo', 'sft_greedy', 'grpo_greedy'}

@@ -10,7 +10,7 @@ from vrag_jax.config import parse
 from vrag_jax.experts.pretraining import PretrainingExercises
 from vrag_jax.learner.batch import micro_batches
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 BATCHES = 12
 

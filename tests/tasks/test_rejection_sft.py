@@ -11,7 +11,7 @@ from tests.tasks import small_loop
 from vrag_jax.config import ConfigError, parse
 from vrag_jax.metrics import read_rows
 from vrag_jax.planning.plan import plan
-from vrag_jax.planning.programs import programs
+from vrag_jax.planning.run_programs import programs
 from vrag_jax.run.context import RunContext
 from vrag_jax.tasks import registry, rejection_sft
 from vrag_jax.training.sft import finetune, sft_phase

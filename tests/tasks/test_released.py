@@ -23,7 +23,7 @@ from vrag_jax.data.records import Message, load_sharegpt, split_system
 from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import read_config
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import registry
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -244,7 +244,7 @@ def parts(content):
 
 def assert_ids_of_the_template(folder, conversations, pictures):
     from vrag_jax.experts.conversations import conversation_sequences
-    from vrag_jax.run.prompt import conversation_prompt
+    from vrag_jax.run.prompt_choice import conversation_prompt
 
     config = parse(RunConfig, config_of('sft', **{'policy.checkpoint': str(folder / 'policy')}))
     space = RunContext(config, folder / 'unused')

@@ -11,7 +11,7 @@ from vrag_jax.config import ConfigError, parse
 from vrag_jax.indexing.build import load_embedders
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import build_corpus
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import registry, sft
 
 TURNS = [{'role': 'user', 'content': 'Who won?'},

@@ -6,7 +6,7 @@ from pathlib import Path
 from flax import nnx
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.data.tiny_tokenizer import train_tiny_tokenizer
 from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL

@@ -18,8 +18,8 @@ from vrag_jax.rewards.table import RewardConfig
 from vrag_jax.rollout.trajectory import Trajectory, Turn
 from vrag_jax.training import grpo, rollouts
 from vrag_jax.training.overlap import RolloutAhead
+from vrag_jax.training.phase_configs import GrpoConfig
 from vrag_jax.training.rollouts import Collector, Rollout
-from vrag_jax.training.settings import GrpoConfig
 
 SIZE = 3
 QUESTIONS = [Question(uid=f'q{n}', query='?', answer='1') for n in range(12)]

@@ -9,7 +9,7 @@ from vrag_jax.config import parse
 from vrag_jax.data.mapped import MappedSequence
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.training.sft import finetune, sft_phase
 
 

@@ -20,8 +20,8 @@ from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.hf_layout import WeightLayout
 from vrag_jax.models.common.layers import linear
 from vrag_jax.models.common.model import VisionLanguageModel
-from vrag_jax.models.common.packing import PatchBatch
 from vrag_jax.models.common.parameters import flat_params
+from vrag_jax.models.common.patch_packing import PatchBatch
 from vrag_jax.models.common.peft import CONFIG_FILE, PeftAdapter, read_settings
 from vrag_jax.models.families import config_from_hf, family_of
 from vrag_jax.models.qwen2_5_vl.model import Qwen25VisionTower

@@ -4,9 +4,9 @@ import itertools
 import time
 from collections.abc import Iterator
 
-from vrag_jax.embedders.batching import SHORTEST
 from vrag_jax.embedders.interface import Embedder
-from vrag_jax.models.common.packing import bucket_size
+from vrag_jax.embedders.length_batches import SHORTEST
+from vrag_jax.models.common.patch_packing import bucket_size
 
 
 def query_sizes(embedder: Embedder, most_tokens: int, most_queries: int, deadline: float

@@ -7,13 +7,13 @@ from jax.sharding import Mesh
 
 from vrag_jax.embedders import colqwen
 from vrag_jax.embedders.interface import Embedder
-from vrag_jax.embedders.text import (
+from vrag_jax.embedders.text_embedder import (
     TextEmbedder,
     TextEmbedderConfig,
     check_text_embedder,
     wheel_directory,
 )
-from vrag_jax.embedders.visual import VisualConfig, VisualEmbedder
+from vrag_jax.embedders.visual_embedder import VisualConfig, VisualEmbedder
 from vrag_jax.parallel.sharding import RULES, Rules
 
 KINDS = ('text', 'colqwen', 'last_token')

@@ -14,8 +14,8 @@ from markupsafe import Markup
 
 from vrag_jax.actions.registry import usage_figures
 from vrag_jax.evaluation.charts import Series, interval_bar, line_chart, running_mean
+from vrag_jax.evaluation.display_text import visible
 from vrag_jax.evaluation.results import METHOD_LABELS, judge_of, load_results, ordered_methods
-from vrag_jax.evaluation.text import visible
 from vrag_jax.evaluation.trajectory_io import TrajectoryRecord, load_trajectories
 from vrag_jax.metrics import read_rows
 

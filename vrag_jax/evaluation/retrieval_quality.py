@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Protocol
 
-from vrag_jax.retrieval.search import PageSearch
+from vrag_jax.retrieval.page_search import PageSearch
 from vrag_jax.rewards.retrieval import ndcg, recall
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from vrag_jax.actions.registry import label
-from vrag_jax.evaluation.metrics import is_correct
+from vrag_jax.evaluation.summary import is_correct
 from vrag_jax.perception.frames import Box
 from vrag_jax.rollout.trajectory import ImageView, Trajectory, Turn
 

@@ -13,13 +13,13 @@ from vrag_jax.config import naming
 from vrag_jax.corpus.artifact import MANIFEST, ArtifactError, making
 from vrag_jax.corpus.identity import content_keys
 from vrag_jax.corpus.ocr import OcrReader
+from vrag_jax.corpus.page_texts import page_texts
 from vrag_jax.corpus.pages import PageStore
-from vrag_jax.corpus.text import page_texts
 from vrag_jax.embedders.interface import Embedder, PageContent
 from vrag_jax.embedders.registry import load_embedder
 from vrag_jax.indexing.embed_corpus import contents, embed_corpus
 from vrag_jax.indexing.page_vectors import PageVectors
-from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.parallel.processes import is_main
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.retrieval.fusion import HybridRetriever

@@ -19,7 +19,7 @@ from vrag_jax.embedders.interface import Embedder, PageContent
 from vrag_jax.indexing.page_vectors import DTYPES, PageVectors, write_page_vectors
 from vrag_jax.parallel.distributed import is_main
 from vrag_jax.parallel.processes import exchange, share
-from vrag_jax.retrieval.checks import SharedVectors, digest_of, tell_groups
+from vrag_jax.retrieval.vector_checks import SharedVectors, digest_of, tell_groups
 
 _LOG = logging.getLogger(__name__)
 _SHARDS = 'shards'

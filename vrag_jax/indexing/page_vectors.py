@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError, open_artifact, write_artifact
-from vrag_jax.retrieval.checks import digest_of
+from vrag_jax.retrieval.vector_checks import digest_of
 
 _KIND = 'page_vectors'
 _PAGES = 'pages.json'

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vrag_jax.data.packing import pack
+from vrag_jax.data.row_packing import pack
 from vrag_jax.data.sequences import TokenSequence, global_rows
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.images import ProcessedImage

@@ -16,10 +16,10 @@ from vrag_jax.models.common.flops import training_flops
 from vrag_jax.models.families import family_of
 from vrag_jax.planning.chips import GIB, Chip, bound
 from vrag_jax.planning.plan import Plan, device_bytes
-from vrag_jax.planning.programs import Program
+from vrag_jax.planning.run_programs import Program
 from vrag_jax.planning.work import Work, work
-from vrag_jax.run.policy import sampler_copy
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.policy_setup import sampler_copy
+from vrag_jax.run.run_config import RunConfig
 
 # The text of the optimised program, of which what the runtime gives back cannot always be
 # printed: the compiler writes it to a folder.

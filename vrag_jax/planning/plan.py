@@ -34,8 +34,8 @@ from vrag_jax.parallel.sharding import (
     spec,
     with_rules,
 )
-from vrag_jax.run.policy import Shapes, abstract_policy, policy_config, sampler_copy
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.policy_setup import Shapes, abstract_policy, policy_config, sampler_copy
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.sampling.slots import KVPool, SamplerConfig, abstract_pool, batch_shards
 from vrag_jax.training.phase import Phase
 

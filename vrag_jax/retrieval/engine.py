@@ -8,7 +8,7 @@ from typing import Any
 
 from vrag_jax.corpus.pages import Page, PageStore
 from vrag_jax.embedders.interface import Embedder, PageContent
-from vrag_jax.retrieval.batching import MicroBatcher
+from vrag_jax.retrieval.call_batching import MicroBatcher
 from vrag_jax.retrieval.filters import Filters, PageFields, normalised
 from vrag_jax.retrieval.hits import Hit, HitCache, PackedHits
 from vrag_jax.retrieval.page_references import NamedPages

@@ -10,7 +10,7 @@ import httpx
 
 from vrag_jax.retrieval.filters import Filters
 from vrag_jax.retrieval.hits import Hit
-from vrag_jax.retrieval.search import filters_json
+from vrag_jax.retrieval.page_search import filters_json
 
 _TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
 

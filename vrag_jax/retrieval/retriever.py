@@ -10,7 +10,7 @@ import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.embedders.interface import Embedder, PageContent
-from vrag_jax.retrieval.checks import check_rows
+from vrag_jax.retrieval.vector_checks import check_rows
 
 Hits = tuple[list[list[str]], list[np.ndarray]]
 """Of each query the ids of pages, best first, and their scores float32."""

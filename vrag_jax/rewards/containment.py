@@ -8,7 +8,7 @@ import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from vrag_jax.rewards.answer import IDEOGRAPH, THOUSANDS, exact_match, normalise
+from vrag_jax.rewards.answer_matching import IDEOGRAPH, THOUSANDS, exact_match, normalise
 
 ADDED_WORDS = 2
 """Words that may stand beside the reference which are neither the question's nor common ones."""

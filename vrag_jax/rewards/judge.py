@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from vrag_jax.config import ConfigError
-from vrag_jax.rewards.answer import anls, exact_match
+from vrag_jax.rewards.answer_matching import anls, exact_match
 from vrag_jax.rewards.containment import contains
 from vrag_jax.rewards.registry import ScoredEpisode, reward
 
@@ -44,7 +44,7 @@ RULES: Mapping[str, Callable[[JudgeRequest], float]] = {
         request.answer or '', request.references, request.question),
     'anls': lambda request: anls(request.answer or '', request.references),
 }
-"""Scores of answers in [0, 1]; all but `contains` are told more of in `rewards.answer`."""
+"""Scores of answers in [0, 1]; all but `contains` are told more of in `rewards.answer_matching`."""
 
 
 @reward('answer')

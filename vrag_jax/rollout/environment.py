@@ -18,7 +18,7 @@ from vrag_jax.corpus.pages import PageStore
 from vrag_jax.perception.frames import Frame
 from vrag_jax.perception.image_ops import show_page
 from vrag_jax.retrieval.hits import Hit
-from vrag_jax.retrieval.search import PageSearch
+from vrag_jax.retrieval.page_search import PageSearch
 from vrag_jax.rollout.episode import Episode
 
 

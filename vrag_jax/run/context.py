@@ -17,7 +17,7 @@ from vrag_jax.actions.registry import get_actions
 from vrag_jax.actions.stopping import build_stop_table
 from vrag_jax.data.chat import ChatFormat
 from vrag_jax.data.prompt import Prompt
-from vrag_jax.data.tokenizer import train_tiny_tokenizer
+from vrag_jax.data.tiny_tokenizer import train_tiny_tokenizer
 from vrag_jax.evaluation.evaluate import Evaluation
 from vrag_jax.experts.demonstrations import Demonstrations
 from vrag_jax.indexing.build import announce
@@ -37,15 +37,15 @@ from vrag_jax.rewards.model_judge import open_judge
 from vrag_jax.rollout.environment import Environment
 from vrag_jax.rollout.world import World
 from vrag_jax.run.corpus import Corpus, build_corpus, position_phrases, tokenizer_texts
-from vrag_jax.run.policy import (
+from vrag_jax.run.policy_setup import (
     abstract_policy,
     base_policy,
     initial_params,
     policy_config,
     sampling_placement,
 )
-from vrag_jax.run.prompt import choose_prompt
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.prompt_choice import choose_prompt
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.sampling.image_features import ImageFeatureCache, make_encoder
 from vrag_jax.sampling.sampler import Sampler
 from vrag_jax.training.phase import Phase

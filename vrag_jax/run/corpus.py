@@ -9,7 +9,7 @@ from pathlib import Path
 from vrag_jax.config import naming
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.datasets import read_questions, split_sources
-from vrag_jax.data.pageworld import build as pageworld
+from vrag_jax.data.pageworld import files as pageworld
 from vrag_jax.data.pageworld.layout import PageSpec
 from vrag_jax.data.records import Question, with_unique_uids
 from vrag_jax.embedders.interface import Embedder
@@ -17,10 +17,10 @@ from vrag_jax.evaluation.retrieval_quality import evaluate_retrieval
 from vrag_jax.experts.scripted import STYLES, ExpertState, ScriptedExpert
 from vrag_jax.indexing.build import open_engine
 from vrag_jax.perception.image_ops import PixelLimits, show_page
+from vrag_jax.retrieval.page_search import PageSearch
 from vrag_jax.retrieval.remote import RemoteSearch
-from vrag_jax.retrieval.search import PageSearch
 from vrag_jax.run.references import report_references
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt
-from vrag_jax.evaluation.metrics import summarize
 from vrag_jax.evaluation.report import write_report
 from vrag_jax.evaluation.results import METHOD_LABELS, save_results
+from vrag_jax.evaluation.summary import summarize
 from vrag_jax.evaluation.trajectory_io import save_trajectories, select
 from vrag_jax.metrics import compilations, peak_memory_gb, steps_taken
 from vrag_jax.models.common import hf_checkpoint, hf_files

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.training.phase import Phase
 
 

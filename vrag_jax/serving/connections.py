@@ -6,7 +6,7 @@ import json
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from vrag_jax.serving.config import ServiceLimits
+from vrag_jax.serving.service_config import ServiceLimits
 
 _GRACE_SECONDS = 1.0  # For the application, which answers bodies that do not come by itself.
 

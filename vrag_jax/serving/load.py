@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.errors import RequestError
+from vrag_jax.serving.service_config import ServiceLimits
 
 
 class Load:

@@ -4,8 +4,8 @@ from typing import Any
 
 import pydantic
 
-from vrag_jax.serving.config import ServiceLimits
 from vrag_jax.serving.errors import RequestError
+from vrag_jax.serving.service_config import ServiceLimits
 
 Scalar = pydantic.StrictStr | pydantic.StrictBool | pydantic.StrictInt | pydantic.StrictFloat
 

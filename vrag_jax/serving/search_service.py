@@ -28,11 +28,9 @@ from vrag_jax.serving.answers import (
     reference_json,
     slices,
 )
-from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.errors import RequestError
 from vrag_jax.serving.live import LiveIndex, Version
 from vrag_jax.serving.load import Load, Share
-from vrag_jax.serving.metrics import MetricsMiddleware, ServiceMetrics
 from vrag_jax.serving.page_images import ImageRequest, render
 from vrag_jax.serving.requests import (
     SearchRequest,
@@ -41,6 +39,8 @@ from vrag_jax.serving.requests import (
     first_fault,
     parse_search,
 )
+from vrag_jax.serving.service_config import ServiceConfig
+from vrag_jax.serving.service_metrics import MetricsMiddleware, ServiceMetrics
 
 _LOG = logging.getLogger(__name__)
 _SOON_SECONDS = 0.5

@@ -7,10 +7,10 @@ from types import FrameType
 
 import uvicorn
 
-from vrag_jax.serving.config import ServiceConfig
 from vrag_jax.serving.connections import protocol
 from vrag_jax.serving.live import LiveIndex
 from vrag_jax.serving.search_service import create_app
+from vrag_jax.serving.service_config import ServiceConfig
 
 _HEADER_BYTES = 1 << 16  # Of a request beside its URL.
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from vrag_jax.embedders.interface import Embedder
 from vrag_jax.embedders.query_sizes import query_sizes
 from vrag_jax.retrieval.retriever import Retriever
-from vrag_jax.serving.config import WarmUpConfig
+from vrag_jax.serving.service_config import WarmUpConfig
 
 
 def warm_up(retriever: Retriever, k: int, config: WarmUpConfig) -> str:

@@ -15,7 +15,7 @@ from vrag_jax.parallel.processes import barrier, is_main, local_mesh, main_first
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import build_corpus, page_manifest, report_retrieval
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 
 PAGES = 'pages'  # Where in its workdir the task keeps the pages.

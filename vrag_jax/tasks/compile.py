@@ -17,9 +17,9 @@ from vrag_jax.planning.compile import (
     without_compilation_cache,
 )
 from vrag_jax.planning.plan import plan
-from vrag_jax.planning.programs import programs
+from vrag_jax.planning.run_programs import programs
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 from vrag_jax.tasks.plan import needs
 

@@ -2,7 +2,7 @@
 
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.outputs import write_results
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 
 

@@ -1,10 +1,10 @@
 """Trains with GRPO, evaluates before and after, writes the report and the policy."""
 
-from vrag_jax.run.checks import refuse_without_iterations
+from vrag_jax.run.config_checks import refuse_without_iterations
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import report_retrieval
 from vrag_jax.run.outputs import export_policy, write_results
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 from vrag_jax.training.grpo import grpo, grpo_phase
 from vrag_jax.training.sft import finetune, sft_phase

@@ -3,7 +3,7 @@
 from vrag_jax.models.families import needs_tokenizer
 from vrag_jax.planning.plan import plan
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 
 

@@ -1,8 +1,8 @@
 """Tasks by name: what each value of `config.task` runs."""
 
 from vrag_jax.config import ConfigError
-from vrag_jax.run import checks
-from vrag_jax.run.settings import RunConfig, with_sections
+from vrag_jax.run import config_checks as checks
+from vrag_jax.run.run_config import RunConfig, with_sections
 from vrag_jax.run.task import Task
 from vrag_jax.tasks import (
     build_index,

@@ -16,10 +16,10 @@ from vrag_jax.learner.learner import LearnerConfig
 from vrag_jax.models.common.parameters import Params
 from vrag_jax.rollout.trajectory import Trajectory
 from vrag_jax.rollout.world import World
-from vrag_jax.run.checks import refuse_without_iterations
+from vrag_jax.run.config_checks import refuse_without_iterations
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.outputs import export_policy, write_results
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.tasks.grpo import needs

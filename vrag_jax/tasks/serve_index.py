@@ -16,9 +16,9 @@ from vrag_jax.indexing.build import (
 from vrag_jax.retrieval.engine import SearchEngine
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.corpus import page_manifest
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
-from vrag_jax.serving.config import check_packages
+from vrag_jax.serving.service_config import check_packages
 
 _LOG = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ from vrag_jax.data.image_root import find_image_root
 from vrag_jax.data.prompt import Prompt
 from vrag_jax.data.sequences import TokenSequence
 from vrag_jax.experts.conversations import conversation_sequences
-from vrag_jax.run.checks import refuse_without_iterations
+from vrag_jax.run.config_checks import refuse_without_iterations
 from vrag_jax.run.context import RunContext
 from vrag_jax.run.outputs import export_policy
-from vrag_jax.run.prompt import conversation_prompt
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.prompt_choice import conversation_prompt
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 from vrag_jax.training.sft import finetune, sft_phase
 

@@ -22,8 +22,8 @@ from vrag_jax.training.context import TrainingContext
 from vrag_jax.training.loop import Iterations, make_learner
 from vrag_jax.training.overlap import RolloutAhead
 from vrag_jax.training.phase import Phase
+from vrag_jax.training.phase_configs import GrpoConfig
 from vrag_jax.training.rollouts import Collector, Rollout
-from vrag_jax.training.settings import GrpoConfig
 
 
 def grpo_phase(config: GrpoConfig, name: str = 'grpo') -> Phase:

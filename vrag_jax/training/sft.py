@@ -9,8 +9,8 @@ from vrag_jax.models.common.parameters import Params
 from vrag_jax.training.context import TrainingContext
 from vrag_jax.training.loop import Iterations, make_learner
 from vrag_jax.training.phase import Phase
+from vrag_jax.training.phase_configs import PretrainConfig, SftConfig
 from vrag_jax.training.prefetch import Ahead
-from vrag_jax.training.settings import PretrainConfig, SftConfig
 
 
 def pretrain_phase(config: PretrainConfig) -> Phase:

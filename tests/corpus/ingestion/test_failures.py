@@ -6,9 +6,10 @@ import json
 import pytest
 from PIL import Image
 
-from vrag_jax.corpus.ingestion import folders, images
+from vrag_jax.corpus.ingestion import folders
+from vrag_jax.corpus.ingestion import page_files as images
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.ingestion.sources import Document
 from vrag_jax.corpus.ingestion.worker import Worker, answer
 from vrag_jax.corpus.ocr import OcrError

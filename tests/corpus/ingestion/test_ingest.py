@@ -12,7 +12,7 @@ from PIL import Image
 from vrag_jax.corpus.ingestion import directories
 from vrag_jax.corpus.ingestion import ingest as ingest_module
 from vrag_jax.corpus.ingestion.ingest import delete_documents, ingest, remove_unused
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.words import page_words
 

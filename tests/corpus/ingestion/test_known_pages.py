@@ -9,7 +9,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vrag_jax.corpus.ingestion import folders
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 
 CONFIG = IngestConfig(workers=1, image_format='png', ocr='never')

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from vrag_jax.corpus.ingestion.ingest import delete_documents, ingest, remove_unused
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.leases import read_leased, retain, still_read
 from vrag_jax.corpus.pages import PageStore
 

@@ -11,11 +11,11 @@ from vrag_jax.config import ConfigError, parse
 from vrag_jax.corpus import ocr
 from vrag_jax.corpus.ingestion import ingest as ingest_module
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.words import page_words
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import build_index
 
 AUTO = IngestConfig(dpi=144, workers=1, ocr='auto')

@@ -14,8 +14,8 @@ from PIL import Image
 from vrag_jax.corpus.ingestion import folders
 from vrag_jax.corpus.ingestion.folders import PageRecord
 from vrag_jax.corpus.ingestion.ingest import ingest
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.ingestion.pool import ReadingTask, WorkerPool, _Process
-from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.corpus.words import Word
 
@@ -23,7 +23,7 @@ PROGRAM = '''
 import sys
 from pathlib import Path
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 config = IngestConfig(dpi=300, workers=2, pages_per_task=1, ocr='never')
 ingest([Path(sys.argv[1])], Path(sys.argv[2]), config, progress=False)
 '''

@@ -8,7 +8,7 @@ from PIL import Image
 
 from vrag_jax.corpus.ingestion.directories import read_entries
 from vrag_jax.corpus.ingestion.ingest import delete_documents, ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 from vrag_jax.data.records import load_questions
 

@@ -7,7 +7,7 @@ import pytest
 
 from tests.corpus.pdf.test_lines import CJK, code
 from vrag_jax.corpus.ingestion import ingest as ingestion
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.pages import PageStore
 
 # Every Python process that finds it starts a PDFium that knows no folder of fonts.

@@ -12,8 +12,8 @@ from vrag_jax.models.common import attention
 from vrag_jax.models.common.cached_attention import cached_attention
 from vrag_jax.models.common.decoder import init_cache, join_caches, split_cache
 from vrag_jax.models.common.mrope import rope_index
-from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.patch_packing import pack_images
 from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 

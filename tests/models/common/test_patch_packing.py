@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from vrag_jax.models.common.packing import bucket_size, count_windows, pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.patch_packing import bucket_size, count_windows, pack_images
 from vrag_jax.models.families import preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL
 

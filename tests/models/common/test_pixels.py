@@ -10,8 +10,8 @@ from flax import nnx
 from PIL import Image
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from vrag_jax.models.common.packing import pack_images
 from vrag_jax.models.common.parameters import flat_params, merge
+from vrag_jax.models.common.patch_packing import pack_images
 from vrag_jax.models.common.pixels import PixelScale, image_patches, patch_values
 from vrag_jax.models.families import config_from_hf, preset
 from vrag_jax.models.qwen2_5_vl.model import Qwen2_5_VL

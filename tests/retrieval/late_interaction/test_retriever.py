@@ -9,8 +9,8 @@ from vrag_jax.corpus.artifact import ArtifactError, open_artifact, write_artifac
 from vrag_jax.embedders.interface import PageContent
 from vrag_jax.retrieval.late_interaction.centroids import CentroidTable
 from vrag_jax.retrieval.late_interaction.fde import FdeConfig
+from vrag_jax.retrieval.late_interaction.late_settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.retriever import LateInteractionRetriever
-from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.token_store import TokenConfig
 from vrag_jax.retrieval.retriever import Changes
 

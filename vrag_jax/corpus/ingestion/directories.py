@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from vrag_jax.corpus.artifact import sync
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.leases import retain, still_read
 from vrag_jax.corpus.names import nfc
 from vrag_jax.corpus.pages import INGESTED, Page, PageStore

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from vrag_jax.corpus.ingestion import directories, folders, reading
 from vrag_jax.corpus.ingestion.directories import Entry
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_report import IngestReport
 from vrag_jax.corpus.ingestion.known_pages import KnownPages
 from vrag_jax.corpus.ingestion.metadata import Metadata, read_metadata
 from vrag_jax.corpus.ingestion.pool import ReadingTask, WorkerPool
-from vrag_jax.corpus.ingestion.report import IngestReport
-from vrag_jax.corpus.ingestion.settings import IngestConfig
 from vrag_jax.corpus.ingestion.sources import Document, Found, find_documents, source_names
 from vrag_jax.corpus.names import nfc
 from vrag_jax.corpus.ocr import missing_extra

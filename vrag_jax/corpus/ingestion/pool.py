@@ -14,7 +14,7 @@ from types import TracebackType
 from typing import Any
 
 import vrag_jax
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 
 _LONGEST_WAIT_S = 3600.0  # Of the selector, which does not take all times.
 _PACKAGE_ROOT = Path(vrag_jax.__file__).resolve().parents[1]

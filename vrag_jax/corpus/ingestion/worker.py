@@ -19,8 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from vrag_jax.corpus.artifact import file_digest
-from vrag_jax.corpus.ingestion import folders, images, text_layer
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion import folders, text_layer
+from vrag_jax.corpus.ingestion import page_files as images
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.corpus.ingestion.sources import Document
 from vrag_jax.corpus.ink import shows_more
 from vrag_jax.corpus.ocr import OcrError, OcrReader

@@ -14,7 +14,7 @@ from PIL import Image
 
 from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.mrope import image_positions
-from vrag_jax.models.common.packing import Grid, PatchBatch, count_windows, pack_images
+from vrag_jax.models.common.patch_packing import Grid, PatchBatch, count_windows, pack_images
 from vrag_jax.models.common.pixels import PixelScale, image_patches
 from vrag_jax.models.policy import ImageSpec, PackedImages
 

@@ -12,7 +12,7 @@ from vrag_jax.models.common.config import ModelConfig
 from vrag_jax.models.common.decoder import Caches, Decoder
 from vrag_jax.models.common.layers import MASKED, Numerics, linear
 from vrag_jax.models.common.lookup import lookup
-from vrag_jax.models.common.packing import PatchBatch
+from vrag_jax.models.common.patch_packing import PatchBatch
 from vrag_jax.models.common.vision import VisionTower
 from vrag_jax.models.policy import PolicyModel
 

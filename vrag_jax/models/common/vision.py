@@ -17,7 +17,7 @@ from vrag_jax.models.common.layers import (
     stack_layers,
 )
 from vrag_jax.models.common.mrope import rotate
-from vrag_jax.models.common.packing import PatchBatch
+from vrag_jax.models.common.patch_packing import PatchBatch
 from vrag_jax.models.common.pixels import patch_values
 from vrag_jax.parallel.sharding import constrain
 

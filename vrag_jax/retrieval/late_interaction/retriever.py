@@ -13,8 +13,8 @@ from vrag_jax.corpus.artifact import ArtifactError
 from vrag_jax.embedders.interface import Embedder, Grid
 from vrag_jax.retrieval.late_interaction.centroids import CentroidTable, sample_tokens
 from vrag_jax.retrieval.late_interaction.fde import FdeEncoder
+from vrag_jax.retrieval.late_interaction.late_settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.maxsim import maxsim, maxsim_all
-from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
 from vrag_jax.retrieval.late_interaction.token_pages import (
     StorePages,
     perturbed_queries,

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.checks import shared_vectors, tell_groups
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig, NgramEncoder
 from vrag_jax.retrieval.lexical.retriever import ListsRetriever
@@ -22,6 +21,7 @@ from vrag_jax.retrieval.single_vector.retriever import (
     recall_vectors,
     search_vectors,
 )
+from vrag_jax.retrieval.vector_checks import shared_vectors, tell_groups
 
 _LOG = logging.getLogger(__name__)
 _NOTHING = 1e-6  # Score of unit vectors that texts without a common term may have by rounding.

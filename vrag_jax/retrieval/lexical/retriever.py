@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Generic, Protocol, Self, TypeVar
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.checks import check_rows
 from vrag_jax.retrieval.host_threads import in_pieces
 from vrag_jax.retrieval.lexical.inverted_lists import InvertedLists, Weighting
 from vrag_jax.retrieval.retriever import Changes, Hits, RetrieverKind
+from vrag_jax.retrieval.vector_checks import check_rows
 
 _BATCH = 8  # Queries that a thread answers at a time.
 

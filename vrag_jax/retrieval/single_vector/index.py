@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from vrag_jax.corpus.artifact import ArtifactError
-from vrag_jax.retrieval.checks import check_rows
 from vrag_jax.retrieval.single_vector import scann_searcher
 from vrag_jax.retrieval.single_vector.exact_search import (
     best_rows,
@@ -18,6 +17,7 @@ from vrag_jax.retrieval.single_vector.exact_search import (
     recall_of,
 )
 from vrag_jax.retrieval.single_vector.scann_searcher import IndexConfig, is_exact, search_searcher
+from vrag_jax.retrieval.vector_checks import check_rows
 
 __all__ = ['IndexConfig', 'ScannIndex']
 

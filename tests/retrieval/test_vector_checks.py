@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vrag_jax.retrieval.checks import (
+from vrag_jax.retrieval.vector_checks import (
     SharedVectors,
     digest_of,
     shared_vectors,

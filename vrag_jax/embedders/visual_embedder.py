@@ -13,13 +13,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from vrag_jax.embedders import colqwen
-from vrag_jax.embedders.batching import TokenBatch, plan
 from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.interface import Grid, PageContent
+from vrag_jax.embedders.length_batches import TokenBatch, plan
 from vrag_jax.embedders.prompts import PromptEncoder, Prompts
 from vrag_jax.models.common.images import ImagePreprocessor, ProcessedImage
-from vrag_jax.models.common.packing import bucket_size
 from vrag_jax.models.common.parameters import merge
+from vrag_jax.models.common.patch_packing import bucket_size
 from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import family_of, image_spec
 from vrag_jax.parallel.sharding import (

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrag_jax.rewards.answer import anls, exact_match, normalise, token_f1
+from vrag_jax.rewards.answer_matching import anls, exact_match, normalise, token_f1
 
 
 @pytest.mark.parametrize('text, expected', [

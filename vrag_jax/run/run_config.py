@@ -10,7 +10,7 @@ from vrag_jax.config import naming
 from vrag_jax.data.pageworld.config import PageWorldConfig
 from vrag_jax.data.prompt import PromptConfig
 from vrag_jax.evaluation.evaluate import EvaluationConfig
-from vrag_jax.indexing.settings import RetrievalConfig
+from vrag_jax.indexing.retrieval_config import RetrievalConfig
 from vrag_jax.models.common.attention import BACKENDS
 from vrag_jax.models.common.layers import REMAT
 from vrag_jax.models.common.lora import LoraConfig
@@ -24,8 +24,8 @@ from vrag_jax.rollout.environment import EnvironmentConfig
 from vrag_jax.rollout.world import ObservingConfig
 from vrag_jax.sampling.image_features import VisionFeaturesConfig
 from vrag_jax.sampling.slots import SamplerConfig
-from vrag_jax.serving.config import ServiceConfig
-from vrag_jax.training.settings import GrpoConfig, PretrainConfig, SftConfig
+from vrag_jax.serving.service_config import ServiceConfig
+from vrag_jax.training.phase_configs import GrpoConfig, PretrainConfig, SftConfig
 
 T = TypeVar('T')
 DTYPES = ('float32', 'bfloat16', 'float16')

@@ -14,8 +14,8 @@ from vrag_jax.models.common.hf_checkpoint import Tensors
 from vrag_jax.models.common.tokenizer import load_tokenizer
 from vrag_jax.models.families import family_of, image_spec, needs_tokenizer, read_config
 from vrag_jax.parallel.mesh import resolve_shape
-from vrag_jax.run.prompt import choose_prompt
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.prompt_choice import choose_prompt
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.run.task import Task
 from vrag_jax.training.phase import Phase
 

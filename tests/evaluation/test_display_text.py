@@ -2,7 +2,7 @@
 
 import pytest
 
-from vrag_jax.evaluation.text import visible
+from vrag_jax.evaluation.display_text import visible
 
 
 @pytest.mark.parametrize('text', ['', 'a b', '云上\u3000数据', 'one\ntwo\tthree', 'é\xa0☂ 🎈'])

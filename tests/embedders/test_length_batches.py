@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vrag_jax.embedders.batching import SHORTEST, plan
+from vrag_jax.embedders.length_batches import SHORTEST, plan
 
 
 @given(st.lists(st.integers(1, 300), max_size=60), st.integers(1, 2000), st.integers(1, 4))

@@ -17,11 +17,11 @@ from vrag_jax.parallel.sharding import RULES
 from vrag_jax.planning.chips import CHIPS
 from vrag_jax.planning.compile import Compiled, iteration_seconds, record, resident_bytes
 from vrag_jax.planning.plan import plan
-from vrag_jax.planning.programs import programs
+from vrag_jax.planning.run_programs import programs
 from vrag_jax.planning.work import Work
 from vrag_jax.run.context import RunContext
-from vrag_jax.run.policy import sampling_shapes
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.policy_setup import sampling_shapes
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.tasks import compile as compilation
 from vrag_jax.tasks.registry import phases
 

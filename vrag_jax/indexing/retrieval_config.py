@@ -5,12 +5,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
 from vrag_jax.embedders.registry import EmbedderConfig
-from vrag_jax.embedders.visual import VisualConfig
+from vrag_jax.embedders.visual_embedder import VisualConfig
 from vrag_jax.retrieval.fusion import HybridConfig
 from vrag_jax.retrieval.kinds import kind_names, kind_settings
-from vrag_jax.retrieval.late_interaction.settings import LateInteractionConfig
+from vrag_jax.retrieval.late_interaction.late_settings import LateInteractionConfig
 from vrag_jax.retrieval.lexical.bm25 import Bm25Config
 from vrag_jax.retrieval.lexical.ngram_encoder import NgramConfig
 from vrag_jax.retrieval.remote import RemoteSearchConfig, check_url

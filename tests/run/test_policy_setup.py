@@ -13,8 +13,8 @@ from vrag_jax.models.families import preset
 from vrag_jax.parallel.mesh import make_mesh
 from vrag_jax.parallel.sharding import RULES, with_rules
 from vrag_jax.planning.hlo import parse as parse_hlo
-from vrag_jax.run.policy import initial_params, sampling_placement, sampling_shapes
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.policy_setup import initial_params, sampling_placement, sampling_shapes
+from vrag_jax.run.run_config import RunConfig
 
 SAMPLER = with_rules((('embed', ()), ('mlp', ('fsdp', 'tensor')), ('vocab', ('fsdp', 'tensor'))))
 MODEL = preset('tiny', vocab_size=128)

@@ -16,7 +16,7 @@ from vrag_jax.data.prompt import (
     read_prompt,
 )
 from vrag_jax.data.records import Conversation, split_system
-from vrag_jax.run.settings import PolicyConfig, RunConfig
+from vrag_jax.run.run_config import PolicyConfig, RunConfig
 
 ACTIONS = '{actions}'
 _LOG = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from vrag_jax.evaluation.metrics import is_correct, judged, mean, score_of, share, summarize
+from vrag_jax.evaluation.summary import is_correct, judged, mean, score_of, share, summarize
 
 
 @pytest.mark.parametrize('hits,n', [(0, 10), (3, 10), (170, 200), (200, 200), (1, 1)])

@@ -10,7 +10,7 @@ import numpy as np
 
 from vrag_jax.actions.action import ActionType
 from vrag_jax.actions.registry import get_actions
-from vrag_jax.rewards.answer import anls, exact_match, token_f1
+from vrag_jax.rewards.answer_matching import anls, exact_match, token_f1
 from vrag_jax.rewards.retrieval import ndcg, recall
 from vrag_jax.rollout.trajectory import Trajectory
 

@@ -18,9 +18,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from tokenizers import Tokenizer
 
 from vrag_jax.embedders import bert
-from vrag_jax.embedders.batching import plan
 from vrag_jax.embedders.fingerprint import fingerprint
 from vrag_jax.embedders.interface import Grid, PageContent
+from vrag_jax.embedders.length_batches import plan
 from vrag_jax.models.common import hf_checkpoint
 from vrag_jax.models.common.attention import choose_backend
 from vrag_jax.models.common.axes import parameter_shardings

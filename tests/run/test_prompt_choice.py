@@ -8,8 +8,8 @@ from vrag_jax.config import ConfigError
 from vrag_jax.data.prompt import PROMPT_FILE, Prompt, PromptConfig
 from vrag_jax.data.records import Conversation, Message
 from vrag_jax.models.common.lora import LoraConfig
-from vrag_jax.run.prompt import choose_prompt, conversation_prompt
-from vrag_jax.run.settings import PolicyConfig, RunConfig
+from vrag_jax.run.prompt_choice import choose_prompt, conversation_prompt
+from vrag_jax.run.run_config import PolicyConfig, RunConfig
 
 TUNED = 'Think first. Question: {question}'
 OTHER = 'Answer this: {question}'

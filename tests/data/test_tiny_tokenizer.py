@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from vrag_jax.actions.grammar import tag_tokens
 from vrag_jax.data.chat import ChatFormat
-from vrag_jax.data.tokenizer import LETTERS, train_tiny_tokenizer
+from vrag_jax.data.tiny_tokenizer import LETTERS, train_tiny_tokenizer
 from vrag_jax.models.common.tokenizer import (
     SPECIAL_TOKENS,
     ids_without_text,

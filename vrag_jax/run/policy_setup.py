@@ -24,7 +24,7 @@ from vrag_jax.models.policy import PolicyModel
 from vrag_jax.parallel.mesh import mesh_platform
 from vrag_jax.parallel.processes import to_local
 from vrag_jax.parallel.sharding import ArrayAxes, Rules, with_rules
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.sampling.programs import PRODUCTS
 
 Shapes = dict[str, jax.ShapeDtypeStruct]

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from vrag_jax.models.common.packing import bucket_size
+from vrag_jax.models.common.patch_packing import bucket_size
 
 SHORTEST = 16  # Of a row: queries are about so long.
 _ROW_STEP = 4  # A batch that is not full has 1/4, 1/16, ... of the rows.

@@ -12,8 +12,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from vrag_jax.models.families import family_of, image_spec
 from vrag_jax.parallel.sharding import Rules, with_rules
 from vrag_jax.planning.plan import Plan, PlannedPhase
-from vrag_jax.run.policy import Shapes, sampling_shapes
-from vrag_jax.run.settings import RunConfig
+from vrag_jax.run.policy_setup import Shapes, sampling_shapes
+from vrag_jax.run.run_config import RunConfig
 from vrag_jax.sampling.distribution import SamplingConfig
 from vrag_jax.sampling.image_features import make_encoder
 from vrag_jax.sampling.inputs import decode_inputs, prefill_inputs

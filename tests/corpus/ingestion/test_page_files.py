@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vrag_jax.corpus.ingestion import images
-from vrag_jax.corpus.ingestion.images import count_frames, store_image
+from vrag_jax.corpus.ingestion import page_files as images
 from vrag_jax.corpus.ingestion.ingest import ingest
-from vrag_jax.corpus.ingestion.settings import IngestConfig
+from vrag_jax.corpus.ingestion.ingest_config import IngestConfig
+from vrag_jax.corpus.ingestion.page_files import count_frames, store_image
 from vrag_jax.corpus.pages import PageStore, scan_folder
 from vrag_jax.perception.image_files import limit_pixels, load_image
 

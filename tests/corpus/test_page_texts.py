@@ -3,7 +3,7 @@
 import pytest
 
 from vrag_jax.corpus.ocr import OcrError
-from vrag_jax.corpus.text import page_texts
+from vrag_jax.corpus.page_texts import page_texts
 
 
 class NameReader:

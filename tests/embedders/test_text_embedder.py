@@ -13,7 +13,7 @@ from tests.embedders import golden_cases as cases
 from vrag_jax.embedders import bert
 from vrag_jax.embedders.interface import PageContent
 from vrag_jax.embedders.registry import EmbedderConfig, load_embedder
-from vrag_jax.embedders.text import (
+from vrag_jax.embedders.text_embedder import (
     TextEmbedder,
     TextEmbedderConfig,
     pool,
