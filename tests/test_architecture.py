@@ -181,7 +181,8 @@ def test_what_the_walks_name_is_there():
 # Rooms hold one module a value of the config, a policy family or a kind of retriever; these are
 # named after what they are of.
 NAMED_BY_PATTERN = {'registry', 'context', 'config', 'family', 'model', 'retriever', 'policy',
-                    'answer', 'tokenizer', *(path.stem for path in (PACKAGE / 'tasks').glob('*.py'))}
+                    'answer', 'tokenizer',
+                    *(path.stem for path in (PACKAGE / 'tasks').glob('*.py'))}
 
 
 def test_no_two_modules_share_a_name():

@@ -35,10 +35,6 @@ def check(config: RunConfig, task: Task, phases: Sequence[Phase]) -> None:
     task.check(config)
     if config.retrieval.index_dir and not Path(config.retrieval.index_dir).is_dir():
         raise ConfigError(f'config.retrieval.index_dir: {config.retrieval.index_dir} is no folder')
-    if task.searches(config) and not config.retrieval.url:
-        for name, embedder in config.retrieval.embedders.items():
-            with naming(f'config.retrieval.{config.retrieval.embedder_field(name)}'):
-                check_embedder(embedder)
     if task.mesh:
         try:
             count = jax.device_count() if task.devices is None else task.devices(config)
@@ -48,6 +44,10 @@ def check(config: RunConfig, task: Task, phases: Sequence[Phase]) -> None:
         if task.policy:
             _check_policy(config, task)
             _check_shapes(config, phases, shape['data'] * shape['fsdp'])
+    if task.searches(config) and not config.retrieval.url:
+        for name, embedder in config.retrieval.embedders.items():
+            with naming(f'config.retrieval.{config.retrieval.embedder_field(name)}'):
+                check_embedder(embedder)
 
 
 def refuse_without_iterations(phase: Phase) -> None:
