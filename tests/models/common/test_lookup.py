@@ -76,7 +76,7 @@ def test_an_image_that_many_rows_show_has_the_gradient_of_float64():
     features = jnp.ones((CONFIG.text.vocab_size, CONFIG.text.hidden_size), jnp.bfloat16)
 
     def loss(features):
-        return jnp.sum(model._embed(jnp.zeros_like(index), features, index) * weights,
+        return jnp.sum(model.embed(jnp.zeros_like(index), features, index) * weights,
                        dtype=jnp.float32)
 
     got = np.asarray(jax.jit(jax.grad(loss))(features), np.float64)
